@@ -1,0 +1,251 @@
+//! The hub: one per node, between the bus and the shards.
+//!
+//! Updates come in through [`Intake`], are numbered, checked and remembered under one lock, and each
+//! accepted one is handed, once, to every shard with a watcher for it. Joins are answered under the same
+//! lock and through the same inboxes, so what a client is told first and what follows meet without a race.
+//!
+//! It knows shards by number and connections by a number the shard gave. It does not know NATS, HTTP or
+//! frames.
+//!
+//! Invariant: a shard's inbox holds publications and answers in the order in which the table saw them.
+
+mod intake;
+mod join;
+mod load;
+mod publish;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use relay_core::cursor::{Cursor, Scope};
+use relay_core::id::JobId;
+use relay_core::outbox::SubscriptionId;
+use relay_core::publication::Publication;
+use relay_core::topic::Topic;
+use tokio::sync::{Notify, oneshot};
+
+pub use publish::{PublishError, PublishRequest, Published, Verb};
+
+use crate::clock::Clock;
+use crate::inbox::{ConnectionId, Inbox, Message};
+use crate::seam::Store;
+use crate::table::{Shards, Table};
+
+/// Jobs in the snapshot of an owner or a group: the most recently updated ones.
+pub const SNAPSHOT_JOBS: usize = 1000;
+
+/// How a hub is set up.
+#[derive(Debug, Clone)]
+pub struct HubSettings {
+    /// Shards, at most 64.
+    pub shards: usize,
+    /// Milestones kept per job (`history.per_job`).
+    pub per_job: usize,
+    /// Jobs kept (`history.jobs`).
+    pub max_jobs: usize,
+    /// Bytes of payload kept (`history.bytes`).
+    pub max_bytes: usize,
+    /// Bytes of one update (`limits.update_bytes`).
+    pub update_bytes: usize,
+    /// How long an ended job is kept (`history.terminal_ttl`).
+    pub terminal_ttl: Duration,
+    /// How long a silent job is kept (`history.idle_ttl`).
+    pub idle_ttl: Duration,
+    /// How often watched jobs are compared with the store (`nats.resync_interval`).
+    pub resync_interval: Duration,
+}
+
+/// What lies behind the hub.
+#[derive(Debug, Clone)]
+pub enum Backing {
+    /// Nothing: updates are published straight into the table, which is all there is.
+    Embedded,
+    /// A bus that carries and forgets: the table is all there is, publishing goes through the bus.
+    Passing(Arc<dyn Store>),
+    /// A bus that remembers: the table is a bounded copy.
+    Stored(Arc<dyn Store>),
+}
+
+impl Backing {
+    fn store(&self) -> Option<&Arc<dyn Store>> {
+        match self {
+            Self::Embedded => None,
+            Self::Passing(store) | Self::Stored(store) => Some(store),
+        }
+    }
+
+    /// The store, if it can be asked for what the table does not hold.
+    fn memory(&self) -> Option<&Arc<dyn Store>> {
+        match self {
+            Self::Stored(store) => Some(store),
+            Self::Embedded | Self::Passing(_) => None,
+        }
+    }
+}
+
+/// A subscription that wants its first word.
+#[derive(Debug, Clone)]
+pub struct JoinRequest {
+    /// The shard that asks.
+    pub shard: usize,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// The connection's subscription.
+    pub subscription: SubscriptionId,
+    /// What it watches.
+    pub topic: Topic,
+    /// Where it left off.
+    pub cursor: Option<Cursor>,
+    /// All the topics it asks for, to read the cursor's scope by.
+    pub asked: Scope,
+}
+
+/// What the relay knows of one job.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    /// Its latest state, or `None` if no state is known.
+    pub state: Option<Arc<Publication>>,
+    /// Whether the bus is away, so that there may be a newer one.
+    pub stale: bool,
+}
+
+/// Figures for operators.
+#[derive(Debug, Clone, Default)]
+pub struct HubStats {
+    /// Jobs in memory.
+    pub jobs: usize,
+    /// Bytes of their payloads.
+    pub bytes: usize,
+    /// The highest number seen.
+    pub high: u64,
+    /// Jobs being repaired.
+    pub repairs: usize,
+    /// Jobs evicted since the start.
+    pub evicted: u64,
+    /// Whether the bus is away.
+    pub stale: bool,
+    /// Updates by what became of them.
+    pub counts: Vec<(&'static str, u64)>,
+    /// Per shard: messages waiting, states conflated and milestones shed in its inbox.
+    pub inboxes: Vec<(usize, u64, u64)>,
+}
+
+/// The hub. Shared by the bus's reader, the shards and the HTTP handlers.
+#[derive(Debug)]
+pub struct Hub {
+    settings: HubSettings,
+    backing: Backing,
+    clock: Clock,
+    /// Everything remembered. Held for microseconds, never across an await.
+    table: Mutex<Table>,
+    inboxes: Vec<Arc<Inbox>>,
+    /// Wakes [`Hub::run`] when there is something to load or to compare.
+    work: Notify,
+    /// Told when [`Hub::run`] shall compare watched jobs with the store.
+    resync: Mutex<bool>,
+}
+
+impl Hub {
+    /// A hub with an empty memory. `epoch` counts until the bus says another.
+    pub fn new(settings: HubSettings, backing: Backing, clock: Clock, epoch: u64) -> Arc<Self> {
+        let mut table = Table::new(&settings, epoch);
+        table.stale = !matches!(backing, Backing::Embedded);
+        let inboxes = (0..settings.shards).map(|_| Arc::default()).collect();
+        Arc::new(Self {
+            settings,
+            backing,
+            clock,
+            table: Mutex::new(table),
+            inboxes,
+            work: Notify::new(),
+            resync: Mutex::new(false),
+        })
+    }
+
+    /// The inbox of one shard.
+    pub fn inbox(&self, shard: usize) -> Arc<Inbox> {
+        self.inboxes[shard].clone()
+    }
+
+    /// The clocks everything on this node is timed by.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Which life of the bus numbers belong to.
+    pub fn epoch(&self) -> u64 {
+        self.table.lock().epoch
+    }
+
+    /// Whether the bus is away, so that what is known may be out of date.
+    pub fn is_stale(&self) -> bool {
+        self.table.lock().stale
+    }
+
+    /// The latest state of a job; waits for the store if it has to be asked.
+    pub async fn lookup(&self, job: &JobId) -> Lookup {
+        match self.lookup_or_wait(job) {
+            Ok(found) => found,
+            // The sender is dropped only with the hub.
+            Err(waiting) => waiting.await.unwrap_or(Lookup { state: None, stale: true }),
+        }
+    }
+
+    fn lookup_or_wait(&self, job: &JobId) -> Result<Lookup, oneshot::Receiver<Lookup>> {
+        let mut table = self.table.lock();
+        let stale = table.stale;
+        let entry = table.jobs.get(job);
+        let known = entry.is_some_and(|entry| entry.job.is_some() && entry.repair.is_none() && !entry.partial);
+        if known || self.backing.memory().is_none() {
+            let state = entry.and_then(|entry| entry.state().cloned());
+            return Ok(Lookup { state, stale });
+        }
+        let (answer, waiting) = oneshot::channel();
+        let repair = table.start_repair(job);
+        repair.waiters.push(crate::table::Waiter::Lookup(answer));
+        drop(table);
+        self.work.notify_one();
+        Err(waiting)
+    }
+
+    /// Figures for operators.
+    pub fn stats(&self) -> HubStats {
+        let table = self.table.lock();
+        let mut counts: Vec<_> = table.counts.iter().map(|(what, n)| (*what, *n)).collect();
+        counts.sort_unstable();
+        HubStats {
+            jobs: table.jobs.len(),
+            bytes: table.bytes,
+            high: table.high,
+            repairs: table.jobs.values().filter(|entry| entry.repair.is_some()).count(),
+            evicted: table.evicted,
+            stale: table.stale,
+            counts,
+            inboxes: self
+                .inboxes
+                .iter()
+                .map(|inbox| {
+                    let (conflated, shed) = inbox.lost();
+                    (inbox.len(), conflated, shed)
+                })
+                .collect(),
+        }
+    }
+
+    fn tell(&self, shards: Shards, message: impl Fn() -> Message) {
+        for (shard, inbox) in self.inboxes.iter().enumerate() {
+            if shards & (1 << shard) != 0 {
+                inbox.push(message());
+            }
+        }
+    }
+
+    fn tell_all(&self, message: impl Fn() -> Message) {
+        self.tell(Shards::MAX, message);
+    }
+
+    fn publish_to(&self, shards: Shards, publication: &Arc<Publication>) {
+        self.tell(shards, || Message::Publish(publication.clone()));
+    }
+}

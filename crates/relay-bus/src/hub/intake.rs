@@ -1,0 +1,286 @@
+//! Updates coming in: numbered, checked against what is known, applied, handed on.
+
+use std::sync::Arc;
+
+use relay_core::document::JobDocument;
+use relay_core::job::{Declined, Job, Place, Subject};
+use relay_core::outbox::GapReason;
+use relay_core::publication::Publication;
+
+use super::{Backing, Hub};
+use crate::inbox::{LostMilestones, Message};
+use crate::seam::{Incoming, Intake, What};
+use crate::table::Table;
+
+/// Live updates that may wait for one repair; past it the job is fetched once more instead.
+const QUEUED_PER_REPAIR: usize = 256;
+
+/// How an update relates to what the table holds of its job.
+enum Standing {
+    /// It follows what is known.
+    Next,
+    /// It is known already.
+    Known,
+    /// Something before it was not seen.
+    Hole,
+}
+
+impl Intake for Hub {
+    fn ingest(&self, incoming: Incoming) {
+        let mut table = self.table.lock();
+        if let Err(declined) = self.take(&mut table, incoming) {
+            table.count(declined.code());
+        }
+    }
+
+    fn live(&self, epoch: u64, from_seq: u64) {
+        let mut table = self.table.lock();
+        let first = table.high == 0 && table.jobs.values().all(|entry| entry.job.is_none());
+        if epoch != table.epoch {
+            self.begin_epoch(&mut table, epoch);
+        } else if !first {
+            self.doubt(&mut table);
+        }
+        table.known_from = match self.backing {
+            Backing::Stored(_) => table.known_from.max(from_seq),
+            Backing::Embedded | Backing::Passing(_) => table.known_from,
+        };
+        table.high = table.high.max(from_seq);
+        if self.backing.memory().is_none() {
+            self.freshen(&mut table);
+        }
+        drop(table);
+        *self.resync.lock() = true;
+        self.work.notify_one();
+    }
+
+    fn lost(&self, reason: &str) {
+        let mut table = self.table.lock();
+        if !table.stale {
+            tracing::warn!(reason, "the bus is away; clients keep their connections, states are marked stale");
+            table.stale = true;
+            self.tell_all(|| Message::Stale(true));
+        }
+    }
+
+    fn dropped(&self, reason: &'static str) {
+        self.table.lock().count(reason);
+    }
+}
+
+impl Hub {
+    /// Takes one update as the table stands. `None`: it waits for a repair, or nobody needs it.
+    pub(super) fn take(
+        &self,
+        table: &mut Table,
+        incoming: Incoming,
+    ) -> Result<Option<Arc<Publication>>, Declined> {
+        table.high = table.high.max(incoming.seq);
+        if let Some(repair) = table.jobs.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
+            if repair.queued.len() >= QUEUED_PER_REPAIR {
+                repair.queued.clear();
+                repair.again = true;
+            }
+            repair.queued.push(incoming);
+            return Ok(None);
+        }
+        if incoming.what == What::Gone {
+            self.gone(table, &incoming);
+            return Ok(None);
+        }
+        match self.standing(table, &incoming) {
+            Standing::Next => self.apply(table, &incoming).map(Some),
+            Standing::Known => {
+                table.count("duplicate");
+                Ok(None)
+            }
+            Standing::Hole if self.is_wanted(table, &incoming) => {
+                table.count("deferred");
+                let (job, before) = (incoming.job.clone(), incoming.seq - 1);
+                table.start_repair(&job).queued.push(incoming);
+                // Watchers of its owner or group are owed it, though nothing of it was known.
+                table.holds.entry(job).or_insert(before);
+                self.tell_ceiling(table);
+                self.work.notify_one();
+                Ok(None)
+            }
+            Standing::Hole => {
+                // Nobody watches: whoever comes next will have it loaded.
+                table.count("unwatched");
+                table.forget(&incoming.job);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Applies an update that follows what is known, and hands it to the shards that watch.
+    pub(super) fn apply(
+        &self,
+        table: &mut Table,
+        incoming: &Incoming,
+    ) -> Result<Arc<Publication>, Declined> {
+        let publication = self.remember(table, incoming)?;
+        table.count("accepted");
+        self.publish_to(table.watchers_of(&publication), &publication);
+        table.evict();
+        Ok(publication)
+    }
+
+    /// Applies an update to the table alone.
+    pub(super) fn remember(
+        &self,
+        table: &mut Table,
+        incoming: &Incoming,
+    ) -> Result<Arc<Publication>, Declined> {
+        let (bounds, known_from) = (table.bounds, table.known_from);
+        let place = Place {
+            epoch: table.epoch,
+            seq: incoming.seq,
+            received_at: self.clock.now(),
+            stored_at: incoming.stored_at,
+        };
+        let key = table.new_key();
+        let entry = table.entry(&incoming.job);
+        let fresh = entry.job.is_none();
+        let job = entry.job.get_or_insert_with(|| {
+            Job::new(key, incoming.job.clone(), incoming.owner.clone(), known_from)
+        });
+        let applied = if job.owner == incoming.owner {
+            let subject = match &incoming.what {
+                What::Milestone(name) => Subject::Milestone(name),
+                What::State | What::Gone => Subject::State,
+            };
+            job.apply(subject, &incoming.payload, place, &bounds)
+        } else {
+            Err(Declined::ForeignOwner)
+        };
+        if job.owner == incoming.owner {
+            entry.note(&incoming.what, incoming.seq);
+        }
+        if applied.is_err() && fresh {
+            table.forget(&incoming.job);
+        }
+        table.index(&incoming.job);
+        applied
+    }
+
+    fn standing(&self, table: &Table, incoming: &Incoming) -> Standing {
+        if self.backing.memory().is_none() {
+            return Standing::Next;
+        }
+        let previous = incoming.previous.unwrap_or(0);
+        match table.jobs.get(&incoming.job) {
+            // Another owner's subject has a history of its own; it is declined, not repaired.
+            Some(entry) if entry.job.as_ref().is_some_and(|job| job.owner != incoming.owner) => {
+                Standing::Next
+            }
+            Some(entry) if entry.job.is_some() => {
+                let last = entry.last(&incoming.what);
+                // `previous` is 0 when the subject's history is gone (rollup, expiry): nothing to repair from.
+                if incoming.seq <= last {
+                    Standing::Known
+                } else if entry.partial || (previous != last && previous != 0) {
+                    Standing::Hole
+                } else {
+                    Standing::Next
+                }
+            }
+            _ if previous == 0 && incoming.what == What::State => Standing::Next,
+            _ => Standing::Hole,
+        }
+    }
+
+    /// Whether anybody watches a job about which too little is known to say so from the table alone.
+    fn is_wanted(&self, table: &Table, incoming: &Incoming) -> bool {
+        let known_parent = table
+            .jobs
+            .get(&incoming.job)
+            .and_then(|entry| entry.state())
+            .and_then(|state| state.parent.clone());
+        if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
+            return true;
+        }
+        // Only the body says which group a job belongs to.
+        !table.watched_groups.is_empty()
+            && incoming.what == What::State
+            && JobDocument::parse(&incoming.payload, &incoming.job, &incoming.owner)
+                .ok()
+                .and_then(|document| document.parent_id().cloned())
+                .is_some_and(|parent| table.watched_groups.contains(&parent))
+    }
+
+    fn gone(&self, table: &mut Table, incoming: &Incoming) {
+        table.count("expired");
+        self.say_gone(table, &incoming.job, incoming.seq);
+    }
+
+    /// Tells watchers that a job left history, and forgets it.
+    pub(super) fn say_gone(&self, table: &mut Table, job: &relay_core::id::JobId, seq: u64) {
+        if let Some(publication) = table.gone(job, seq) {
+            self.publish_to(table.watchers_of(&publication), &publication);
+        }
+        table.forget(job);
+    }
+
+    /// The bus started anew: nothing known before counts, and no number does.
+    fn begin_epoch(&self, table: &mut Table, epoch: u64) {
+        tracing::info!(epoch, "the bus begins a new epoch");
+        for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
+            table.forget(&id);
+        }
+        table.epoch = epoch;
+        table.high = 0;
+        table.known_from = 0;
+        self.tell_all(|| Message::NewEpoch);
+    }
+
+    /// The bus was away: what nobody watches is forgotten, what somebody watches will be compared.
+    fn doubt(&self, table: &mut Table) {
+        table.complete = false;
+        table.complete_owners.clear();
+        if self.backing.memory().is_some() {
+            table.known_from = table.high;
+            for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
+                if !table.is_watched(&id) {
+                    table.forget(&id);
+                }
+            }
+            return;
+        }
+        // A bus that forgets cannot be asked: say that something may be missing.
+        let (high, watched) = (table.high, table.watched());
+        table.known_from = high;
+        for held in watched {
+            let Some(job) = table.jobs.get_mut(&held.job).and_then(|entry| entry.job.as_mut()) else {
+                continue;
+            };
+            job.doubt(high);
+            let Some(state) = job.state().filter(|state| !state.is_terminal()).cloned() else {
+                continue;
+            };
+            self.tell(table.watchers_of(&state), || {
+                Message::Gap(Box::new(LostMilestones {
+                    key: state.key,
+                    job: state.job.clone(),
+                    topics: state.topics().collect(),
+                    seq: high,
+                    reason: GapReason::History,
+                }))
+            });
+        }
+    }
+
+    /// What is known is up to date again.
+    pub(super) fn freshen(&self, table: &mut Table) {
+        if table.stale {
+            table.stale = false;
+            tracing::info!("the bus is there; states are fresh");
+            self.tell_all(|| Message::Stale(false));
+        }
+    }
+
+    pub(super) fn tell_ceiling(&self, table: &Table) {
+        let ceiling = table.ceiling();
+        self.tell_all(|| Message::Ceiling(ceiling));
+    }
+}

@@ -1,0 +1,206 @@
+//! Joins: a subscription's first word, exactly once, with nothing lost between it and what follows.
+//!
+//! A join registers the shard's interest and takes the answer under one lock; the answer travels through
+//! the shard's inbox behind everything published before it and ahead of everything after.
+
+use hashbrown::HashSet;
+use relay_core::id::{JobId, Name};
+use relay_core::job::Replay;
+use relay_core::topic::Topic;
+
+use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
+use crate::inbox::{Joined, Message};
+use crate::table::{LoadKey, Table, Waiter};
+
+impl Hub {
+    /// Asks for the first word on a topic. The answer comes as [`Message::Joined`], at once if the table
+    /// knows it, when the store has answered otherwise.
+    pub fn join(&self, request: JoinRequest) {
+        let mut table = self.table.lock();
+        *table.shards_of(&request.topic) |= 1 << request.shard;
+        match request.topic.clone() {
+            Topic::Job(id) => self.join_job(&mut table, &id, request),
+            Topic::User(owner) => {
+                let complete = table.complete || table.complete_owners.contains(&owner);
+                self.join_many(&mut table, LoadKey::Owner(owner), complete, request);
+            }
+            Topic::Group(_) => {
+                let complete = table.complete;
+                self.join_many(&mut table, LoadKey::Everything, complete, request);
+            }
+        }
+    }
+
+    /// A shard's last watcher of a topic left.
+    pub fn leave(&self, topic: &Topic, shard: usize) {
+        self.table.lock().leave(topic, shard);
+    }
+
+    fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {
+        let since = since(table, &request);
+        let ready = self.backing.memory().is_none()
+            || table.jobs.get(id).is_some_and(|entry| {
+                entry.repair.is_none()
+                    && !entry.partial
+                    && entry
+                        .job
+                        .as_ref()
+                        .is_some_and(|job| since.is_none_or(|since| since >= job.known_from()))
+            });
+        if ready {
+            self.answer_job(table, id, request);
+        } else {
+            table.start_repair(id).waiters.push(Waiter::Join(request));
+            self.tell_ceiling(table);
+            self.work.notify_one();
+        }
+    }
+
+    /// Answers for one job with what the table holds.
+    pub(super) fn answer_job(&self, table: &Table, id: &JobId, request: JoinRequest) {
+        let since = since(table, &request);
+        let job = table.jobs.get(id).and_then(|entry| entry.job.as_ref());
+        let replay = match job {
+            Some(job) => job.replay(since),
+            None => Replay {
+                recovered: since.is_some_and(|since| {
+                    self.backing.memory().is_some() || since >= table.known_from
+                }),
+                publications: Vec::new(),
+            },
+        };
+        let state = job.and_then(|job| job.state());
+        self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
+            connection: request.connection,
+            subscription: request.subscription,
+            owner: job.map(|job| job.owner.clone()),
+            parent: state.and_then(|state| state.parent.clone()),
+            topic: request.topic,
+            since,
+            recovered: replay.recovered,
+            publications: replay.publications,
+            high: table.high,
+        })));
+    }
+
+    fn join_many(&self, table: &mut Table, key: LoadKey, complete: bool, request: JoinRequest) {
+        if complete || self.backing.memory().is_none() {
+            self.answer_many(table, request);
+            return;
+        }
+        let waiting = table.waiting.entry(key.clone()).or_default();
+        waiting.push(request);
+        if waiting.len() == 1 {
+            table.to_load.push_back(key);
+            self.work.notify_one();
+        }
+    }
+
+    /// Answers for an owner or a group, once each of its jobs is known well enough.
+    pub(super) fn answer_many(&self, table: &mut Table, request: JoinRequest) {
+        let since = since(table, &request);
+        let members = members(table, &request.topic);
+        let unsure: HashSet<JobId> = match self.backing.memory() {
+            Some(_) => members.iter().filter(|id| is_unsure(table, id, since)).cloned().collect(),
+            None => HashSet::new(),
+        };
+        if unsure.is_empty() {
+            self.answer_members(table, &members, request);
+            return;
+        }
+        for id in &unsure {
+            table.start_repair(id);
+        }
+        table.deferred.push((unsure, request));
+        self.tell_ceiling(table);
+        self.work.notify_one();
+    }
+
+    /// A job's repair is done: joins that waited for it alone are answered.
+    pub(super) fn release_deferred(&self, table: &mut Table, id: &JobId) {
+        let mut ready = Vec::new();
+        table.deferred.retain_mut(|(unsure, request)| {
+            unsure.remove(id);
+            if unsure.is_empty() {
+                ready.push(request.clone());
+            }
+            !unsure.is_empty()
+        });
+        for request in ready {
+            let members = members(table, &request.topic);
+            self.answer_members(table, &members, request);
+        }
+    }
+
+    fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
+        let since = since(table, &request);
+        let mut recovered =
+            since.is_some_and(|since| self.backing.memory().is_some() || since >= table.known_from);
+        let mut publications = Vec::new();
+        for id in members {
+            if let Some(job) = table.jobs.get(id).and_then(|entry| entry.job.as_ref()) {
+                let replay = job.replay(since);
+                recovered &= replay.recovered;
+                publications.extend(replay.publications);
+            }
+        }
+        publications.sort_by_key(|publication| publication.seq);
+        self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
+            connection: request.connection,
+            subscription: request.subscription,
+            topic: request.topic,
+            owner: None,
+            parent: None,
+            since,
+            recovered,
+            publications,
+            high: table.high,
+        })));
+    }
+}
+
+/// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
+fn since(table: &Table, request: &JoinRequest) -> Option<u64> {
+    let cursor = request.cursor.as_ref()?;
+    let good = cursor.epoch == table.epoch
+        && cursor.seq <= table.high
+        && cursor.scope.speaks_for(&request.topic, &request.asked);
+    good.then_some(cursor.seq)
+}
+
+/// The most recently updated jobs of an owner or a group.
+fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
+    let index = match topic {
+        Topic::User(owner) => table.owners.get(owner),
+        Topic::Group(parent) => table.groups.get(parent),
+        Topic::Job(_) => None,
+    };
+    let group = match topic {
+        Topic::Group(parent) => Some(parent),
+        Topic::Job(_) | Topic::User(_) => None,
+    };
+    let belongs = |id: &JobId| group.is_none_or(|group| parent_of(table, id) == Some(group));
+    let jobs = index.iter().flat_map(|members| &members.jobs);
+    let mut recent: Vec<_> = jobs
+        .filter(|id| belongs(id))
+        .filter_map(|id| Some((table.jobs.get(id)?.last_seq(), id)))
+        .collect();
+    recent.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+    recent.truncate(SNAPSHOT_JOBS);
+    recent.into_iter().map(|(_, id)| id.clone()).collect()
+}
+
+fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
+    table.jobs.get(id)?.state()?.parent.as_ref()
+}
+
+/// Whether the store has to be asked before a client that stands at `since` can be told about a job.
+fn is_unsure(table: &Table, id: &JobId, since: Option<u64>) -> bool {
+    table.jobs.get(id).is_some_and(|entry| {
+        let behind = |job: &relay_core::job::Job| since.is_some_and(|since| since < job.known_from());
+        let ended = entry.state().is_some_and(|state| state.is_terminal());
+        entry.repair.is_some()
+            || (entry.partial && !ended)
+            || entry.job.as_ref().is_some_and(behind)
+    })
+}

@@ -1,0 +1,360 @@
+//! Fetching from the store: jobs not in memory, holes, and the comparison after the bus was away.
+//!
+//! Everything fetched is run through the guard from its first update, so that every node comes to the
+//! same state whatever it saw live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use relay_core::id::{JobId, Name};
+use relay_core::job::{Job, Place, Subject};
+use relay_core::outbox::GapReason;
+use relay_core::publication::Publication;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::{Hub, Lookup, SNAPSHOT_JOBS};
+use crate::inbox::{LostMilestones, Message};
+use crate::seam::{Incoming, Store, StoreError, What};
+use crate::table::{Entry, LoadKey, Table, Waiter};
+
+/// Requests to the store at a time.
+const IN_FLIGHT: usize = 64;
+/// How long a request that failed waits before it is made again.
+const RETRY_AFTER: Duration = Duration::from_millis(300);
+/// How often expired jobs are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What came of one request.
+#[derive(Debug)]
+enum Loaded {
+    Updates(LoadKey, u64, Result<Vec<Incoming>, StoreError>),
+    Changed(Result<Vec<JobId>, StoreError>),
+}
+
+impl Hub {
+    /// Does what the table asks for, until the future is dropped. Run it once, on the bus's runtime.
+    pub async fn run(self: Arc<Self>) {
+        let mut in_flight: FuturesUnordered<BoxFuture<'_, Loaded>> = FuturesUnordered::new();
+        let mut resync = interval(self.settings.resync_interval);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut expiry = interval(EXPIRY_INTERVAL);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut comparing = false;
+        loop {
+            if let Some(store) = self.backing.memory() {
+                if !comparing && std::mem::take(&mut *self.resync.lock()) {
+                    comparing = true;
+                    in_flight.push(Box::pin(self.compare(store)));
+                }
+                while in_flight.len() < IN_FLIGHT {
+                    let Some(key) = self.table.lock().to_load.pop_front() else {
+                        break;
+                    };
+                    in_flight.push(Box::pin(self.load(store, key)));
+                }
+            }
+            tokio::select! {
+                () = self.work.notified() => {}
+                Some(loaded) = in_flight.next() => {
+                    comparing &= !matches!(loaded, Loaded::Changed(_));
+                    self.finish(loaded);
+                }
+                _ = resync.tick() => *self.resync.lock() = true,
+                _ = expiry.tick() => self.expire(),
+            }
+        }
+    }
+
+    async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
+        let (epoch, high) = {
+            let table = self.table.lock();
+            (table.epoch, table.high)
+        };
+        let answer = match &key {
+            LoadKey::Job(job) => store.load_job(job.clone(), high).await,
+            LoadKey::Owner(owner) => {
+                store
+                    .load_last_states(Some(owner.clone()), high, SNAPSHOT_JOBS)
+                    .await
+            }
+            LoadKey::Everything => {
+                store
+                    .load_last_states(None, high, self.settings.max_jobs)
+                    .await
+            }
+        };
+        if let Err(error) = &answer {
+            tracing::debug!(?key, %error, "the store did not answer; asking again");
+            sleep(RETRY_AFTER).await;
+        }
+        Loaded::Updates(key, epoch, answer)
+    }
+
+    async fn compare(&self, store: &Arc<dyn Store>) -> Loaded {
+        let watched = self.table.lock().watched();
+        let changed = store.changed(watched).await;
+        if changed.is_err() {
+            sleep(RETRY_AFTER).await;
+        }
+        Loaded::Changed(changed)
+    }
+
+    fn finish(&self, loaded: Loaded) {
+        let mut table = self.table.lock();
+        match loaded {
+            Loaded::Changed(Ok(changed)) => self.compared(&mut table, changed),
+            Loaded::Changed(Err(_)) => {
+                *self.resync.lock() = true;
+                self.work.notify_one();
+            }
+            Loaded::Updates(key, epoch, Ok(updates)) if epoch == table.epoch => match key {
+                LoadKey::Job(id) => self.finish_job(&mut table, &id, updates),
+                LoadKey::Owner(_) | LoadKey::Everything => {
+                    self.finish_many(&mut table, key, updates);
+                }
+            },
+            Loaded::Updates(key, _, _) => table.to_load.push_back(key),
+        }
+    }
+
+    /// The store was compared with what is watched: what changed is repaired, the rest is up to date.
+    fn compared(&self, table: &mut Table, changed: Vec<JobId>) {
+        for id in changed {
+            table.count("resynced");
+            table.start_repair(&id);
+        }
+        // Whoever watches all jobs of a user must hear of one whose only update was missed.
+        let owners: Vec<Name> = table
+            .owners
+            .iter()
+            .filter(|(owner, members)| {
+                members.shards != 0 && !table.waiting.contains_key(&LoadKey::Owner((*owner).clone()))
+            })
+            .map(|(owner, _)| owner.clone())
+            .collect();
+        let keys = owners.into_iter().map(LoadKey::Owner);
+        table.to_load.extend(keys);
+        if !table.watched_groups.is_empty() && !table.waiting.contains_key(&LoadKey::Everything) {
+            table.to_load.push_back(LoadKey::Everything);
+        }
+        self.tell_ceiling(table);
+        self.freshen(table);
+        self.work.notify_one();
+    }
+
+    /// The last states of many jobs came: those not in memory are remembered, those newer are repaired.
+    fn finish_many(&self, table: &mut Table, key: LoadKey, updates: Vec<Incoming>) {
+        let whole = match key {
+            LoadKey::Owner(_) => updates.len() < SNAPSHOT_JOBS,
+            LoadKey::Everything | LoadKey::Job(_) => updates.len() < self.settings.max_jobs,
+        };
+        let waited_for = table.waiting.contains_key(&key);
+        for update in updates {
+            let known = table.jobs.get(&update.job).filter(|entry| entry.job.is_some());
+            match known.map(|entry| (entry.repair.is_some(), entry.last(&What::State))) {
+                Some((true, _)) => {}
+                Some((false, last)) if last >= update.seq => {}
+                Some(_) => {
+                    table.start_repair(&update.job);
+                }
+                // Found by a comparison, not by a join: those who watch have not been told of it.
+                None if !waited_for => {
+                    table.start_repair(&update.job);
+                }
+                None => {
+                    if self.remember(table, &update).is_ok()
+                        && let Some(entry) = table.jobs.get_mut(&update.job)
+                    {
+                        entry.partial = true;
+                    }
+                }
+            }
+        }
+        if whole {
+            match &key {
+                LoadKey::Owner(owner) => {
+                    table.complete_owners.insert(owner.clone());
+                }
+                LoadKey::Everything | LoadKey::Job(_) => table.complete = true,
+            }
+        }
+        for request in table.waiting.remove(&key).unwrap_or_default() {
+            self.answer_many(table, request);
+        }
+        table.evict();
+        self.tell_ceiling(table);
+        self.work.notify_one();
+    }
+
+    /// All that is stored of one job came: it becomes what is known, and watchers are told what they
+    /// have not heard.
+    fn finish_job(&self, table: &mut Table, id: &JobId, updates: Vec<Incoming>) {
+        let Some(repair) = table.jobs.get_mut(id).and_then(|entry| entry.repair.take()) else {
+            return;
+        };
+        let repair = *repair;
+        if repair.again {
+            let again = table.start_repair(id);
+            again.waiters = repair.waiters;
+            again.queued = repair.queued;
+            self.work.notify_one();
+            return;
+        }
+        table.holds.remove(id);
+        let rebuilt = self.rebuild(table, id, &updates);
+        self.adopt(table, id, rebuilt, &updates);
+        for incoming in repair.queued {
+            let newer = table.jobs.get(id).is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
+            if newer && let Err(declined) = self.take(table, incoming) {
+                table.count(declined.code());
+            }
+        }
+        self.tell_ceiling(table);
+        let stale = table.stale;
+        for waiter in repair.waiters {
+            match waiter {
+                Waiter::Join(request) => self.answer_job(table, id, request),
+                Waiter::Lookup(answer) => {
+                    let state = table.jobs.get(id).and_then(|entry| entry.state().cloned());
+                    // Whoever asked may have stopped waiting.
+                    drop(answer.send(Lookup { state, stale }));
+                }
+            }
+        }
+        self.release_deferred(table, id);
+        table.evict();
+    }
+
+    /// The job as its stored updates tell it; `None` if none of them is acceptable.
+    fn rebuild(&self, table: &mut Table, id: &JobId, updates: &[Incoming]) -> Option<Job> {
+        let mut job: Option<Job> = None;
+        for update in updates {
+            let place = Place {
+                epoch: table.epoch,
+                seq: update.seq,
+                received_at: self.clock.now(),
+                stored_at: update.stored_at,
+            };
+            let subject = match &update.what {
+                What::State => Subject::State,
+                What::Milestone(name) => Subject::Milestone(name),
+                What::Gone => continue,
+            };
+            match &mut job {
+                Some(job) if job.owner != update.owner => {}
+                Some(job) => {
+                    // What is declined now was declined, and counted, when it came.
+                    drop(job.apply(subject, &update.payload, place, &table.bounds));
+                }
+                None => {
+                    let known_from = discarded_to(updates, self.settings.per_job);
+                    let key = table.new_key();
+                    let mut first = Job::new(key, id.clone(), update.owner.clone(), known_from);
+                    let applied = first.apply(subject, &update.payload, place, &table.bounds);
+                    job = applied.is_ok().then_some(first);
+                }
+            }
+        }
+        job
+    }
+
+    fn adopt(&self, table: &mut Table, id: &JobId, rebuilt: Option<Job>, updates: &[Incoming]) {
+        let Some(rebuilt) = rebuilt else {
+            // Nothing is stored: the job expired while nobody looked, or never was.
+            if table.jobs.get(id).is_some_and(|entry| entry.job.is_some()) {
+                let high = table.high;
+                self.say_gone(table, id, high);
+            } else {
+                table.forget(id);
+                table.entry(id);
+            }
+            return;
+        };
+        let old_from = table.jobs.get(id).and_then(|entry| Some(entry.job.as_ref()?.known_from()));
+        let owner = rebuilt.owner.clone();
+        let entry = table.entry(id);
+        let partial = std::mem::take(&mut entry.partial);
+        let untold = untold(entry, &rebuilt);
+        let lost = lost_milestones(entry, updates, self.settings.per_job);
+        match &mut entry.job {
+            Some(job) => job.replace_with(rebuilt),
+            None => entry.job = Some(rebuilt),
+        }
+        for update in updates.iter().filter(|update| update.owner == owner) {
+            entry.note(&update.what, update.seq);
+        }
+        table.index(id);
+        // A partly known job was told as its last state; its milestones are the history of others.
+        let untold = untold.into_iter().filter(|each| !partial || Some(each.seq) > old_from);
+        for publication in untold.collect::<Vec<_>>() {
+            let shards = table.watchers_of(&publication);
+            if lost {
+                self.tell(shards, || {
+                    Message::Gap(Box::new(LostMilestones {
+                        key: publication.key,
+                        job: publication.job.clone(),
+                        topics: publication.topics().collect(),
+                        seq: publication.seq,
+                        reason: GapReason::History,
+                    }))
+                });
+            }
+            self.publish_to(shards, &publication);
+        }
+    }
+
+    fn expire(&self) {
+        let micros = |age: Duration| i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+        let (ended, silent) = (self.settings.terminal_ttl, self.settings.idle_ttl);
+        let mut table = self.table.lock();
+        let high = table.high;
+        for id in table.expired(self.clock.wall(), micros(ended), micros(silent)) {
+            table.count("expired");
+            self.say_gone(&mut table, &id, high);
+        }
+    }
+}
+
+/// What `rebuilt` holds that watchers of the known job have not been told. Of a job nothing was known of,
+/// they are told the state: its milestones are history from before they watched.
+fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
+    match &entry.job {
+        Some(known) => rebuilt
+            .publications()
+            .into_iter()
+            .filter(|publication| publication.seq > known.known_from() && !known.holds(publication))
+            .filter(|publication| {
+                !publication.is_state()
+                    || known.state().is_none_or(|state| publication.seq > state.seq)
+            })
+            .collect(),
+        None => rebuilt.state().cloned().into_iter().collect(),
+    }
+}
+
+/// Up to which number a subject's messages may have been discarded for want of room.
+fn discarded_to(updates: &[Incoming], per_subject: usize) -> u64 {
+    let milestones = updates.iter().filter(|update| matches!(update.what, What::Milestone(_)));
+    let first_of_full = milestones.clone().filter(|first| {
+        first.previous == Some(0)
+            && milestones.clone().filter(|update| update.what == first.what).count() >= per_subject
+    });
+    first_of_full.map(|first| first.seq).max().unwrap_or(0)
+}
+
+/// Whether milestones that came after what is known were discarded before they could be read.
+fn lost_milestones(entry: &Entry, updates: &[Incoming], per_subject: usize) -> bool {
+    entry.job.is_some()
+        && updates.iter().any(|first| {
+            let full = || {
+                updates.iter().filter(|update| update.what == first.what).count() >= per_subject
+            };
+            matches!(first.what, What::Milestone(_))
+                && first.previous == Some(0)
+                && first.seq > entry.last(&first.what)
+                && entry.last(&first.what) > 0
+                && full()
+        })
+}

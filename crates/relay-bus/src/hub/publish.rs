@@ -1,0 +1,185 @@
+//! Publishing on behalf of somebody who speaks HTTP: checked against what is known, then sent the way
+//! every worker's update goes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_core::document::{Refusal, merge_patch};
+use relay_core::id::{JobId, Owner};
+use relay_core::job::{Declined, Job, Subject};
+use relay_core::publication::{Body, JobKey};
+use tokio::time::sleep;
+
+use super::Hub;
+use crate::seam::{Incoming, Outgoing, StoreError, What};
+use crate::table::Table;
+
+/// How often a patch is tried again when somebody else published first.
+const PATCH_TRIES: u32 = 10;
+
+/// What kind of publishing this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    /// The payload is the update.
+    Put(What),
+    /// The payload is a JSON merge patch (RFC 7396) onto the last state.
+    Patch,
+}
+
+/// Somebody wants to publish.
+#[derive(Debug, Clone)]
+pub struct PublishRequest {
+    /// The job.
+    pub job: JobId,
+    /// Whose it is, where the caller says; otherwise the known owner, or nobody.
+    pub owner: Option<Owner>,
+    /// What to do.
+    pub verb: Verb,
+    /// The body.
+    pub payload: Bytes,
+    /// De-duplication id.
+    pub message_id: Option<String>,
+}
+
+/// It is on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Which life of the bus.
+    pub epoch: u64,
+    /// The bus's number.
+    pub seq: u64,
+}
+
+/// Why it is not.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The update is wrong or late.
+    #[error(transparent)]
+    Declined(#[from] Declined),
+    /// A patch for a job without a state.
+    #[error("no state of job {0} is known, so there is nothing to patch; POST the complete state first")]
+    UnknownJob(JobId),
+    /// The bus would not take it.
+    #[error(transparent)]
+    Bus(#[from] StoreError),
+}
+
+impl Hub {
+    /// The owner a request publishes for: the one it names, else the job's, else nobody.
+    pub async fn owner_of(&self, job: &JobId, named: Option<&Owner>) -> Owner {
+        match named {
+            Some(owner) => owner.clone(),
+            None => match self.lookup(job).await.state {
+                Some(state) => state.owner.clone(),
+                None => Owner::nobody(),
+            },
+        }
+    }
+
+    /// Publishes an update.
+    ///
+    /// # Errors
+    /// Says what is wrong with the update, or that the bus would not take it.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Published, PublishError> {
+        // The guard's verdict needs the job in memory, wherever it comes from.
+        self.lookup(&request.job).await;
+        let mut tries = 0;
+        loop {
+            let outgoing = self.prepare(&request)?;
+            let Some(store) = self.backing.store() else {
+                return self.publish_here(outgoing);
+            };
+            match store.publish(outgoing).await {
+                Ok(seq) => {
+                    let epoch = self.epoch();
+                    return Ok(Published { epoch, seq });
+                }
+                Err(StoreError::Conflict) if tries < PATCH_TRIES => {
+                    // The other update is on its way to us; merge onto it once it is here.
+                    tries += 1;
+                    sleep(Duration::from_millis(u64::from(5 * tries))).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What goes onto the bus, if the job as it is known would accept it.
+    fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
+        let table = self.table.lock();
+        let entry = table.jobs.get(&request.job);
+        let job = entry.and_then(|entry| entry.job.as_ref());
+        let owner = request
+            .owner
+            .clone()
+            .or_else(|| job.map(|job| job.owner.clone()))
+            .unwrap_or_else(Owner::nobody);
+        if job.is_some_and(|job| job.owner != owner) {
+            return Err(Declined::ForeignOwner.into());
+        }
+        let (what, payload) = match &request.verb {
+            Verb::Put(what) => (what.clone(), request.payload.clone()),
+            Verb::Patch => {
+                let last = entry.and_then(|entry| entry.state());
+                let Some(Body::State { json, .. }) = last.map(|state| &state.body) else {
+                    return Err(PublishError::UnknownJob(request.job.clone()));
+                };
+                let merged = merge_patch(json, &request.payload).map_err(declined)?;
+                (What::State, Bytes::from(merged))
+            }
+        };
+        let expected_last = (request.verb == Verb::Patch)
+            .then(|| entry.map_or(0, |entry| entry.last(&What::State)));
+        let mut outgoing = Outgoing {
+            owner: owner.clone(),
+            job: request.job.clone(),
+            what,
+            payload,
+            terminal: false,
+            message_id: request.message_id.clone(),
+            expected_last,
+        };
+        outgoing.terminal = self.check(&table, &owner, &outgoing)?;
+        Ok(outgoing)
+    }
+
+    /// Whether the update is an ending, if it is acceptable at all.
+    fn check(&self, table: &Table, owner: &Owner, request: &Outgoing) -> Result<bool, Declined> {
+        let entry = table.jobs.get(&request.job);
+        let subject = match &request.what {
+            What::Milestone(name) => Subject::Milestone(name),
+            What::State | What::Gone => Subject::State,
+        };
+        match entry.and_then(|entry| entry.job.as_ref()) {
+            Some(job) => job.check(subject, &request.payload, &table.bounds),
+            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), 0)
+                .check(subject, &request.payload, &table.bounds),
+        }
+    }
+
+    fn publish_here(&self, outgoing: Outgoing) -> Result<Published, PublishError> {
+        let mut table = self.table.lock();
+        let incoming = Incoming {
+            owner: outgoing.owner,
+            job: outgoing.job,
+            what: outgoing.what,
+            payload: outgoing.payload,
+            seq: table.high + 1,
+            previous: None,
+            stored_at: self.clock.wall(),
+        };
+        let (epoch, seq) = (table.epoch, incoming.seq);
+        match self.take(&mut table, incoming) {
+            Ok(_) | Err(Declined::Repeated) => Ok(Published { epoch, seq }),
+            Err(error) => {
+                table.count(error.code());
+                Err(error.into())
+            }
+        }
+    }
+}
+
+fn declined(refusal: Refusal) -> PublishError {
+    PublishError::Declined(refusal.into())
+}

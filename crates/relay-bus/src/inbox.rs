@@ -1,0 +1,203 @@
+//! A shard's inbox: what the hub hands over, in order, without ever waiting for the shard.
+//!
+//! The hub pushes under its own lock, so the order here is the order of the table. A shard that falls
+//! behind costs its clients freshness and the hub nothing: past [`SOFT_LIMIT`] a newer state takes an
+//! older one's place, past [`HARD_LIMIT`] milestones are shed and a gap is left.
+//!
+//! Invariant: answers to joins are never shed; their number is bounded by the shard's connections.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+use parking_lot::Mutex;
+use relay_core::id::{JobId, Name, Owner};
+use relay_core::outbox::{GapReason, SubscriptionId};
+use relay_core::publication::{JobKey, Publication};
+use relay_core::topic::Topic;
+use tokio::sync::Notify;
+
+/// From this many messages on, states are conflated before they reach the shard.
+const SOFT_LIMIT: usize = 16_384;
+/// From this many on, milestones are shed too.
+const HARD_LIMIT: usize = 65_536;
+
+/// Names a connection to its shard; the hub only hands it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// What a shard is told.
+#[derive(Debug)]
+pub enum Message {
+    /// An update was accepted.
+    Publish(Arc<Publication>),
+    /// A join was answered.
+    Joined(Box<Joined>),
+    /// Milestones of a job are lost on their way here.
+    Gap(Box<LostMilestones>),
+    /// No cursor may name a number above this until further notice; `u64::MAX` lifts it.
+    Ceiling(u64),
+    /// Whether what the relay knows may be out of date.
+    Stale(bool),
+    /// The bus began a new life: numbers start again, and old cursors mean nothing.
+    NewEpoch,
+}
+
+/// The answer to a join: what the client is told first.
+#[derive(Debug)]
+pub struct Joined {
+    /// Whose join it was.
+    pub connection: ConnectionId,
+    /// The subscription that waited.
+    pub subscription: SubscriptionId,
+    /// What it watches.
+    pub topic: Topic,
+    /// The owner, where the topic is a job somebody owns.
+    pub owner: Option<Owner>,
+    /// The parent, where the topic is a job in a group.
+    pub parent: Option<Name>,
+    /// Where the client's cursor stood, if it meant anything here.
+    pub since: Option<u64>,
+    /// Whether everything missed since the cursor follows.
+    pub recovered: bool,
+    /// What follows, in ascending order.
+    pub publications: Vec<Arc<Publication>>,
+    /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
+    pub high: u64,
+}
+
+/// Which milestones are lost.
+#[derive(Debug)]
+pub struct LostMilestones {
+    /// The job's number.
+    pub key: JobKey,
+    /// The job.
+    pub job: JobId,
+    /// The topics it is seen under.
+    pub topics: Vec<Topic>,
+    /// A number at or above the lost ones.
+    pub seq: u64,
+    /// Why they are lost.
+    pub reason: GapReason,
+}
+
+/// The queue between the hub and one shard.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    queue: Mutex<Queue>,
+    /// Wakes the shard; a permit is kept, so a push between two drains is never missed.
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<Option<Message>>,
+    /// Where in `messages` the waiting state of a job is.
+    states: HashMap<JobKey, usize>,
+    /// Jobs for which a gap waits.
+    gaps: HashSet<JobKey>,
+    vacant: usize,
+    conflated: u64,
+    shed: u64,
+}
+
+impl Inbox {
+    /// Hands over a message.
+    pub fn push(&self, message: Message) {
+        self.queue.lock().push(message);
+        self.arrived.notify_one();
+    }
+
+    /// Waits until something was pushed.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes everything that waits, in order.
+    pub fn drain(&self, into: &mut Vec<Message>) {
+        let mut queue = self.queue.lock();
+        into.extend(queue.messages.drain(..).flatten());
+        queue.states.clear();
+        queue.gaps.clear();
+        queue.vacant = 0;
+    }
+
+    /// How many messages wait.
+    pub fn len(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.messages.len() - queue.vacant
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// States conflated and milestones shed before they reached the shard, since the start.
+    pub fn lost(&self) -> (u64, u64) {
+        let queue = self.queue.lock();
+        (queue.conflated, queue.shed)
+    }
+}
+
+impl Queue {
+    fn push(&mut self, message: Message) {
+        let Message::Publish(publication) = &message else {
+            self.messages.push_back(Some(message));
+            return;
+        };
+        let waiting = self.messages.len() - self.vacant;
+        if publication.is_state() {
+            if waiting >= SOFT_LIMIT {
+                self.conflate(publication);
+            }
+            if !publication.is_terminal() {
+                self.states.insert(publication.key, self.messages.len());
+            }
+        } else if waiting >= HARD_LIMIT {
+            self.shed += 1;
+            let gap = Message::Gap(Box::new(LostMilestones {
+                key: publication.key,
+                job: publication.job.clone(),
+                topics: publication.topics().collect(),
+                seq: publication.seq,
+                reason: GapReason::Outbox,
+            }));
+            // One gap a job says as much as many.
+            if self.gaps.insert(publication.key) {
+                self.messages.push_back(Some(gap));
+            }
+            return;
+        }
+        self.messages.push_back(Some(message));
+    }
+
+    fn conflate(&mut self, newer: &Publication) {
+        let Some(at) = self.states.remove(&newer.key) else {
+            return;
+        };
+        if let Some(slot) = self.messages.get_mut(at)
+            && slot.take().is_some()
+        {
+            self.vacant += 1;
+            self.conflated += 1;
+        }
+        if self.vacant > self.messages.len() / 2 {
+            self.compact();
+        }
+    }
+
+    fn compact(&mut self) {
+        self.messages.retain(Option::is_some);
+        self.vacant = 0;
+        self.states.clear();
+        for (at, message) in self.messages.iter().enumerate() {
+            if let Some(Message::Publish(publication)) = message
+                && publication.is_state()
+                && !publication.is_terminal()
+            {
+                self.states.insert(publication.key, at);
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! JetStream: the stream is the store, and what it republishes is the live feed.
+//!
+//! One stream captures what workers publish and republishes it, numbered. [`JetStreamReader`] takes one
+//! wildcard subscription to the republished messages and hands each on; [`JetStreamStore`] answers what
+//! the hub's memory cannot, and is fresh even where replicas are not. Neither knows what an update means.
+//!
+//! Invariants: nothing is asked before the stream has been found fit; every request has a time limit.
+
+mod ask;
+mod decode;
+mod reader;
+mod store;
+mod stream;
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+pub use store::JetStreamStore;
+pub use stream::{Difference, StreamError};
+
+use crate::connection::{ConnectionError, ConnectionSettings, Prepared};
+use crate::seam::{Intake, StoreError};
+use crate::subject::{PrefixError, Subjects};
+use ask::Asker;
+
+/// Loads under way at once; the rest wait.
+const LOADS: usize = 64;
+
+/// Where a stream keeps its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    /// On disk: outlives the server.
+    #[default]
+    File,
+    /// In memory: a job's history is found by walking over the stream, and is gone with the server.
+    Memory,
+}
+
+/// The stream and how it is made.
+#[derive(Debug, Clone)]
+pub struct JetStreamSettings {
+    /// The stream's name.
+    pub stream: String,
+    /// What workers publish under.
+    pub prefix: String,
+    /// What is put in front of that when the stream republishes.
+    pub live_prefix: String,
+    /// Make the stream if it is missing.
+    pub create: bool,
+    /// Copies in a cluster, if it is made.
+    pub replicas: usize,
+    /// Where it keeps messages, if it is made.
+    pub storage: Storage,
+    /// How long it keeps them, if it is made.
+    pub max_age: Duration,
+    /// Messages kept per subject, if it is made.
+    pub per_job: usize,
+    /// How long an ending is kept that is published through the relay.
+    pub terminal_ttl: Duration,
+    /// How often the stream's identity and last number are checked.
+    pub check_interval: Duration,
+}
+
+impl Default for JetStreamSettings {
+    fn default() -> Self {
+        Self {
+            stream: "PROGRESS".to_owned(),
+            prefix: "progress".to_owned(),
+            live_prefix: "live".to_owned(),
+            create: true,
+            replicas: 1,
+            storage: Storage::File,
+            max_age: Duration::from_secs(72 * 3600),
+            per_job: 64,
+            terminal_ttl: Duration::from_secs(24 * 3600),
+            check_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// Of the connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// Of the prefixes.
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    /// Of the stream's name.
+    #[error("{0:?} is not a stream's name: use A-Z a-z 0-9 _ -")]
+    StreamName(String),
+}
+
+/// Makes the two halves of the mode: the store for the hub, and the reader to be run.
+///
+/// Nothing is connected before [`JetStreamReader::run`]; until then, and whenever NATS is away, the store
+/// answers that it is unreachable.
+///
+/// # Errors
+/// When the settings cannot work, whatever NATS says.
+pub fn jetstream(
+    settings: JetStreamSettings,
+    connection: &ConnectionSettings,
+) -> Result<(Arc<JetStreamStore>, JetStreamReader), SetupError> {
+    let is_name = relay_core::id::check_name(&settings.stream).is_ok();
+    if !is_name {
+        return Err(SetupError::StreamName(settings.stream));
+    }
+    let subjects = Subjects::new(&settings.prefix, &settings.live_prefix)?;
+    let prepared = connection.prepare()?;
+    let shared = Arc::new(Shared {
+        settings,
+        subjects,
+        asker: OnceLock::new(),
+        away: Mutex::new(Some("the relay has not connected to NATS yet".to_owned())),
+        seen: AtomicU64::new(0),
+        loads: Semaphore::new(LOADS),
+    });
+    let store = Arc::new(JetStreamStore::new(shared.clone()));
+    Ok((store, JetStreamReader { shared, prepared }))
+}
+
+/// Reads what the stream republishes, for as long as it is run.
+#[derive(Debug)]
+pub struct JetStreamReader {
+    shared: Arc<Shared>,
+    prepared: Prepared,
+}
+
+impl JetStreamReader {
+    /// Connects and reads, comes back after every loss, and hands everything to `intake`. NATS may be
+    /// absent at first. The connection lives on the runtime that runs this.
+    ///
+    /// # Errors
+    /// Only with what no retry can mend.
+    pub async fn run(self, intake: Arc<dyn Intake>) -> Result<Infallible, ConnectionError> {
+        let link = self.prepared.connect().await?;
+        let asker = self
+            .shared
+            .asker
+            .get_or_init(|| Asker::new(link, &self.shared.settings.stream));
+        reader::read(&self.shared, asker, &*intake).await
+    }
+}
+
+/// What the reader and the store have in common.
+#[derive(Debug)]
+struct Shared {
+    settings: JetStreamSettings,
+    subjects: Subjects,
+    /// Set once, when the reader connects.
+    asker: OnceLock<Asker>,
+    /// Why the stream cannot be asked now; `None` when it can. Set by the reader.
+    away: Mutex<Option<String>>,
+    /// The highest number read live: an answer that is older is stale.
+    seen: AtomicU64,
+    /// A permit is one load under way.
+    loads: Semaphore,
+}
+
+impl Shared {
+    /// Says whether that is news.
+    fn set_away(&self, reason: Option<&str>) -> bool {
+        let mut away = self.away.lock();
+        let is_news = away.as_deref() != reason;
+        if is_news {
+            *away = reason.map(str::to_owned);
+        }
+        is_news
+    }
+
+    fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Whom to ask, if there is anybody.
+    fn asker(&self) -> Result<&Asker, StoreError> {
+        if let Some(reason) = self.away.lock().clone() {
+            return Err(StoreError::Unreachable(reason));
+        }
+        match self.asker.get() {
+            Some(asker) if asker.link().is_up() => Ok(asker),
+            Some(asker) => Err(StoreError::Unreachable(asker.link().failure())),
+            None => Err(StoreError::Unreachable("the relay has not connected to NATS yet".to_owned())),
+        }
+    }
+}

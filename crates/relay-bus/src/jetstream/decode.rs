@@ -1,0 +1,231 @@
+//! From a message of the stream to an update, trusting only what the server wrote.
+//!
+//! A publisher can put any `Nats-…` header on its message; the server appends its own value behind it
+//! (measured on nats-server 2.15), so the last value counts and the first never does. What no header can
+//! protect is a message that did not come through the stream: nobody but the server may be allowed to
+//! publish under the live prefix.
+
+use async_nats::HeaderMap;
+use async_nats::header::{
+    NATS_LAST_SEQUENCE, NATS_SEQUENCE, NATS_STREAM, NATS_SUBJECT, NATS_TIME_STAMP,
+};
+use async_nats::jetstream::message::StreamMessage;
+use bytes::Bytes;
+use relay_core::moment::WallTime;
+
+use crate::seam::{Incoming, What};
+use crate::subject::{Address, SubjectError, Subjects};
+
+/// On a message the server wrote when a subject's last message expired or was removed.
+const MARKER: &str = "Nats-Marker-Reason";
+
+/// One message of the stream.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    pub(super) subject: String,
+    pub(super) seq: u64,
+    /// `None` if it says nothing about a job: the marker of an expired milestone, or a subject that is
+    /// not one of a job's.
+    pub(super) update: Option<Incoming>,
+}
+
+impl Stored {
+    pub(super) fn bytes(&self) -> usize {
+        self.subject.len() + self.update.as_ref().map_or(0, |update| update.payload.len())
+    }
+
+    pub(super) fn is_state(&self) -> bool {
+        let what = self.update.as_ref().map(|update| &update.what);
+        matches!(what, Some(What::State | What::Gone))
+    }
+}
+
+/// Why a message is not an update; the label counts it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Flaw {
+    #[error("the message does not come from the stream")]
+    NotFromStream,
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+}
+
+impl Flaw {
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::NotFromStream => "not_from_stream",
+            Self::Subject(_) => "bad_subject",
+        }
+    }
+}
+
+/// The stream's number of a live message, if the stream wrote one.
+pub(super) fn live_seq(stream: &str, message: &async_nats::Message) -> Option<u64> {
+    let headers = message.headers.as_ref()?;
+    let from = headers.get_last(NATS_STREAM)?;
+    if from.as_str() != stream {
+        return None;
+    }
+    number(headers, NATS_SEQUENCE)
+}
+
+/// A republished message. The job is read from its subject alone. `Ok(None)`: nothing about a job.
+pub(super) fn live(
+    subjects: &Subjects,
+    seq: u64,
+    message: &async_nats::Message,
+) -> Result<Option<Incoming>, Flaw> {
+    let headers = message.headers.as_ref().ok_or(Flaw::NotFromStream)?;
+    let stored_at = time(headers).ok_or(Flaw::NotFromStream)?;
+    let address = subjects.parse_live(&message.subject)?;
+    let previous = number(headers, NATS_LAST_SEQUENCE);
+    let is_marker = is_marker(headers, &message.payload);
+    Ok(update(address, is_marker, message.payload.clone(), seq, stored_at).map(|update| Incoming {
+        previous,
+        ..update
+    }))
+}
+
+/// A message of a direct get's answer.
+pub(super) fn direct(subjects: &Subjects, message: async_nats::Message) -> Option<Stored> {
+    let headers = message.headers.as_ref()?;
+    let subject = headers.get_last(NATS_SUBJECT)?.as_str().to_owned();
+    let seq = number(headers, NATS_SEQUENCE)?;
+    let stored_at = time(headers)?;
+    let is_marker = is_marker(headers, &message.payload);
+    Some(stored(subjects, subject, is_marker, message.payload, seq, stored_at))
+}
+
+/// A message as the leader gives it.
+pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored {
+    let micros = message.time.unix_timestamp_nanos() / 1000;
+    let stored_at = WallTime::from_unix_micros(i64::try_from(micros).unwrap_or_default());
+    let is_marker = is_marker(&message.headers, &message.payload);
+    let subject = message.subject.to_string();
+    stored(subjects, subject, is_marker, message.payload, message.sequence, stored_at)
+}
+
+fn stored(
+    subjects: &Subjects,
+    subject: String,
+    is_marker: bool,
+    payload: Bytes,
+    seq: u64,
+    stored_at: WallTime,
+) -> Stored {
+    let address = subjects.parse(&subject).ok();
+    let update = address.and_then(|address| update(address, is_marker, payload, seq, stored_at));
+    Stored {
+        subject,
+        seq,
+        update,
+    }
+}
+
+fn update(
+    address: Address,
+    is_marker: bool,
+    payload: Bytes,
+    seq: u64,
+    stored_at: WallTime,
+) -> Option<Incoming> {
+    let what = match (is_marker, address.what) {
+        (false, what) => what,
+        (true, What::State | What::Gone) => What::Gone,
+        // A milestone that expired says nothing about its job.
+        (true, What::Milestone(_)) => return None,
+    };
+    Some(Incoming {
+        owner: address.owner,
+        job: address.job,
+        what,
+        payload,
+        seq,
+        previous: None,
+        stored_at,
+    })
+}
+
+fn is_marker(headers: &HeaderMap, payload: &Bytes) -> bool {
+    payload.is_empty() && headers.get_last(MARKER).is_some()
+}
+
+fn time(headers: &HeaderMap) -> Option<WallTime> {
+    WallTime::parse_rfc3339(headers.get_last(NATS_TIME_STAMP)?.as_str())
+}
+
+pub(super) fn number(headers: &HeaderMap, name: async_nats::HeaderName) -> Option<u64> {
+    headers.get_last(name)?.as_str().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(subject: &str, headers: &[(&str, &str)], payload: &'static str) -> async_nats::Message {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, *value);
+        }
+        async_nats::Message {
+            subject: subject.into(),
+            reply: None,
+            payload: payload.into(),
+            headers: Some(map),
+            status: None,
+            description: None,
+            length: 0,
+        }
+    }
+
+    const AT: (&str, &str) = ("Nats-Time-Stamp", "2026-11-21T10:00:00.123456789Z");
+
+    #[test]
+    fn of_each_header_the_last_value_counts() {
+        let subjects = Subjects::new("progress", "live").unwrap();
+        let message = message(
+            "live.progress.u.j.state",
+            &[
+                ("Nats-Stream", "EVIL"),
+                ("Nats-Sequence", "99999"),
+                ("Nats-Last-Sequence", "99998"),
+                ("Nats-Subject", "progress.evil.evil.state"),
+                ("Nats-Time-Stamp", "1999-01-01T00:00:00Z"),
+                ("Nats-Stream", "PROGRESS"),
+                ("Nats-Sequence", "6"),
+                ("Nats-Last-Sequence", "4"),
+                ("Nats-Subject", "progress.u.j.state"),
+                AT,
+            ],
+            "{}",
+        );
+        let seq = live_seq("PROGRESS", &message).unwrap();
+        let update = live(&subjects, seq, &message).unwrap().unwrap();
+        assert_eq!((update.seq, update.previous), (6, Some(4)));
+        assert_eq!((update.owner.as_str(), update.job.as_str()), ("u", "j"));
+        assert_eq!(update.stored_at.to_rfc3339(), "2026-11-21T10:00:00.123Z");
+        let stored = direct(&subjects, message).unwrap();
+        assert_eq!((stored.seq, &*stored.subject), (6, "progress.u.j.state"));
+    }
+
+    #[test]
+    fn a_message_without_the_streams_headers_is_none_of_its() {
+        let none = message("live.progress.u.j.state", &[], "{}");
+        assert_eq!(live_seq("PROGRESS", &none), None);
+        let other = message("x", &[("Nats-Stream", "OTHER"), ("Nats-Sequence", "1")], "{}");
+        assert_eq!(live_seq("PROGRESS", &other), None);
+    }
+
+    #[test]
+    fn an_expiry_marker_means_gone_for_a_state_and_nothing_for_a_milestone() {
+        let subjects = Subjects::new("progress", "live").unwrap();
+        let headers = [AT, (MARKER, "MaxAge")];
+        let what = |subject: &str, payload| {
+            let update = live(&subjects, 1, &message(subject, &headers, payload)).unwrap();
+            update.map(|update| update.what)
+        };
+        assert_eq!(what("live.progress.u.j.state", ""), Some(What::Gone));
+        assert_eq!(what("live.progress.u.j.clip", ""), None);
+        // Not a marker: a server's has no body.
+        assert_eq!(what("live.progress.u.j.state", "{}"), Some(What::State));
+    }
+}

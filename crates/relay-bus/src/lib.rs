@@ -1,0 +1,14 @@
+//! Where updates come from: `embedded`, `nats` or `jetstream`, behind one seam.
+//!
+//! A mode reads and numbers updates and hands them to the hub; the hub checks them, remembers the last
+//! of each job, and hands each accepted one, once, to every shard with a watcher for it.
+
+pub mod clock;
+pub mod hub;
+pub mod inbox;
+pub mod seam;
+mod table;
+pub mod subject;
+pub mod connection;
+pub mod jetstream;
+pub mod nats;

@@ -1,0 +1,131 @@
+//! The seam between the hub and the place updates come from.
+//!
+//! A mode (embedded, nats, jetstream) hands what it reads to the hub as [`Incoming`]; a mode with a
+//! store behind it also answers the hub's questions through [`Store`]. The hub knows nothing of NATS,
+//! a mode knows nothing of clients.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use relay_core::id::{JobId, Name, Owner};
+use relay_core::moment::WallTime;
+
+/// Which of a job's two kinds of message this is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum What {
+    /// The complete current state: the subject's last token is `state`.
+    State,
+    /// A named event: the subject's last token is its name.
+    Milestone(Name),
+    /// The store let go of the subject's last message (an expiry marker): the job is gone.
+    Gone,
+}
+
+/// One update as a mode read it, before anyone has believed it.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// From the subject, never from the body.
+    pub owner: Owner,
+    /// From the subject, never from the body.
+    pub job: JobId,
+    /// State or milestone.
+    pub what: What,
+    /// The worker's bytes.
+    pub payload: Bytes,
+    /// The bus's number for it: one order over all jobs.
+    pub seq: u64,
+    /// The number of the message before it on the same subject, where the bus says so; 0 = none stored.
+    pub previous: Option<u64>,
+    /// When the bus took it in.
+    pub stored_at: WallTime,
+}
+
+/// An update to be published, already checked.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The job's owner.
+    pub owner: Owner,
+    /// The job.
+    pub job: JobId,
+    /// State or milestone.
+    pub what: What,
+    /// The body, as the worker sent it.
+    pub payload: Bytes,
+    /// Whether the state is an ending, which a store keeps alone and for a limited time.
+    pub terminal: bool,
+    /// De-duplication id, where the caller gave one.
+    pub message_id: Option<String>,
+    /// Publish only if the subject's last number is still this (PATCH); `None` = always.
+    pub expected_last: Option<u64>,
+}
+
+/// A job as the hub holds it, for asking whether the store knows more.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// Its owner, where the hub knows it; a look-up without one costs the store a walk over all owners.
+    pub owner: Option<Owner>,
+    /// The job.
+    pub job: JobId,
+    /// The highest number the hub knows of it; 0 = none.
+    pub seq: u64,
+}
+
+/// Why a mode could not answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The bus is not reachable now, or did not answer in time.
+    #[error("the bus is not reachable: {0}")]
+    Unreachable(String),
+    /// The bus answered, and refused.
+    #[error("the bus refused: {0}")]
+    Refused(String),
+    /// Somebody else published to the subject first (`expected_last`).
+    #[error("the job was updated by somebody else at the same time")]
+    Conflict,
+    /// The answer would be larger than a node may hold.
+    #[error("more than {0} jobs match")]
+    TooMany(usize),
+}
+
+/// What a mode with memory of its own can be asked. Answers are complete: in ascending `seq`, at least
+/// as fresh as `at_least`, with nothing left out between the first and the last.
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// Everything still stored about one job (all owners' subjects that end in it), oldest first, with
+    /// `previous` = the number of the message before it on its subject *within the answer* (0 for the first).
+    fn load_job(&self, job: JobId, at_least: u64) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
+
+    /// The last state of each job of one owner, or of everybody (`None`), at most `limit` jobs
+    /// (the most recent ones), ascending by `seq`.
+    fn load_last_states(
+        &self,
+        owner: Option<Owner>,
+        at_least: u64,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
+
+    /// Of the jobs given, those for which the store has something newer than the hub.
+    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>>;
+
+    /// Publishes, and answers with the bus's number once it is stored.
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>>;
+}
+
+/// What a mode tells the hub. Implemented by the hub; a mode calls nothing else.
+pub trait Intake: Send + Sync + 'static {
+    /// Hands over one update. Never blocks: it numbers, checks, and hands on.
+    fn ingest(&self, incoming: Incoming);
+
+    /// The mode reads live messages from now on, in the given epoch, and everything numbered above
+    /// `from_seq` will come through [`Intake::ingest`] unless a hole shows. Called at the first connection
+    /// and after every reconnect, when the subscription is known to be in place (barrier passed). The hub
+    /// then checks what it holds against the store, and only then calls its state fresh.
+    fn live(&self, epoch: u64, from_seq: u64);
+
+    /// The bus is gone: what the hub holds may be stale until [`Intake::live`] is called again.
+    fn lost(&self, reason: &str);
+
+    /// A message was dropped on the way (slow consumer, undecodable subject); `reason` is a metric label.
+    fn dropped(&self, reason: &'static str);
+}

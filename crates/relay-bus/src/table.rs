@@ -1,0 +1,430 @@
+//! What a node remembers: jobs, who is interested in which, and what is being repaired.
+//!
+//! The table is the hub's inside, held under one lock. It decides; the hub talks to stores and shards.
+//! It knows shards as bits of a mask and nothing of connections.
+//!
+//! Invariants: a job in the table without a repair is complete above its `known_from`; a job that is
+//! repaired is told nothing until the repair is done; a job somebody watches is never evicted.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+use relay_core::id::{JobId, Name, Owner};
+use relay_core::job::{Job, JobBounds};
+use relay_core::moment::WallTime;
+use relay_core::publication::{Body, JobKey, Publication};
+use relay_core::topic::Topic;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use crate::hub::{HubSettings, JoinRequest, Lookup};
+use crate::seam::{Held, Incoming, What};
+
+/// Which shards: bit `n` is shard `n`.
+pub(crate) type Shards = u64;
+
+/// What one repair or load is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum LoadKey {
+    /// Everything stored about one job.
+    Job(JobId),
+    /// The last states of one owner's jobs.
+    Owner(Owner),
+    /// The last states of all jobs: which of them belong to a group is in their bodies.
+    Everything,
+}
+
+/// Who waits for a job's repair.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    Join(JoinRequest),
+    Lookup(oneshot::Sender<Lookup>),
+}
+
+/// A job's updates being fetched from the store.
+#[derive(Debug, Default)]
+pub(crate) struct Repair {
+    /// Live updates that came meanwhile, in order.
+    pub(crate) queued: Vec<Incoming>,
+    pub(crate) waiters: Vec<Waiter>,
+    /// Too much came meanwhile: fetch once more.
+    pub(crate) again: bool,
+}
+
+/// One job and what the table knows around it.
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    /// `None` while nothing is known of it.
+    pub(crate) job: Option<Job>,
+    /// Shards with a watcher of `job:<id>`.
+    pub(crate) shards: Shards,
+    /// The last number on each of the job's subjects; `None` is the state's.
+    pub(crate) subjects: SmallVec<[(Option<Name>, u64); 1]>,
+    pub(crate) repair: Option<Box<Repair>>,
+    /// Only its last state was read from the store; whether that is the truth the guard has not seen.
+    pub(crate) partial: bool,
+    touched: u64,
+    /// What `touched` was when the entry last queued for eviction.
+    queued: u64,
+    bytes: usize,
+}
+
+impl Entry {
+    /// The last number seen on a subject of the job, 0 if none was.
+    pub(crate) fn last(&self, what: &What) -> u64 {
+        let name = subject_name(what);
+        let found = self.subjects.iter().find(|(each, _)| each.as_ref() == name);
+        found.map_or(0, |(_, seq)| *seq)
+    }
+
+    /// The last number seen of the job.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.subjects.iter().map(|(_, seq)| *seq).max().unwrap_or(0)
+    }
+
+    pub(crate) fn note(&mut self, what: &What, seq: u64) {
+        let name = subject_name(what);
+        match self.subjects.iter_mut().find(|(each, _)| each.as_ref() == name) {
+            Some((_, last)) => *last = (*last).max(seq),
+            None => self.subjects.push((name.cloned(), seq)),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Option<&Arc<Publication>> {
+        self.job.as_ref().and_then(Job::state)
+    }
+}
+
+fn subject_name(what: &What) -> Option<&Name> {
+    match what {
+        What::Milestone(name) => Some(name),
+        What::State | What::Gone => None,
+    }
+}
+
+/// The hub's memory.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) epoch: u64,
+    /// The highest number seen.
+    pub(crate) high: u64,
+    /// Below this a job that is not in the table may have had updates.
+    pub(crate) known_from: u64,
+    pub(crate) stale: bool,
+    pub(crate) jobs: HashMap<JobId, Entry>,
+    pub(crate) owners: HashMap<Owner, Members>,
+    pub(crate) groups: HashMap<Name, Members>,
+    /// Owners all of whose jobs are in the table.
+    pub(crate) complete_owners: HashSet<Owner>,
+    /// Whether all jobs are in the table.
+    pub(crate) complete: bool,
+    /// Joins that wait for an owner's jobs, or for all.
+    pub(crate) waiting: HashMap<LoadKey, Vec<JoinRequest>>,
+    /// What the hub has to load next.
+    pub(crate) to_load: VecDeque<LoadKey>,
+    /// Jobs under repair that clients were told about, with the number up to which they were.
+    pub(crate) holds: HashMap<JobId, u64>,
+    /// Groups somebody watches.
+    pub(crate) watched_groups: HashSet<Name>,
+    /// Joins of owners and groups that wait for the repair of single jobs.
+    pub(crate) deferred: Vec<(HashSet<JobId>, JoinRequest)>,
+    pub(crate) counts: HashMap<&'static str, u64>,
+    pub(crate) bytes: usize,
+    pub(crate) evicted: u64,
+    /// Jobs in the order in which they may be evicted, each with what `touched` was when it queued.
+    eviction: VecDeque<(JobId, u64)>,
+    next_key: u64,
+    touches: u64,
+    pub(crate) bounds: JobBounds,
+    max_jobs: usize,
+    max_bytes: usize,
+}
+
+/// The jobs of an owner or a group, and the shards that watch them.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    pub(crate) jobs: HashSet<JobId>,
+    pub(crate) shards: Shards,
+}
+
+impl Table {
+    pub(crate) fn new(settings: &HubSettings, epoch: u64) -> Self {
+        Self {
+            epoch,
+            high: 0,
+            known_from: 0,
+            stale: false,
+            jobs: HashMap::new(),
+            owners: HashMap::new(),
+            groups: HashMap::new(),
+            complete_owners: HashSet::new(),
+            complete: false,
+            waiting: HashMap::new(),
+            to_load: VecDeque::new(),
+            holds: HashMap::new(),
+            watched_groups: HashSet::new(),
+            deferred: Vec::new(),
+            counts: HashMap::new(),
+            bytes: 0,
+            evicted: 0,
+            eviction: VecDeque::new(),
+            next_key: 0,
+            touches: 0,
+            bounds: JobBounds {
+                history: settings.per_job,
+                update_bytes: settings.update_bytes,
+            },
+            max_jobs: settings.max_jobs,
+            max_bytes: settings.max_bytes,
+        }
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn new_key(&mut self) -> JobKey {
+        self.next_key += 1;
+        JobKey(self.next_key)
+    }
+
+    /// The entry of a job, made if there is none.
+    pub(crate) fn entry(&mut self, id: &JobId) -> &mut Entry {
+        if !self.jobs.contains_key(id) {
+            self.touches += 1;
+            let (touched, queued) = (self.touches, self.touches);
+            self.eviction.push_back((id.clone(), queued));
+            self.jobs.insert(id.clone(), Entry { touched, queued, ..Entry::default() });
+            if self.eviction.len() > 2 * self.jobs.len() + 1024 {
+                let jobs = &self.jobs;
+                let current = |id: &JobId, queued| jobs.get(id).is_some_and(|e| e.queued == queued);
+                self.eviction.retain(|(id, queued)| current(id, *queued));
+            }
+        }
+        self.jobs.entry(id.clone()).or_default()
+    }
+
+    /// Shards that watch a job through any topic, as far as its entry, owner and parent say.
+    pub(crate) fn watchers(&self, id: &JobId, owner: &Owner, parent: Option<&Name>) -> Shards {
+        let by_job = self.jobs.get(id).map_or(0, |entry| entry.shards);
+        let by_owner = self.owners.get(owner).map_or(0, |members| members.shards);
+        let by_group = parent
+            .and_then(|parent| self.groups.get(parent))
+            .map_or(0, |members| members.shards);
+        by_job | by_owner | by_group
+    }
+
+    /// Shards that watch what `publication` is about.
+    pub(crate) fn watchers_of(&self, publication: &Publication) -> Shards {
+        self.watchers(&publication.job, &publication.owner, publication.parent.as_ref())
+    }
+
+    /// Enters a job's current state into the indices and accounts for its size.
+    pub(crate) fn index(&mut self, id: &JobId) {
+        self.touches += 1;
+        let Some(entry) = self.jobs.get_mut(id) else {
+            return;
+        };
+        entry.touched = self.touches;
+        let Some(job) = &entry.job else {
+            return;
+        };
+        let bytes = job.payload_bytes();
+        self.bytes = self.bytes + bytes - entry.bytes;
+        entry.bytes = bytes;
+        let parent = job.state().and_then(|state| state.parent.clone());
+        member(&mut self.owners, &job.owner, id);
+        if let Some(parent) = parent {
+            member(&mut self.groups, &parent, id);
+        }
+    }
+
+    /// Keeps the table within its bounds; what is evicted can be loaded again where there is a store.
+    pub(crate) fn evict(&mut self) {
+        let mut chances = self.eviction.len();
+        while (self.jobs.len() > self.max_jobs || self.bytes > self.max_bytes) && chances > 0 {
+            chances -= 1;
+            let Some((id, queued)) = self.eviction.pop_front() else {
+                return;
+            };
+            let Some(entry) = self.jobs.get(&id).filter(|entry| entry.queued == queued) else {
+                continue;
+            };
+            if entry.touched != queued || self.is_watched(&id) {
+                // A second chance: it was used since it queued.
+                if let Some(entry) = self.jobs.get_mut(&id) {
+                    entry.queued = entry.touched;
+                    self.eviction.push_back((id, entry.touched));
+                }
+                continue;
+            }
+            self.evicted += 1;
+            self.known_from = self.known_from.max(self.jobs.get(&id).map_or(0, Entry::last_seq));
+            self.forget(&id);
+        }
+    }
+
+    /// Whether a job must stay: somebody watches it, or it is being repaired.
+    pub(crate) fn is_watched(&self, id: &JobId) -> bool {
+        let Some(entry) = self.jobs.get(id) else {
+            return false;
+        };
+        entry.repair.is_some()
+            || match &entry.job {
+                Some(job) => {
+                    let parent = job.state().and_then(|state| state.parent.as_ref());
+                    self.watchers(id, &job.owner, parent) != 0
+                }
+                None => entry.shards != 0,
+            }
+    }
+
+    /// Drops what is known of a job; its watchers stay.
+    pub(crate) fn forget(&mut self, id: &JobId) {
+        let Some(entry) = self.jobs.get_mut(id) else {
+            return;
+        };
+        self.bytes -= entry.bytes;
+        entry.bytes = 0;
+        entry.subjects.clear();
+        let job = entry.job.take();
+        if entry.shards == 0 && entry.repair.is_none() {
+            self.jobs.remove(id);
+        }
+        let Some(job) = job else {
+            return;
+        };
+        self.complete = false;
+        self.complete_owners.remove(&job.owner);
+        leave(&mut self.owners, &job.owner, id);
+        if let Some(parent) = job.state().and_then(|state| state.parent.clone()) {
+            leave(&mut self.groups, &parent, id);
+        }
+    }
+
+    /// Every job somebody watches, as it is held.
+    pub(crate) fn watched(&self) -> Vec<Held> {
+        let watched = self.jobs.iter().filter(|(id, _)| self.is_watched(id));
+        watched
+            .map(|(id, entry)| Held {
+                owner: entry.job.as_ref().map(|job| job.owner.clone()),
+                job: id.clone(),
+                seq: entry.last_seq(),
+            })
+            .collect()
+    }
+
+    /// Starts fetching a job; whatever comes meanwhile waits in the repair.
+    pub(crate) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
+        let entry = self.entry(id);
+        if entry.repair.is_none() {
+            let hold = entry.job.is_some().then(|| entry.last_seq());
+            entry.repair = Some(Box::default());
+            self.to_load.push_back(LoadKey::Job(id.clone()));
+            if let Some(hold) = hold {
+                self.holds.insert(id.clone(), hold);
+            }
+        }
+        self.entry(id).repair.get_or_insert_default()
+    }
+
+    /// How far cursors may go while repairs of jobs that clients were told about are under way.
+    pub(crate) fn ceiling(&self) -> u64 {
+        self.holds.values().min().copied().unwrap_or(u64::MAX)
+    }
+
+    /// Whether any shard watches `topic`; its mask, to be changed.
+    pub(crate) fn shards_of(&mut self, topic: &Topic) -> &mut Shards {
+        match topic {
+            Topic::Job(id) => &mut self.entry(id).shards,
+            Topic::User(owner) => &mut self.owners.entry(owner.clone()).or_default().shards,
+            Topic::Group(parent) => {
+                self.watched_groups.insert(parent.clone());
+                &mut self.groups.entry(parent.clone()).or_default().shards
+            }
+        }
+    }
+
+    /// A shard's last watcher of `topic` left.
+    pub(crate) fn leave(&mut self, topic: &Topic, shard: usize) {
+        *self.shards_of(topic) &= !(1 << shard);
+        match topic {
+            Topic::Job(id) => {
+                let idle = self.jobs.get(id).is_some_and(|entry| {
+                    entry.shards == 0 && entry.job.is_none() && entry.repair.is_none()
+                });
+                if idle {
+                    self.jobs.remove(id);
+                }
+            }
+            Topic::User(owner) => prune(&mut self.owners, owner),
+            Topic::Group(parent) => {
+                if self.groups.get(parent).is_none_or(|members| members.shards == 0) {
+                    self.watched_groups.remove(parent);
+                }
+                prune(&mut self.groups, parent);
+            }
+        }
+    }
+
+    /// Jobs that are over for longer than `ended`, or silent for longer than `silent`.
+    pub(crate) fn expired(&self, now: WallTime, ended: i64, silent: i64) -> Vec<JobId> {
+        let old = |state: &Arc<Publication>| {
+            let age = now.as_unix_micros() - state.stored_at.as_unix_micros();
+            age > if state.is_terminal() { ended } else { silent }
+        };
+        let expired = self
+            .jobs
+            .iter()
+            .filter(|(_, entry)| entry.repair.is_none() && entry.state().is_some_and(old));
+        expired.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The publication that tells watchers a job left history.
+    pub(crate) fn gone(&self, id: &JobId, seq: u64) -> Option<Arc<Publication>> {
+        let last = self.jobs.get(id)?.state()?;
+        Some(Arc::new(Publication {
+            seq,
+            epoch: self.epoch,
+            key: last.key,
+            job: id.clone(),
+            owner: last.owner.clone(),
+            parent: last.parent.clone(),
+            body: Body::Gone,
+            received_at: last.received_at,
+            worker_at: None,
+            stored_at: last.stored_at,
+            frames: relay_core::publication::Frames::default(),
+        }))
+    }
+}
+
+fn member(index: &mut HashMap<Name, Members>, name: &Name, id: &JobId) {
+    match index.get_mut(name) {
+        Some(members) if members.jobs.contains(id) => {}
+        Some(members) => {
+            members.jobs.insert(id.clone());
+        }
+        None => {
+            let members = index.entry(name.clone()).or_default();
+            members.jobs.insert(id.clone());
+        }
+    }
+}
+
+fn leave(index: &mut HashMap<Name, Members>, name: &Name, id: &JobId) {
+    if let Some(members) = index.get_mut(name) {
+        members.jobs.remove(id);
+    }
+    prune(index, name);
+}
+
+fn prune(index: &mut HashMap<Name, Members>, name: &Name) {
+    let idle = index
+        .get(name)
+        .is_some_and(|members| members.jobs.is_empty() && members.shards == 0);
+    if idle {
+        index.remove(name);
+    }
+}

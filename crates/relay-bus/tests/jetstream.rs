@@ -1,0 +1,17 @@
+//! JetStream mode against a real nats-server: what is read, what is loaded, and what happens when
+//! servers and streams go away.
+
+#[path = "jetstream/cluster.rs"]
+mod cluster;
+#[path = "jetstream/faults.rs"]
+mod faults;
+#[path = "jetstream/loads.rs"]
+mod loads;
+#[path = "jetstream/publishing.rs"]
+mod publishing;
+#[path = "jetstream/reading.rs"]
+mod reading;
+#[path = "jetstream/streams.rs"]
+mod streams;
+#[path = "jetstream/support.rs"]
+mod support;

@@ -1,0 +1,221 @@
+//! A recording intake, and a reader with its store against a real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use parking_lot::Mutex;
+use relay_bus::connection::ConnectionSettings;
+use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
+use relay_bus::seam::{Incoming, Intake, Outgoing, What};
+use relay_core::id::Name;
+use relay_testkit::wait;
+use tokio::task::JoinSet;
+
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// What a reader said.
+#[derive(Debug, Clone)]
+pub enum Said {
+    Live(u64, u64),
+    Lost(String),
+    Dropped(&'static str),
+    Update(Box<Incoming>),
+}
+
+/// Keeps what it is told, in order.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    said: Mutex<Vec<Said>>,
+}
+
+impl Intake for Recorder {
+    fn ingest(&self, incoming: Incoming) {
+        self.said.lock().push(Said::Update(Box::new(incoming)));
+    }
+
+    fn live(&self, epoch: u64, from_seq: u64) {
+        self.said.lock().push(Said::Live(epoch, from_seq));
+    }
+
+    fn lost(&self, reason: &str) {
+        self.said.lock().push(Said::Lost(reason.to_owned()));
+    }
+
+    fn dropped(&self, reason: &'static str) {
+        self.said.lock().push(Said::Dropped(reason));
+    }
+}
+
+impl Recorder {
+    pub fn said(&self) -> Vec<Said> {
+        self.said.lock().clone()
+    }
+
+    pub fn updates(&self) -> Vec<Incoming> {
+        let said = self.said();
+        let updates = said.into_iter().filter_map(|each| match each {
+            Said::Update(update) => Some(*update),
+            Said::Live(..) | Said::Lost(_) | Said::Dropped(_) => None,
+        });
+        updates.collect()
+    }
+
+    /// Epoch and number of each time it went live.
+    pub fn lives(&self) -> Vec<(u64, u64)> {
+        let said = self.said();
+        let lives = said.into_iter().filter_map(|each| match each {
+            Said::Live(epoch, from_seq) => Some((epoch, from_seq)),
+            Said::Update(_) | Said::Lost(_) | Said::Dropped(_) => None,
+        });
+        lives.collect()
+    }
+
+    pub fn losses(&self) -> Vec<String> {
+        let said = self.said();
+        let losses = said.into_iter().filter_map(|each| match each {
+            Said::Lost(reason) => Some(reason),
+            Said::Update(_) | Said::Live(..) | Said::Dropped(_) => None,
+        });
+        losses.collect()
+    }
+
+    pub fn drops(&self) -> Vec<&'static str> {
+        let said = self.said();
+        let drops = said.into_iter().filter_map(|each| match each {
+            Said::Dropped(reason) => Some(reason),
+            Said::Update(_) | Said::Live(..) | Said::Lost(_) => None,
+        });
+        drops.collect()
+    }
+
+    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        if wait::until(SOON, what, || holds(self)).await.is_err() {
+            panic!("waited for {what}; said so far: {:#?}", self.said());
+        }
+    }
+
+    /// Waits until it went live `times` times, and gives the last.
+    pub async fn live(&self, times: usize) -> (u64, u64) {
+        self.until("going live", |said| said.lives().len() >= times).await;
+        self.lives()[times - 1]
+    }
+
+    pub async fn updates_until(&self, count: usize) -> Vec<Incoming> {
+        self.until("updates", |said| said.updates().len() >= count).await;
+        self.updates()
+    }
+
+    pub async fn lost_with(&self, part: &str) {
+        self.until(part, |said| said.losses().iter().any(|reason| reason.contains(part))).await;
+    }
+}
+
+/// The two halves of the mode, running.
+#[derive(Debug)]
+pub struct Mode {
+    pub store: Arc<JetStreamStore>,
+    pub heard: Arc<Recorder>,
+    /// The reader; ends with this.
+    _tasks: JoinSet<()>,
+}
+
+impl Mode {
+    pub fn start(settings: JetStreamSettings, connection: &ConnectionSettings) -> Self {
+        let (store, reader) = jetstream(settings, connection).unwrap();
+        let heard = Arc::new(Recorder::default());
+        let mut tasks = JoinSet::new();
+        let intake = heard.clone();
+        tasks.spawn(async move {
+            let never = reader.run(intake).await;
+            panic!("the reader ended: {never:?}");
+        });
+        Self {
+            store,
+            heard,
+            _tasks: tasks,
+        }
+    }
+
+    pub fn at(url: &str) -> Self {
+        Self::start(settings(), &connection(url))
+    }
+}
+
+/// As the relay's own, but checked often enough for a test.
+pub fn settings() -> JetStreamSettings {
+    JetStreamSettings {
+        check_interval: Duration::from_millis(500),
+        ..JetStreamSettings::default()
+    }
+}
+
+pub fn connection(url: &str) -> ConnectionSettings {
+    ConnectionSettings {
+        urls: vec![url.to_owned()],
+        ..ConnectionSettings::default()
+    }
+}
+
+pub fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+pub fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Outgoing {
+    Outgoing {
+        owner: name(owner),
+        job: name(job),
+        what,
+        payload: payload.to_owned().into(),
+        terminal: false,
+        message_id: None,
+        expected_last: None,
+    }
+}
+
+pub fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, *value);
+    }
+    headers
+}
+
+/// A worker: publishes and waits for the stream's word.
+#[derive(Debug)]
+pub struct Worker {
+    pub client: async_nats::Client,
+    pub jetstream: async_nats::jetstream::Context,
+}
+
+impl Worker {
+    pub async fn at(url: &str) -> Self {
+        let client = async_nats::connect(url).await.unwrap();
+        Self {
+            jetstream: async_nats::jetstream::new(client.clone()),
+            client,
+        }
+    }
+
+    pub async fn publish(&self, subject: &str, payload: &str) -> u64 {
+        self.publish_with(subject, &[], payload).await
+    }
+
+    pub async fn publish_with(
+        &self,
+        subject: &str,
+        pairs: &[(&'static str, &str)],
+        payload: &str,
+    ) -> u64 {
+        let payload = payload.to_owned().into();
+        let sent = self
+            .jetstream
+            .publish_with_headers(subject.to_owned(), headers(pairs), payload);
+        sent.await.unwrap().await.unwrap().sequence
+    }
+}
+
+/// Number and the number before it, of each.
+pub fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
+    updates.iter().map(|update| (update.seq, update.previous)).collect()
+}

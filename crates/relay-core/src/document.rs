@@ -1,0 +1,377 @@
+//! The job document: what workers publish and what native clients receive.
+//!
+//! A document is read, checked and put into one canonical text here, once; after that it is copied, never
+//! read again. Which document may follow which is the guard's business, and where it goes is the outbox's.
+//!
+//! Invariant: the text of a [`JobDocument`] is one line of valid JSON with a `job_id`, an `owner` and a
+//! canonical `status`, no name twice at the top, and reads back as the same document.
+
+mod field;
+mod merge;
+mod milestone;
+mod refusal;
+#[cfg(feature = "schema")]
+mod schema;
+mod status;
+mod text;
+mod value;
+
+use std::borrow::Cow;
+
+use crate::id::{JobId, Name, Owner};
+use crate::moment::WallTime;
+
+pub use merge::merge_patch;
+pub use milestone::MilestoneData;
+pub use refusal::{MAX_QUOTED_CHARS, Problem, Quoted, Refusal};
+#[cfg(feature = "schema")]
+pub use schema::json_schema;
+pub use status::Status;
+pub use text::MAX_DEPTH;
+
+use field::Field;
+use text::{Member, push_compact, read_members, read_object, text_of};
+
+/// The complete state of one job, accepted and normalised.
+///
+/// Only `status` must be there. Synonyms of the five statuses are mapped and the worker's word kept in
+/// `status_detail`; `null` in a known field counts as absence; a plain string in `error` becomes its
+/// `message`. Fields the relay does not know keep their order and, but for white space between tokens,
+/// their bytes.
+///
+/// Without a `progress` there is one all the same if it can be known: 100 when the job is completed,
+/// else `current` of `total`, rounded down to hundredths and at most 100.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobDocument {
+    /// The canonical text.
+    json: String,
+    /// Where in the text an estimated `eta_seconds` goes.
+    eta_place: usize,
+    status: Status,
+    attempt: u32,
+    progress: Option<f64>,
+    kind: Option<Box<str>>,
+    stage: Option<Box<str>>,
+    message: Option<Box<str>>,
+    eta_seconds: Option<f64>,
+    parent_id: Option<Name>,
+    weight: Option<f64>,
+    ts: Option<WallTime>,
+}
+
+impl JobDocument {
+    /// Reads what a worker published for `job` of `owner`.
+    ///
+    /// # Errors
+    /// Says which field is wrong and what was meant, so that the worker's author can mend it.
+    pub fn parse(payload: &[u8], job: &JobId, owner: &Owner) -> Result<Self, Refusal> {
+        let text = text_of(payload)?;
+        let members = read_object(text, "a state")?;
+        let sent = Sent::sort(&members);
+        sent.agrees("job_id", Field::JobId, job)?;
+        sent.agrees("owner", Field::Owner, owner)?;
+        Ok(Draft::check(&sent)?.write(&sent, job, owner, text.len()))
+    }
+
+    /// Where the job stands.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// From 0 to 100, if it is known.
+    pub fn progress(&self) -> Option<f64> {
+        self.progress
+    }
+
+    /// Which try at the job this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What sort of job it is.
+    pub fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    /// What is being done now.
+    pub fn stage(&self) -> Option<&str> {
+        self.stage.as_deref()
+    }
+
+    /// A sentence for a person.
+    pub fn message(&self) -> Option<&str> {
+        self.message.as_deref()
+    }
+
+    /// The job this one is a part of.
+    pub fn parent_id(&self) -> Option<&Name> {
+        self.parent_id.as_ref()
+    }
+
+    /// How much this job counts among its parent's.
+    pub fn weight(&self) -> Option<f64> {
+        self.weight
+    }
+
+    /// The worker's clock at publishing.
+    pub fn ts(&self) -> Option<WallTime> {
+        self.ts
+    }
+
+    /// Seconds left, as the worker or an estimate has it.
+    pub fn eta_seconds(&self) -> Option<f64> {
+        self.eta_seconds
+    }
+
+    /// Adds the relay's estimate of the seconds left, to a tenth, marked `eta_estimated`.
+    ///
+    /// Does nothing when there is an `eta_seconds` already, when the job has ended, or when `seconds` is
+    /// not a number of seconds.
+    pub fn estimate_eta(&mut self, seconds: f64) {
+        let sensible = seconds.is_finite() && seconds >= 0.0;
+        if self.eta_seconds.is_some() || self.status.is_terminal() || !sensible {
+            return;
+        }
+        let seconds = (seconds * 10.0).round() / 10.0;
+        let text = format!(",\"eta_seconds\":{seconds},\"eta_estimated\":true");
+        self.json.insert_str(self.eta_place, &text);
+        self.eta_seconds = Some(seconds);
+    }
+
+    /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of
+    /// the schema, then the others in the order they came.
+    pub fn to_json(&self) -> Vec<u8> {
+        self.json.as_bytes().to_vec()
+    }
+
+    /// The canonical text itself, for whoever is done with the document.
+    pub fn into_json(self) -> Vec<u8> {
+        self.json.into_bytes()
+    }
+
+    /// The canonical text, without a copy.
+    pub fn as_json(&self) -> &str {
+        &self.json
+    }
+
+    /// All fields in the order of the text, each with its value as JSON text.
+    pub fn fields(&self) -> Vec<(Cow<'_, str>, &str)> {
+        let members = read_members(&self.json);
+        debug_assert!(members.is_ok(), "the canonical text is valid");
+        let members = members.unwrap_or_default().into_iter();
+        members.map(|m| (m.name, m.value)).collect()
+    }
+
+    /// The value of one field, known or not, as JSON text.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut fields = self.fields().into_iter();
+        fields.find_map(|(field, value)| (field == name).then_some(value))
+    }
+}
+
+/// What was sent, known fields by their place; `null` in one of them is as good as nothing.
+struct Sent<'a> {
+    known: [Option<&'a str>; Field::ALL.len()],
+    unknown: Vec<&'a Member<'a>>,
+}
+
+impl<'a> Sent<'a> {
+    fn sort(members: &'a [Member<'a>]) -> Self {
+        let mut sent = Self {
+            known: [None; Field::ALL.len()],
+            unknown: Vec::new(),
+        };
+        for member in members {
+            match Field::named(&member.name) {
+                None => sent.unknown.push(member),
+                Some(field) if member.value != "null" => {
+                    sent.known[field as usize] = Some(member.value);
+                }
+                Some(_) => {}
+            }
+        }
+        sent
+    }
+
+    fn raw(&self, field: Field) -> Option<&'a str> {
+        self.known[field as usize]
+    }
+
+    /// Checks the field with `read` if it is there.
+    fn read<T>(
+        &self,
+        field: Field,
+        read: impl FnOnce(&'a str) -> Result<T, Problem>,
+    ) -> Result<Option<T>, Refusal> {
+        let read = self.raw(field).map(read).transpose();
+        read.map_err(|problem| Refusal::field_problem(field.as_str(), problem))
+    }
+
+    fn text(&self, field: Field) -> Result<Option<Cow<'a, str>>, Refusal> {
+        self.read(field, |raw| value::string(raw, "a string"))
+    }
+
+    fn agrees(&self, name: &'static str, field: Field, given: &Name) -> Result<(), Refusal> {
+        match self.text(field)? {
+            Some(said) if said != given.as_str() => Err(Refusal::Contradiction {
+                field: name,
+                said: Quoted::new(self.raw(field).unwrap_or_default()),
+                given: given.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A checked document that has no text yet.
+struct Draft<'a> {
+    document: JobDocument,
+    /// The worker's word for the status, if it is not ours.
+    synonym: Option<&'a str>,
+    tasks: Option<Cow<'a, str>>,
+    error: Option<Cow<'a, str>>,
+}
+
+impl<'a> Draft<'a> {
+    fn check(sent: &Sent<'a>) -> Result<Self, Refusal> {
+        let (status, mapped) = sent
+            .read(Field::Status, value::status)?
+            .ok_or(Refusal::MissingStatus)?;
+        let boxed = |text: Cow<'_, str>| Box::from(&*text);
+        let document = JobDocument {
+            json: String::new(),
+            eta_place: 0,
+            status,
+            attempt: sent.read(Field::Attempt, value::attempt)?.unwrap_or(1),
+            progress: progress(sent, status)?,
+            kind: sent.text(Field::Kind)?.map(boxed),
+            stage: sent.text(Field::Stage)?.map(boxed),
+            message: sent.text(Field::Message)?.map(boxed),
+            eta_seconds: sent.read(Field::EtaSeconds, value::amount)?,
+            parent_id: sent.read(Field::ParentId, value::name)?,
+            weight: sent.read(Field::Weight, value::amount)?,
+            ts: sent.read(Field::Ts, value::time)?,
+        };
+        sent.text(Field::StatusDetail)?;
+        sent.text(Field::Unit)?;
+        sent.text(Field::ResultUrl)?;
+        sent.read(Field::EtaEstimated, value::boolean)?;
+        sent.read(Field::CreatedAt, value::time)?;
+        sent.read(Field::UpdatedAt, value::time)?;
+        sent.read(Field::Meta, value::object)?;
+        Ok(Self {
+            document,
+            synonym: sent.raw(Field::Status).filter(|_| mapped),
+            tasks: sent.raw(Field::Tasks).map(value::tasks).transpose()?,
+            error: sent.raw(Field::Error).map(value::error).transpose()?,
+        })
+    }
+
+    fn write(
+        mut self,
+        sent: &Sent<'a>,
+        job: &JobId,
+        owner: &Owner,
+        sent_bytes: usize,
+    ) -> JobDocument {
+        let mut out = String::with_capacity(sent_bytes + 160);
+        for field in Field::ALL {
+            self.write_field(&mut out, *field, sent, job, owner);
+            if *field == Field::EtaEstimated {
+                self.document.eta_place = out.len();
+            }
+        }
+        for member in &sent.unknown {
+            out.push(',');
+            out.push_str(member.key);
+            out.push(':');
+            push_compact(&mut out, member.value);
+        }
+        out.push('}');
+        self.document.json = out;
+        self.document
+    }
+
+    fn write_field(
+        &self,
+        out: &mut String,
+        field: Field,
+        sent: &Sent<'_>,
+        job: &JobId,
+        owner: &Owner,
+    ) {
+        let raw = sent.raw(field);
+        match field {
+            Field::JobId => push_name(out, '{', field, job.as_str()),
+            Field::Owner => push_name(out, ',', field, owner.as_str()),
+            Field::Status => push_name(out, ',', field, self.document.status.as_str()),
+            Field::StatusDetail => push_field(out, field, raw.or(self.synonym)),
+            Field::Attempt if raw.is_some() => {
+                push_field(out, field, Some(&self.document.attempt.to_string()));
+            }
+            Field::Progress => match (raw, self.document.progress) {
+                (None, Some(derived)) => push_field(out, field, Some(&derived.to_string())),
+                _ => push_field(out, field, raw),
+            },
+            // Without a number of seconds it says nothing, and an estimate would bring its own.
+            Field::EtaEstimated if self.document.eta_seconds.is_none() => {}
+            Field::Tasks => push_field(out, field, self.tasks.as_deref()),
+            Field::Error => push_field(out, field, self.error.as_deref()),
+            _ => push_field(out, field, raw),
+        }
+    }
+}
+
+/// The worker's progress, or what can be known of it.
+fn progress(sent: &Sent<'_>, status: Status) -> Result<Option<f64>, Refusal> {
+    let given = sent.read(Field::Progress, value::percent)?;
+    let current = sent.read(Field::Current, value::amount)?;
+    let total = sent.read(Field::Total, value::amount)?;
+    if given.is_some() {
+        return Ok(given);
+    }
+    if status == Status::Completed {
+        return Ok(Some(100.0));
+    }
+    Ok(match (current, total) {
+        (Some(current), Some(total)) if total > 0.0 => Some(percentage(current, total)),
+        _ => None,
+    })
+}
+
+/// Rounded down to hundredths: nobody is to read 100 before it is.
+fn percentage(current: f64, total: f64) -> f64 {
+    if current >= total {
+        return 100.0;
+    }
+    // The little extra keeps 29 of 100 from becoming 28.99.
+    let hundredths = (current / total * 10_000.0 + 1e-9).floor();
+    hundredths.min(9_999.0) / 100.0
+}
+
+fn push_name(out: &mut String, separator: char, field: Field, text: &str) {
+    out.push(separator);
+    push_key(out, field);
+    out.push('"');
+    out.push_str(text);
+    out.push('"');
+}
+
+fn push_field(out: &mut String, field: Field, raw: Option<&str>) {
+    if let Some(raw) = raw {
+        out.push(',');
+        push_key(out, field);
+        push_compact(out, raw);
+    }
+}
+
+fn push_key(out: &mut String, field: Field) {
+    out.push('"');
+    out.push_str(field.as_str());
+    out.push_str("\":");
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! What a milestone carries: any JSON value, free for the worker to choose.
+//!
+//! Knows nothing of the milestone's name or job; those come with the subject or URL.
+//!
+//! Invariant: the value is valid JSON on one line.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::moment::WallTime;
+
+use super::refusal::Refusal;
+use super::text::{check_json, push_compact, read_members, text_of};
+use super::value;
+
+/// The data of a milestone, as its worker wrote it but for white space between tokens.
+///
+/// Serialises as the value itself.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct MilestoneData {
+    data: Box<RawValue>,
+    #[serde(skip)]
+    ts: Option<WallTime>,
+}
+
+impl MilestoneData {
+    /// Takes any JSON value; nothing at all is `null`.
+    ///
+    /// # Errors
+    /// When the payload is not JSON in UTF-8, or nested deeper than 64 levels.
+    pub fn parse(payload: &[u8]) -> Result<Self, Refusal> {
+        if payload.trim_ascii().is_empty() {
+            return Self::from_json("null");
+        }
+        Self::from_json(check_json(text_of(payload)?)?)
+    }
+
+    fn from_json(raw: &str) -> Result<Self, Refusal> {
+        let mut line = String::with_capacity(raw.len());
+        push_compact(&mut line, raw);
+        Ok(Self {
+            ts: worker_time(raw),
+            data: RawValue::from_string(line).map_err(Refusal::not_json)?,
+        })
+    }
+
+    /// The value as JSON text, on one line.
+    pub fn as_json(&self) -> &str {
+        self.data.get()
+    }
+
+    /// The value, to be put into a larger document as it is.
+    pub fn raw(&self) -> &RawValue {
+        &self.data
+    }
+
+    /// The worker's clock at publishing: the member `ts` if the value is an object with an RFC 3339 one.
+    /// Anything else called `ts` is the worker's own affair.
+    pub fn ts(&self) -> Option<WallTime> {
+        self.ts
+    }
+}
+
+fn worker_time(raw: &str) -> Option<WallTime> {
+    if !raw.starts_with('{') {
+        return None;
+    }
+    let members = read_members(raw).ok()?;
+    let ts = members.iter().find(|member| member.name == "ts")?;
+    value::time(ts.value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(payload: &str) -> String {
+        let data = MilestoneData::parse(payload.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&data).unwrap(), data.as_json());
+        data.as_json().to_owned()
+    }
+
+    #[test]
+    fn any_json_value_is_a_milestone_and_nothing_is_null() {
+        assert_eq!(json(""), "null");
+        assert_eq!(json(" \n"), "null");
+        assert_eq!(json(" 1.0 "), "1.0");
+        assert_eq!(
+            json("{ \"clip\":\n 3, \"n\": 1e2 }"),
+            r#"{"clip":3,"n":1e2}"#
+        );
+        assert_eq!(json("\"a b\""), "\"a b\"");
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for (payload, code) in [
+            ("{", "bad_json"),
+            ("1 2", "bad_json"),
+            ("nope", "bad_json"),
+            (&"[".repeat(65), "too_deep"),
+        ] {
+            assert_eq!(
+                MilestoneData::parse(payload.as_bytes()).unwrap_err().code(),
+                code
+            );
+        }
+        assert_eq!(
+            MilestoneData::parse(b"\xff").unwrap_err().code(),
+            "bad_json"
+        );
+    }
+
+    #[test]
+    fn the_worker_clock_is_read_where_there_is_one() {
+        let at = |payload: &str| MilestoneData::parse(payload.as_bytes()).unwrap().ts();
+        assert_eq!(
+            at(r#"{"ts":"2026-11-21T10:00:00Z"}"#),
+            WallTime::parse_rfc3339("2026-11-21T10:00:00Z")
+        );
+        assert_eq!(at(r#"{"ts":17}"#), None);
+        assert_eq!(at(r#"["ts"]"#), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! Why a worker's words were not taken, said so that the worker's author can mend them.
+//!
+//! Knows nothing of HTTP or NATS: [`Refusal::code`] is for metrics and error bodies, [`Refusal::field`]
+//! for a form, the display text for a person.
+//!
+//! Invariant: the text quotes at most [`MAX_QUOTED_CHARS`] of what was sent.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::id::{Name, NameError};
+
+use super::text::{MAX_DEPTH, kind_of};
+
+/// How much of a refused value a message repeats.
+pub const MAX_QUOTED_CHARS: usize = 40;
+
+/// Why a payload is not a job document, a milestone or a merge patch.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No byte at all where a document was wanted.
+    #[error("the payload is empty; send a JSON object")]
+    Empty,
+    /// Not text.
+    #[error("the payload is not UTF-8 from byte {offset} on; send JSON as UTF-8")]
+    NotUtf8 {
+        /// The first byte that is not part of a character.
+        offset: usize,
+    },
+    /// Text, but not JSON.
+    #[error("the payload is not JSON: {reason} at line {line} column {column}")]
+    NotJson {
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1, in bytes.
+        column: usize,
+        /// What the reader stumbled over. Its error type can be neither copied nor compared.
+        reason: Box<str>,
+    },
+    /// JSON, but not an object.
+    #[error("{wanted} is a JSON object, and this is {found}")]
+    NotAnObject {
+        /// What was to be read.
+        wanted: &'static str,
+        /// The kind of value that came instead.
+        found: &'static str,
+    },
+    /// Brackets within brackets.
+    #[error("the payload is nested deeper than {MAX_DEPTH} levels; flatten it")]
+    TooDeep,
+    /// A name twice at the top, so that nobody can say which value counts.
+    #[error("{field}: appears twice; keep one")]
+    DuplicateField {
+        /// The name.
+        field: Box<str>,
+    },
+    /// The one field each state must have.
+    #[error("status: is missing; say queued, running, completed, failed or cancelled")]
+    MissingStatus,
+    /// A known field with a value it cannot have.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The field, such as `progress` or `tasks[2].progress`.
+        field: Cow<'static, str>,
+        /// What is wrong with its value.
+        problem: Problem,
+    },
+    /// The body names another job or owner than the subject or URL does.
+    #[error("{field}: {said} in the body contradicts {given} in the subject or URL; leave it out")]
+    Contradiction {
+        /// `job_id` or `owner`.
+        field: &'static str,
+        /// What the body says.
+        said: Quoted,
+        /// What the subject or URL says.
+        given: Name,
+    },
+}
+
+impl Refusal {
+    /// The field at fault, if it is one field.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::MissingStatus => Some("status"),
+            Self::DuplicateField { field } => Some(field),
+            Self::Field { field, .. } => Some(field),
+            Self::Contradiction { field, .. } => Some(field),
+            Self::Empty
+            | Self::NotUtf8 { .. }
+            | Self::NotJson { .. }
+            | Self::NotAnObject { .. }
+            | Self::TooDeep => None,
+        }
+    }
+
+    /// The reason as one word, for a metric's label and an error body.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Empty | Self::NotUtf8 { .. } | Self::NotJson { .. } => "bad_json",
+            Self::NotAnObject { .. } => "not_an_object",
+            Self::TooDeep => "too_deep",
+            Self::DuplicateField { .. } => "duplicate_field",
+            Self::MissingStatus => "missing_status",
+            Self::Field { .. } => "bad_field",
+            Self::Contradiction { .. } => "contradiction",
+        }
+    }
+
+    pub(super) fn not_json(error: serde_json::Error) -> Self {
+        let text = error.to_string();
+        let reason = text.split(" at line ").next().unwrap_or_default();
+        Self::NotJson {
+            line: error.line(),
+            column: error.column(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn field_problem(field: impl Into<Cow<'static, str>>, problem: Problem) -> Self {
+        Self::Field {
+            field: field.into(),
+            problem,
+        }
+    }
+}
+
+/// What is wrong with one field's value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A value of another kind: a string where a number is meant.
+    #[error("{found} is {kind} where {meant} is meant")]
+    Kind {
+        /// The value.
+        found: Quoted,
+        /// `a string`, `a number`, …
+        kind: &'static str,
+        /// What the field holds.
+        meant: &'static str,
+    },
+    /// A number out of its range.
+    #[error("{found} is outside {range}")]
+    Range {
+        /// The number.
+        found: Quoted,
+        /// `0 to 100`, …
+        range: &'static str,
+    },
+    /// `NaN` or `Infinity`, which some encoders write and JSON does not have.
+    #[error("{found} is not a JSON number; send a finite number or leave the field out")]
+    NotFinite {
+        /// The word or number.
+        found: Quoted,
+    },
+    /// A status word the relay does not know.
+    #[error("{found} is not a known status; say queued, running, completed, failed or cancelled")]
+    UnknownStatus {
+        /// The word.
+        found: Quoted,
+    },
+    /// Not an RFC 3339 time.
+    #[error("{found} is not an RFC 3339 time with its offset, such as 2026-11-21T10:00:00.250Z")]
+    NotATime {
+        /// The text.
+        found: Quoted,
+    },
+    /// Not a name.
+    #[error("{found} {source}")]
+    NotAName {
+        /// The text.
+        found: Quoted,
+        /// What a name may be.
+        source: NameError,
+    },
+    /// A string whose escapes make no character, such as half a surrogate pair.
+    #[error("{found} holds an escape that is no character")]
+    BrokenText {
+        /// The string.
+        found: Quoted,
+    },
+    /// A required part of a sub-object that is not there.
+    #[error("is missing; {meant} is meant")]
+    Missing {
+        /// What the part holds.
+        meant: &'static str,
+    },
+}
+
+impl Problem {
+    pub(super) fn kind(raw: &str, meant: &'static str) -> Self {
+        Self::Kind {
+            found: Quoted::new(raw),
+            kind: kind_of(raw),
+            meant,
+        }
+    }
+}
+
+/// The beginning of a value that was sent, short enough to repeat in a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quoted(Box<str>);
+
+impl Quoted {
+    pub(super) fn new(raw: &str) -> Self {
+        match raw.char_indices().nth(MAX_QUOTED_CHARS) {
+            None => Self(raw.into()),
+            Some((cut, _)) => Self(format!("{}…", &raw[..cut]).into()),
+        }
+    }
+}
+
+impl fmt::Display for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,19 @@
+//! What a progress message means, with no socket, no HTTP, no NATS, no runtime and no clock.
+//!
+//! Read the modules in this order: a worker's words ([`document`], checked by [`guard`]) become numbered
+//! facts, which a client's outbox hands on in order; [`cursor`] says how far it has come.
+
+pub mod backoff;
+pub mod document;
+pub mod guard;
+pub mod id;
+pub mod latency;
+pub mod limits;
+pub mod moment;
+pub mod topic;
+pub mod cursor;
+pub mod job;
+pub mod outbox;
+pub mod publication;
+pub mod session;
+pub mod eta;

@@ -1,0 +1,109 @@
+//! Time as core sees it: a number somebody else read off a clock.
+//!
+//! Core never asks what time it is. Whoever calls it passes a [`Moment`], so a test can move time by
+//! adding to a number.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+/// A point on the relay's monotonic clock, in microseconds since an arbitrary start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// The moment `micros` microseconds after the clock's start.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the clock's start.
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Self;
+
+    fn add(self, rhs: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(rhs.as_micros()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+impl Sub for Moment {
+    type Output = Duration;
+
+    fn sub(self, rhs: Self) -> Duration {
+        self.since(rhs)
+    }
+}
+
+/// A point in wall-clock time, in microseconds since the Unix epoch. Workers' clocks speak this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WallTime(i64);
+
+impl WallTime {
+    /// The wall time `micros` microseconds after 1970-01-01T00:00:00Z.
+    pub const fn from_unix_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    pub const fn as_unix_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Reads an RFC 3339 time stamp such as `2026-11-21T10:00:00.250Z`; `None` if it is not one.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+            .ok()?;
+        i64::try_from(at.unix_timestamp_nanos() / 1000)
+            .ok()
+            .map(Self)
+    }
+
+    /// Writes the time as RFC 3339 in UTC with milliseconds.
+    pub fn to_rfc3339(self) -> String {
+        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
+            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+        format!(
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            at.year(),
+            u8::from(at.month()),
+            at.day(),
+            at.hour(),
+            at.minute(),
+            at.second(),
+            at.millisecond()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_time_survives_a_round_trip_through_rfc3339() {
+        let at = WallTime::parse_rfc3339("2026-11-21T10:00:00.250+02:00").unwrap();
+        assert_eq!(at.to_rfc3339(), "2026-11-21T08:00:00.250Z");
+        assert_eq!(WallTime::parse_rfc3339(&at.to_rfc3339()), Some(at));
+        assert_eq!(WallTime::parse_rfc3339("yesterday"), None);
+    }
+
+    #[test]
+    fn a_moment_before_another_is_zero_after_it() {
+        let early = Moment::from_micros(5);
+        let late = early + Duration::from_micros(7);
+        assert_eq!(late - early, Duration::from_micros(7));
+        assert_eq!(early - late, Duration::ZERO);
+    }
+}

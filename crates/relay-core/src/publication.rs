@@ -1,0 +1,134 @@
+//! An accepted, numbered update: what the fan-out carries.
+//!
+//! A publication is made once, by the hub, and shared by every shard, outbox and history that holds it.
+//! It does not know who watches it or how a frame looks; it only keeps the frames others encode from it,
+//! so that each shape is encoded once.
+//!
+//! Invariant: nothing in a publication changes after it was made, but for frames being filled in.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+use crate::document::Status;
+use crate::id::{JobId, Name, Owner};
+use crate::moment::{Moment, WallTime};
+use crate::topic::Topic;
+
+/// How many differently shaped frames one publication can keep.
+pub const FRAME_SLOTS: usize = 9;
+
+/// A job's number on this node: shorter to compare than its id, and never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobKey(pub u64);
+
+/// An accepted update with its place in the bus's order.
+pub struct Publication {
+    /// The bus's number.
+    pub seq: u64,
+    /// Which life of the bus `seq` belongs to.
+    pub epoch: u64,
+    /// The job's number on this node.
+    pub key: JobKey,
+    /// The job's id.
+    pub job: JobId,
+    /// The job's owner.
+    pub owner: Owner,
+    /// The job's parent, which is the group it belongs to.
+    pub parent: Option<Name>,
+    /// State, milestone, or the end of the job's history.
+    pub body: Body,
+    /// When this node took it in.
+    pub received_at: Moment,
+    /// The worker's clock at publishing, if it said.
+    pub worker_at: Option<WallTime>,
+    /// When the bus (or this node, where the bus has no clock) took it in.
+    pub stored_at: WallTime,
+    /// What others have encoded from it.
+    pub frames: Frames,
+}
+
+/// The frames encoded from a publication so far; nothing is allocated for jobs nobody watches.
+#[derive(Default)]
+pub struct Frames(OnceLock<Box<[OnceLock<Bytes>; FRAME_SLOTS]>>);
+
+/// What a publication says.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// The complete current state.
+    State {
+        /// The job document in its canonical form.
+        json: Bytes,
+        /// Its status.
+        status: Status,
+        /// Its attempt, from 1.
+        attempt: u32,
+    },
+    /// A named event that nothing supersedes.
+    Milestone {
+        /// Its name.
+        name: Name,
+        /// Its data, as JSON.
+        data: Bytes,
+    },
+    /// The job left history: it expired or was purged.
+    Gone,
+}
+
+impl Publication {
+    /// Whether this is a state whose status is an ending.
+    pub fn is_terminal(&self) -> bool {
+        matches!(&self.body, Body::State { status, .. } if status.is_terminal())
+    }
+
+    /// Whether a newer state of the job makes this one needless.
+    pub fn is_state(&self) -> bool {
+        matches!(self.body, Body::State { .. })
+    }
+
+    /// The size of what it carries, in bytes, without what every publication costs.
+    pub fn payload_bytes(&self) -> usize {
+        match &self.body {
+            Body::State { json, .. } => json.len(),
+            Body::Milestone { data, .. } => data.len(),
+            Body::Gone => 0,
+        }
+    }
+
+    /// The topics under which a watcher may see it.
+    pub fn topics(&self) -> impl Iterator<Item = Topic> {
+        [
+            Some(Topic::Job(self.job.clone())),
+            Some(Topic::User(self.owner.clone())),
+            self.parent.clone().map(Topic::Group),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The frame kept in `slot`, made by `encode` if this is the first to ask.
+    ///
+    /// The frame in a slot must be the same whoever encodes it.
+    pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
+        let frames = self.frames.0.get_or_init(Box::default);
+        frames[slot].get_or_init(|| encode(self)).clone()
+    }
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Frames")
+    }
+}
+
+impl fmt::Debug for Publication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.body {
+            Body::State { status, .. } => status.as_str(),
+            Body::Milestone { name, .. } => name.as_str(),
+            Body::Gone => "gone",
+        };
+        write!(f, "{}@{} {what}", self.job, self.seq)
+    }
+}

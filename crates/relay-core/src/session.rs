@@ -1,0 +1,439 @@
+//! One client's presence: what it may say, what it watches, whether it is alive.
+//!
+//! A pure state machine. Events go in with the time they happened, actions come out; whoever owns the
+//! socket carries them out. It does not know JSON, WebSocket, tokens' contents or publications.
+//!
+//! Invariant: after [`Action::Close`] nothing but silence comes out.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::cursor::{Cursor, Scope};
+use crate::moment::Moment;
+use crate::outbox::SubscriptionId;
+use crate::topic::{Topic, TopicError};
+
+/// The times and counts every session is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionBounds {
+    /// Subscriptions at a time.
+    pub subscriptions: usize,
+    /// How long a client may take to authenticate by message.
+    pub auth_timeout: Duration,
+    /// Time between two pings of ours.
+    pub ping_interval: Duration,
+    /// How long without a sign of life until a client counts as gone.
+    pub dead_after: Duration,
+}
+
+/// What a client asks, decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Watch a topic, from a cursor where there is one.
+    Subscribe {
+        /// The topic as the client wrote it.
+        topic: String,
+        /// Where it left off.
+        cursor: Option<String>,
+    },
+    /// Watch it no longer.
+    Unsubscribe {
+        /// The topic as the client wrote it.
+        topic: String,
+    },
+    /// All up to the cursor has arrived.
+    Ack {
+        /// The topic as the client wrote it.
+        topic: String,
+        /// The last cursor seen.
+        cursor: String,
+    },
+    /// Say pong.
+    Ping,
+    /// Here is a (new) token.
+    Auth {
+        /// The token, which the session passes on unread.
+        token: String,
+    },
+}
+
+/// What happens to a session.
+#[derive(Debug)]
+pub enum Event {
+    /// The client sent a command. `may_watch` is asked with the parsed topic.
+    Command(Command),
+    /// The token was good until `expires_at`, or for ever.
+    Authenticated {
+        /// When it ends.
+        expires_at: Option<Moment>,
+    },
+    /// Any bytes arrived: a frame, a pong.
+    SignOfLife,
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Join the topic; the first word about it follows when the bus has answered.
+    Join {
+        /// The new subscription.
+        subscription: SubscriptionId,
+        /// What it watches.
+        topic: Topic,
+        /// Where the client left off.
+        cursor: Option<Cursor>,
+    },
+    /// Leave the topic and say so.
+    Leave {
+        /// The subscription that ended.
+        subscription: SubscriptionId,
+        /// What it watched.
+        topic: Topic,
+    },
+    /// Note that the client has everything up to the cursor on this topic.
+    Acknowledge {
+        /// The subscription.
+        subscription: SubscriptionId,
+        /// The sequence acknowledged.
+        seq: u64,
+    },
+    /// Verify this token, and come back with [`Event::Authenticated`] or close.
+    Verify(String),
+    /// Answer pong.
+    Pong,
+    /// Send a protocol ping.
+    Ping,
+    /// Answer with an error; the session goes on.
+    Refuse(CommandError),
+    /// End the connection.
+    Close(CloseReason),
+}
+
+/// Why a command did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// Not a topic.
+    #[error("{topic:?} is no topic: {source}")]
+    BadTopic {
+        /// What the client wrote.
+        topic: String,
+        /// What is wrong with it.
+        source: TopicError,
+    },
+    /// Not a cursor.
+    #[error("the cursor is not one of this relay; leave it out to start from a snapshot")]
+    BadCursor,
+    /// The bound on subscriptions.
+    #[error("{limit} subscriptions are open, the limit of one connection (limits.subscriptions_per_connection); unsubscribe from one first")]
+    TooManySubscriptions {
+        /// The bound.
+        limit: usize,
+    },
+    /// Subscribed already.
+    #[error("{topic} is subscribed on this connection already")]
+    AlreadySubscribed {
+        /// The topic.
+        topic: Topic,
+    },
+    /// Not subscribed.
+    #[error("{topic} is not subscribed on this connection")]
+    NotSubscribed {
+        /// The topic.
+        topic: Topic,
+    },
+    /// Before authentication.
+    #[error("send {{\"type\":\"auth\",\"token\":\"…\"}} first")]
+    Unauthenticated,
+}
+
+impl CommandError {
+    /// The word on the wire and in metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadTopic { .. } => "bad_topic",
+            Self::BadCursor => "bad_cursor",
+            Self::TooManySubscriptions { .. } => "too_many_subscriptions",
+            Self::AlreadySubscribed { .. } => "already_subscribed",
+            Self::NotSubscribed { .. } => "not_subscribed",
+            Self::Unauthenticated => "unauthenticated",
+        }
+    }
+}
+
+/// Why a connection ends. Each ends up as a close code and as a metric's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// The client went, politely or not.
+    Client,
+    /// No sign of life for `delivery.dead_after`.
+    Dead,
+    /// Writes failed `delivery.max_failures` times in a row.
+    Slow,
+    /// More waited than an outbox holds.
+    Overflow,
+    /// The token ran out.
+    Expired,
+    /// No credential within the time for it, or a bad one.
+    Unauthenticated,
+    /// A message larger than `limits.message_bytes`.
+    TooLarge,
+    /// More messages than `limits.messages_per_second`, after a warning.
+    TooFrequent,
+    /// Broken WebSocket framing.
+    Protocol,
+    /// The relay is going away.
+    Drain,
+}
+
+impl CloseReason {
+    /// The word in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Dead => "dead",
+            Self::Slow => "slow",
+            Self::Overflow => "overflow",
+            Self::Expired => "expired",
+            Self::Unauthenticated => "unauthenticated",
+            Self::TooLarge => "too_large",
+            Self::TooFrequent => "too_frequent",
+            Self::Protocol => "protocol",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// One topic a session watches.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Its number on this connection.
+    pub id: SubscriptionId,
+    /// What it watches.
+    pub topic: Topic,
+    /// Whether the bus has answered and the first word is in the outbox.
+    pub live: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing but `auth` is heard.
+    Unauthenticated { deadline: Moment },
+    /// Everything is heard, until the token runs out.
+    Open { expires_at: Option<Moment> },
+    /// Nothing is heard.
+    Closed,
+}
+
+/// What one event led to; nearly always nothing or one thing.
+pub type Actions = SmallVec<[Action; 1]>;
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    phase: Phase,
+    subscriptions: SmallVec<[Subscription; 1]>,
+    next_subscription: u32,
+    last_sign_of_life: Moment,
+    next_ping: Moment,
+}
+
+impl Session {
+    /// A session whose client was authenticated before it began.
+    pub fn open(expires_at: Option<Moment>, now: Moment, bounds: &SessionBounds) -> Self {
+        Self::new(Phase::Open { expires_at }, now, bounds)
+    }
+
+    /// A session whose client will authenticate by its first message.
+    pub fn unauthenticated(now: Moment, bounds: &SessionBounds) -> Self {
+        let deadline = now + bounds.auth_timeout;
+        Self::new(Phase::Unauthenticated { deadline }, now, bounds)
+    }
+
+    fn new(phase: Phase, now: Moment, bounds: &SessionBounds) -> Self {
+        Self {
+            phase,
+            subscriptions: SmallVec::new(),
+            next_subscription: 0,
+            last_sign_of_life: now,
+            next_ping: now + bounds.ping_interval,
+        }
+    }
+
+    /// Takes an event; says what is to be done. Total: any event is fine at any time.
+    pub fn handle(&mut self, event: Event, now: Moment, bounds: &SessionBounds) -> Actions {
+        if matches!(self.phase, Phase::Closed) {
+            return Actions::new();
+        }
+        match event {
+            Event::Command(command) => {
+                self.last_sign_of_life = now;
+                self.command(command, bounds)
+            }
+            Event::Authenticated { expires_at } => {
+                self.phase = Phase::Open { expires_at };
+                Actions::new()
+            }
+            Event::SignOfLife => {
+                self.last_sign_of_life = now;
+                Actions::new()
+            }
+            Event::Tick => self.tick(now, bounds),
+        }
+    }
+
+    /// Ends the session from outside; it will not act again.
+    pub fn close(&mut self) {
+        self.phase = Phase::Closed;
+    }
+
+    /// When the next [`Event::Tick`] is wanted, at the latest.
+    pub fn next_tick(&self, bounds: &SessionBounds) -> Moment {
+        let life = self.next_ping.min(self.last_sign_of_life + bounds.dead_after);
+        match self.phase {
+            Phase::Unauthenticated { deadline } => life.min(deadline),
+            Phase::Open { expires_at: Some(at) } => life.min(at),
+            Phase::Open { expires_at: None } | Phase::Closed => life,
+        }
+    }
+
+    /// What it watches.
+    pub fn subscriptions(&self) -> &[Subscription] {
+        &self.subscriptions
+    }
+
+    /// One subscription, if it has not ended.
+    pub fn subscription(&self, id: SubscriptionId) -> Option<&Subscription> {
+        self.subscriptions.iter().find(|each| each.id == id)
+    }
+
+    /// The subscription to `topic`.
+    pub fn subscription_to(&self, topic: &Topic) -> Option<&Subscription> {
+        self.subscriptions.iter().find(|each| each.topic == *topic)
+    }
+
+    /// Notes that the bus answered a join. False if the subscription ended meanwhile.
+    pub fn joined(&mut self, id: SubscriptionId) -> bool {
+        let found = self.subscriptions.iter_mut().find(|each| each.id == id);
+        found.map(|subscription| subscription.live = true).is_some()
+    }
+
+    /// Ends one subscription (refused by the bus, or foreign).
+    pub fn leave(&mut self, id: SubscriptionId) -> Option<Topic> {
+        let at = self.subscriptions.iter().position(|each| each.id == id)?;
+        Some(self.subscriptions.remove(at).topic)
+    }
+
+    /// Subscribes without a command, as the URL of a stream does.
+    ///
+    /// # Errors
+    /// As the same command would be refused.
+    pub fn subscribe(
+        &mut self,
+        topic: Topic,
+        bounds: &SessionBounds,
+    ) -> Result<SubscriptionId, CommandError> {
+        if self.subscription_to(&topic).is_some() {
+            return Err(CommandError::AlreadySubscribed { topic });
+        }
+        if self.subscriptions.len() >= bounds.subscriptions {
+            let limit = bounds.subscriptions;
+            return Err(CommandError::TooManySubscriptions { limit });
+        }
+        let id = SubscriptionId(self.next_subscription);
+        self.next_subscription = self.next_subscription.wrapping_add(1);
+        self.subscriptions.push(Subscription { id, topic, live: false });
+        Ok(id)
+    }
+
+    /// The scope of a cursor handed out now, where `owes` says whether a subscription is still behind.
+    pub fn scope(&self, owes: impl Fn(SubscriptionId) -> bool) -> Scope {
+        let told = self.subscriptions.iter().filter(|each| each.live && !owes(each.id));
+        Scope::of(told.map(|subscription| &subscription.topic))
+    }
+
+    fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {
+        let action = match (command, &self.phase) {
+            (Command::Auth { token }, _) => Action::Verify(token),
+            (Command::Ping, _) => Action::Pong,
+            (_, Phase::Unauthenticated { .. }) => Action::Refuse(CommandError::Unauthenticated),
+            (Command::Subscribe { topic, cursor }, _) => self
+                .on_subscribe(&topic, cursor.as_deref(), bounds)
+                .unwrap_or_else(Action::Refuse),
+            (Command::Unsubscribe { topic }, _) => {
+                self.on_unsubscribe(&topic).unwrap_or_else(Action::Refuse)
+            }
+            (Command::Ack { topic, cursor }, _) => {
+                self.on_ack(&topic, &cursor).unwrap_or_else(Action::Refuse)
+            }
+        };
+        smallvec::smallvec![action]
+    }
+
+    fn on_subscribe(
+        &mut self,
+        topic: &str,
+        cursor: Option<&str>,
+        bounds: &SessionBounds,
+    ) -> Result<Action, CommandError> {
+        let topic = parse_topic(topic)?;
+        let cursor = cursor.map(parse_cursor).transpose()?;
+        let subscription = self.subscribe(topic.clone(), bounds)?;
+        Ok(Action::Join { subscription, topic, cursor })
+    }
+
+    fn on_unsubscribe(&mut self, topic: &str) -> Result<Action, CommandError> {
+        let topic = parse_topic(topic)?;
+        let Some(subscription) = self.subscription_to(&topic).map(|each| each.id) else {
+            return Err(CommandError::NotSubscribed { topic });
+        };
+        self.leave(subscription);
+        Ok(Action::Leave { subscription, topic })
+    }
+
+    fn on_ack(&self, topic: &str, cursor: &str) -> Result<Action, CommandError> {
+        let topic = parse_topic(topic)?;
+        let cursor = parse_cursor(cursor)?;
+        match self.subscription_to(&topic) {
+            Some(subscription) => Ok(Action::Acknowledge {
+                subscription: subscription.id,
+                seq: cursor.seq,
+            }),
+            None => Err(CommandError::NotSubscribed { topic }),
+        }
+    }
+
+    fn tick(&mut self, now: Moment, bounds: &SessionBounds) -> Actions {
+        let ended = match self.phase {
+            Phase::Unauthenticated { deadline } if now >= deadline => {
+                Some(CloseReason::Unauthenticated)
+            }
+            Phase::Open { expires_at: Some(at) } if now >= at => Some(CloseReason::Expired),
+            _ if now - self.last_sign_of_life >= bounds.dead_after => Some(CloseReason::Dead),
+            _ => None,
+        };
+        if let Some(reason) = ended {
+            self.phase = Phase::Closed;
+            return smallvec::smallvec![Action::Close(reason)];
+        }
+        if now < self.next_ping {
+            return Actions::new();
+        }
+        self.next_ping = now + bounds.ping_interval;
+        smallvec::smallvec![Action::Ping]
+    }
+}
+
+fn parse_topic(topic: &str) -> Result<Topic, CommandError> {
+    Topic::parse(topic).map_err(|source| CommandError::BadTopic {
+        topic: topic.chars().take(160).collect(),
+        source,
+    })
+}
+
+fn parse_cursor(cursor: &str) -> Result<Cursor, CommandError> {
+    Cursor::parse(cursor).map_err(|_| CommandError::BadCursor)
+}

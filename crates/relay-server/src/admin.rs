@@ -1,0 +1,117 @@
+//! The operators' listener: metrics, liveness, readiness, status.
+//!
+//! It runs on the main thread, so a busy shard does not make the process look dead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::routing::get;
+use http::{Response, StatusCode, header};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::answer;
+use crate::shard::Common;
+
+/// What the operators' listener looks at.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The node.
+    pub common: Arc<Common>,
+    /// The bus's mode, for people.
+    pub bus: &'static str,
+    /// When the relay started.
+    pub started: Instant,
+    /// Set when the drain begins.
+    pub draining: Arc<AtomicBool>,
+    /// Set once the bus was there for the first time. A bus that blips afterwards takes no node out of
+    /// rotation: every node would go at once, and clients lose connections that still serve them.
+    pub was_fresh: Arc<AtomicBool>,
+    /// `limits.connections`.
+    pub connection_limit: usize,
+    /// `history.jobs`.
+    pub job_limit: usize,
+}
+
+/// What `/status` and `/readyz` say.
+#[derive(Debug, Serialize)]
+struct Status {
+    ready: bool,
+    version: &'static str,
+    uptime_seconds: u64,
+    bus: &'static str,
+    bus_up: bool,
+    draining: bool,
+    connections: usize,
+    jobs: usize,
+    bus_sequence: u64,
+}
+
+/// The routes.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .route("/healthz", get(readyz))
+        .route("/readyz", get(readyz))
+        .route("/status", get(status))
+        .fallback(async || (StatusCode::NOT_FOUND, "this listener has /metrics /livez /readyz /status\n"))
+        .with_state(admin)
+}
+
+impl Admin {
+    fn status(&self) -> Status {
+        let hub = self.common.hub.stats();
+        if !hub.stale {
+            self.was_fresh.store(true, Ordering::Relaxed);
+        }
+        let draining = self.draining.load(Ordering::Relaxed);
+        Status {
+            ready: self.was_fresh.load(Ordering::Relaxed) && !draining,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            bus: self.bus,
+            bus_up: !hub.stale,
+            draining,
+            connections: self.common.admissions.total(),
+            jobs: hub.jobs,
+            bus_sequence: hub.high,
+        }
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response<Body> {
+    let telemetry = &admin.common.telemetry;
+    let hub = admin.common.hub.stats();
+    telemetry.bound("connections", admin.common.admissions.total(), admin.connection_limit);
+    telemetry.bound("jobs", hub.jobs, admin.job_limit);
+    telemetry.draining.set(i64::from(admin.draining.load(Ordering::Relaxed)));
+    match telemetry.scrape(&hub) {
+        Ok(text) => {
+            let mut response = Response::new(Body::from(text));
+            let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be written");
+            answer::json(StatusCode::INTERNAL_SERVER_ERROR, b"{}".to_vec())
+        }
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response<Body> {
+    let status = admin.status();
+    let code = match status.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    answer::json(code, serde_json::to_vec(&status).unwrap_or_default())
+}
+
+async fn status(State(admin): State<Admin>) -> Response<Body> {
+    answer::json(StatusCode::OK, serde_json::to_vec(&admin.status()).unwrap_or_default())
+}

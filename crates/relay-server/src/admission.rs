@@ -1,0 +1,78 @@
+//! Who holds how many connections: the node's ledger, shared by all shards.
+//!
+//! A connection keeps an [`Admission`]; dropped, it counts no more. Nothing is counted twice and nothing
+//! stays counted, whatever way a connection ends.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use relay_core::id::Name;
+use relay_core::limits::{ConnectionLimits, Ledger, LimitRefusal};
+
+/// The node's ledger.
+#[derive(Debug, Clone)]
+pub struct Admissions {
+    /// Held for one look-up, never across anything else.
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Admissions {
+    /// An empty ledger.
+    pub fn new(limits: ConnectionLimits) -> Self {
+        Self { ledger: Arc::new(Mutex::new(Ledger::new(limits))) }
+    }
+
+    /// Counts one more connection of `user` from `address`.
+    ///
+    /// # Errors
+    /// Names the bound that is reached.
+    pub fn admit(&self, user: Option<&Name>, address: IpAddr) -> Result<Admission, LimitRefusal> {
+        self.ledger.lock().admit(user, address)?;
+        Ok(Admission {
+            ledger: self.ledger.clone(),
+            user: user.cloned(),
+            address,
+        })
+    }
+
+    /// Connections counted now.
+    pub fn total(&self) -> usize {
+        self.ledger.lock().total() as usize
+    }
+}
+
+/// One connection's place in the ledger. Dropping it frees the place.
+#[derive(Debug)]
+pub struct Admission {
+    ledger: Arc<Mutex<Ledger>>,
+    user: Option<Name>,
+    address: IpAddr,
+}
+
+impl Admission {
+    /// The connection turned out to be `user`'s.
+    ///
+    /// # Errors
+    /// When that user has as many connections as allowed; the place stays as it was.
+    pub fn identify(&mut self, user: Option<&Name>) -> Result<(), LimitRefusal> {
+        if self.user.as_ref() == user {
+            return Ok(());
+        }
+        let mut ledger = self.ledger.lock();
+        if let Some(user) = user {
+            ledger.admit_user(user)?;
+        }
+        if let Some(before) = &self.user {
+            ledger.release_user(before);
+        }
+        self.user = user.cloned();
+        Ok(())
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.ledger.lock().release(self.user.as_ref(), self.address);
+    }
+}

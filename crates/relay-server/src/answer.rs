@@ -1,0 +1,222 @@
+//! HTTP answers: JSON bodies, and errors a person understands.
+//!
+//! Every error has the same shape, `{"error":{"code","message",…}}`: a word for programs, a sentence for
+//! people. One table from what went wrong to a status is here.
+
+use axum::body::Body;
+use axum::response::IntoResponse;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use relay_bus::hub::PublishError;
+use relay_bus::seam::StoreError;
+use relay_core::job::Declined;
+use relay_core::topic::Topic;
+use serde::Serialize;
+
+use crate::identity::Refused;
+
+/// An error as a client sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ApiError {
+    #[serde(skip)]
+    status: StatusCode,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    message: String,
+    /// Seconds until it is worth asking again.
+    #[serde(skip)]
+    retry_after: Option<u32>,
+    #[serde(skip)]
+    header: Option<(header::HeaderName, HeaderValue)>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: &'a ApiError,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, field: None, message: message.into(), retry_after: None, header: None }
+    }
+
+    /// The word for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The sentence for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// 400: the request itself is wrong.
+    pub fn bad_request(code: &'static str, message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 403: a topic the client may not watch.
+    pub fn forbidden_topic(topic: &Topic) -> Self {
+        let message = format!("{topic} belongs to another user, and your token's topics do not grant it");
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// 403: one of several topics.
+    pub fn forbidden() -> Self {
+        let message = "one of the topics belongs to another user, and your token's topics do not grant it";
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// 403: an owner the client may not publish for.
+    pub fn may_not_publish(owner: &str) -> Self {
+        let message = format!("your token does not let you publish jobs of owner {owner:?}; its claim \"publish\" has to list that owner, or *");
+        Self::new(StatusCode::FORBIDDEN, "may_not_publish", message)
+    }
+
+    /// 404: a path that leads nowhere.
+    pub fn no_route() -> Self {
+        let message = "there is nothing here; the relay answers /v1/ws, /v1/sse, /v1/poll, /v1/jobs/{id} and /v1/publish";
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// 404: no state of the job is known.
+    pub fn unknown_job(job: &str) -> Self {
+        let mut error = Self::new(
+            StatusCode::NOT_FOUND,
+            "unknown_job",
+            format!("no state of job {job} is known, so far; it may not have begun, or it ended long ago"),
+        );
+        error.retry_after = Some(3);
+        error
+    }
+
+    /// 405.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let mut error = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            format!("this path takes {allow}"),
+        );
+        error.header = Some((header::ALLOW, HeaderValue::from_static(allow)));
+        error
+    }
+
+    /// 405, where the router adds `Allow`.
+    pub fn bad_method(method: &str) -> Self {
+        let message = format!("this path does not take {method}; the Allow header says what it takes");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// 413.
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("the body is larger than {limit} bytes (limits.update_bytes)");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    /// 426: a WebSocket path asked without a handshake.
+    pub fn upgrade_required() -> Self {
+        let mut error = Self::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "upgrade_required",
+            "this path speaks WebSocket; without it use /v1/sse or /v1/poll",
+        );
+        error.header = Some((header::UPGRADE, HeaderValue::from_static("websocket")));
+        error
+    }
+
+    /// 429: a bound on connections.
+    pub fn limit(code: &'static str, message: &str) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
+        error.retry_after = Some(5);
+        error
+    }
+
+    /// 503: the relay is going away.
+    pub fn draining() -> Self {
+        let mut error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "draining",
+            "the relay is restarting; come back in a moment",
+        );
+        error.retry_after = Some(2);
+        error
+    }
+
+    /// 503: nobody can say now.
+    pub fn bus_unavailable() -> Self {
+        let mut error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "bus_unavailable",
+            "the bus does not answer at the moment, so the relay cannot say; try again",
+        );
+        error.retry_after = Some(2);
+        error
+    }
+
+    /// The answer's bytes.
+    pub fn into_answer(self) -> Response<Body> {
+        let body = serde_json::to_vec(&Envelope { error: &self }).unwrap_or_default();
+        let mut response = json(self.status, body);
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        headers.extend(self.header);
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response<Body> {
+        self.into_answer()
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let header = refused.www_authenticate().map(|value| (header::WWW_AUTHENTICATE, value));
+        Self { header, ..Self::new(refused.status, refused.code, refused.message) }
+    }
+}
+
+impl From<Declined> for ApiError {
+    fn from(declined: Declined) -> Self {
+        let (code, message) = (declined.code(), declined.to_string());
+        match declined {
+            Declined::Refused(refusal) => Self {
+                field: refusal.field().map(str::to_owned),
+                ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+            },
+            Declined::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message),
+            Declined::ForeignOwner => Self::new(StatusCode::FORBIDDEN, code, message),
+            _ => Self::new(StatusCode::CONFLICT, code, message),
+        }
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Declined(declined) => declined.into(),
+            PublishError::UnknownJob(_) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown_job", error.to_string())
+            }
+            PublishError::Bus(StoreError::Conflict) => {
+                Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
+            }
+            _ => Self::bus_unavailable(),
+        }
+    }
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}

@@ -1,0 +1,346 @@
+//! Everything on the public listener that is no stream: a job's state, and publishing over HTTP.
+//!
+//! Handlers know the hub and who asks; they know no sockets and no NATS.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, MatchedPath, Path, Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::routing::{get, post};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use relay_bus::hub::{PublishRequest, Published, Verb};
+use relay_bus::seam::What;
+use relay_core::cursor::{Cursor, Scope};
+use relay_core::id::{JobId, Name, Owner};
+use relay_core::publication::Body as Content;
+use relay_core::topic::Topic;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use crate::answer::{self, ApiError};
+use crate::identity::{Identity, credential};
+use crate::shard::Common;
+
+/// How long a request waits for the bus.
+const BUS_WAIT: Duration = Duration::from_secs(5);
+/// How long a client may take to send a body.
+const BODY_WAIT: Duration = Duration::from_secs(30);
+/// The largest batch, in updates of the largest size there may be.
+const BATCH_FACTOR: usize = 64;
+/// Lines in a batch.
+const BATCH_LINES: usize = 10_000;
+/// Seconds a poller should wait before it asks for a running job again.
+const ASK_AGAIN: HeaderValue = HeaderValue::from_static("2");
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The node.
+    pub common: Arc<Common>,
+    /// `limits.update_bytes`.
+    pub update_bytes: usize,
+}
+
+type Answer = Result<Response<Body>, ApiError>;
+
+/// The routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/jobs/{id}", get(state).post(put).patch(patch))
+        .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
+        .route("/v1/publish", post(batch))
+        .method_not_allowed_fallback(async |method: Method| {
+            ApiError::bad_method(method.as_str())
+        })
+        .fallback(async || ApiError::no_route())
+        .layer(middleware::from_fn_with_state(api.clone(), admit))
+        .with_state(api)
+}
+
+/// Checks the origin and the credential of every request, and counts its answer.
+async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let origins = &api.common.origins;
+    let headers = request.headers().clone();
+    if request.method() == Method::OPTIONS {
+        return match origins.preflight(&headers) {
+            Ok(answer) => answer.map(|()| Body::empty()),
+            Err(refused) => ApiError::from(refused).into_answer(),
+        };
+    }
+    let standing = match origins.check(&headers) {
+        Ok(standing) => standing,
+        Err(refused) => return ApiError::from(refused).into_answer(),
+    };
+    let cookie = standing.may_use_cookie().then_some(api.common.cookie.as_str());
+    let identity = credential(&headers, request.uri(), cookie)
+        .and_then(|credential| api.common.identity.identify(credential.as_ref()));
+    let mut response = match identity {
+        Ok(identity) => {
+            request.extensions_mut().insert(Arc::new(identity));
+            next.run(request).await
+        }
+        Err(refused) => ApiError::from(refused).into_answer(),
+    };
+    response.headers_mut().extend(origins.response_headers(standing, &headers));
+    let route = route.as_deref().unwrap_or("other");
+    api.common.telemetry.request(route, response.status().as_u16());
+    response
+}
+
+/// `GET /v1/jobs/{id}`: the latest state.
+async fn state(
+    State(api): State<Api>,
+    Extension(identity): Extension<Arc<Identity>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let job = name("job id", &id)?;
+    let lookup = timeout(BUS_WAIT, api.common.hub.lookup(&job)).await;
+    let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
+    let Some(state) = lookup.state else {
+        return Err(match lookup.stale {
+            true => ApiError::bus_unavailable(),
+            false => ApiError::unknown_job(&id),
+        });
+    };
+    let topic = Topic::Job(job);
+    if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
+        return Err(ApiError::forbidden_topic(&topic));
+    }
+    let cursor = Cursor { epoch: state.epoch, seq: state.seq, scope: Scope::of([&topic]) };
+    let etag = format!("\"{cursor}\"");
+    let seen = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let unchanged = seen.is_some_and(|seen| {
+        seen.split(',').any(|each| each.trim().trim_start_matches("W/") == etag)
+    });
+    let mut response = match (&state.body, unchanged) {
+        (Content::State { json, .. }, false) => answer::json(StatusCode::OK, json.to_vec()),
+        _ => answer::json(StatusCode::NOT_MODIFIED, Vec::new()),
+    };
+    let headers = response.headers_mut();
+    // Cursors are of an alphabet headers take.
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        headers.insert(header::ETAG, etag);
+    }
+    if !state.is_terminal() {
+        headers.insert(header::RETRY_AFTER, ASK_AGAIN);
+    }
+    if lookup.stale {
+        headers.insert("relay-stale", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+#[derive(Debug, Deserialize)]
+struct Whose {
+    owner: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Accepted {
+    cursor: String,
+}
+
+/// `POST /v1/jobs/{id}`: a complete state.
+async fn put(
+    state: State<Api>,
+    identity: Extension<Arc<Identity>>,
+    Path(id): Path<String>,
+    whose: Query<Whose>,
+    request: Request,
+) -> Answer {
+    let verb = Verb::Put(What::State);
+    publish_one(state, identity, &id, whose, verb, request).await
+}
+
+/// `PATCH /v1/jobs/{id}`: a merge patch onto the last state.
+async fn patch(
+    state: State<Api>,
+    identity: Extension<Arc<Identity>>,
+    Path(id): Path<String>,
+    whose: Query<Whose>,
+    request: Request,
+) -> Answer {
+    publish_one(state, identity, &id, whose, Verb::Patch, request).await
+}
+
+/// `POST /v1/jobs/{id}/milestones/{name}`: a named event.
+async fn milestone(
+    state: State<Api>,
+    identity: Extension<Arc<Identity>>,
+    Path((id, milestone)): Path<(String, String)>,
+    whose: Query<Whose>,
+    request: Request,
+) -> Answer {
+    let milestone = milestone_name(&milestone)?;
+    let verb = Verb::Put(What::Milestone(milestone));
+    publish_one(state, identity, &id, whose, verb, request).await
+}
+
+async fn publish_one(
+    State(api): State<Api>,
+    Extension(identity): Extension<Arc<Identity>>,
+    id: &str,
+    Query(whose): Query<Whose>,
+    verb: Verb,
+    request: Request,
+) -> Answer {
+    let job = name("job id", id)?;
+    let message_id = request.headers().get("idempotency-key").and_then(|id| id.to_str().ok());
+    let message_id = message_id.map(str::to_owned);
+    let payload = body(request, api.update_bytes).await?;
+    let owner = whose.owner.as_deref().map(|owner| name("owner", owner)).transpose()?;
+    let wanted = Wanted { job: job.clone(), owner, verb, payload, message_id };
+    let published = publish(&api, &identity, wanted).await?;
+    let cursor = cursor_after(published, [&Topic::Job(job)]);
+    Ok(answer::json(StatusCode::ACCEPTED, to_json(&Accepted { cursor })))
+}
+
+/// One line of a batch, as far as it says where the rest goes.
+#[derive(Debug, Deserialize)]
+struct Line {
+    job_id: Option<String>,
+    owner: Option<String>,
+    milestone: Option<String>,
+    data: Option<Box<serde_json::value::RawValue>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RefusedLine {
+    /// From 1.
+    line: usize,
+    #[serde(flatten)]
+    error: ApiError,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct BatchAnswer {
+    accepted: usize,
+    refused: Vec<RefusedLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<String>,
+}
+
+/// `POST /v1/publish`: updates of many jobs, one JSON object a line. A bad line harms no other.
+async fn batch(
+    State(api): State<Api>,
+    Extension(identity): Extension<Arc<Identity>>,
+    request: Request,
+) -> Answer {
+    let lines = body(request, api.update_bytes.saturating_mul(BATCH_FACTOR)).await?;
+    let mut answer = BatchAnswer::default();
+    let mut last = None;
+    let lines = lines.split(|byte| *byte == b'\n').map(|line| lines.slice_ref(line));
+    let lines = lines.enumerate().filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
+    for (at, line) in lines {
+        let published = match at {
+            0..BATCH_LINES => publish_line(&api, &identity, line).await,
+            _ => Err(ApiError::bad_request("too_many_lines", "a batch has at most 10000 lines")),
+        };
+        match published {
+            Ok(published) => {
+                answer.accepted += 1;
+                last = last.max(Some((published.seq, published.epoch)));
+            }
+            Err(error) => {
+                answer.refused.push(RefusedLine { line: at + 1, error });
+                if at >= BATCH_LINES {
+                    break;
+                }
+            }
+        }
+    }
+    answer.cursor = last.map(|(seq, epoch)| cursor_after(Published { epoch, seq }, []));
+    let status = match (answer.accepted, answer.refused.is_empty()) {
+        (0, false) => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::ACCEPTED,
+    };
+    Ok(answer::json(status, to_json(&answer)))
+}
+
+async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Published, ApiError> {
+    let head: Line = serde_json::from_slice(&line).map_err(|error| {
+        ApiError::bad_request("bad_json", &format!("the line is no JSON object of this kind: {error}"))
+    })?;
+    let Some(job) = head.job_id else {
+        return Err(ApiError::bad_request("no_job_id", "the line has no job_id"));
+    };
+    let job = name("job_id", &job)?;
+    let owner = head.owner.as_deref().map(|owner| name("owner", owner)).transpose()?;
+    let (verb, payload) = match head.milestone {
+        None => (Verb::Put(What::State), line),
+        Some(milestone) => {
+            let data = head.data.map_or(Bytes::new(), |data| Bytes::from(data.get().to_owned()));
+            (Verb::Put(What::Milestone(milestone_name(&milestone)?)), data)
+        }
+    };
+    publish(api, identity, Wanted { job, owner, verb, payload, message_id: None }).await
+}
+
+/// An update somebody wants published.
+struct Wanted {
+    job: JobId,
+    owner: Option<Owner>,
+    verb: Verb,
+    payload: Bytes,
+    message_id: Option<String>,
+}
+
+async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Published, ApiError> {
+    let hub = &api.common.hub;
+    let published = timeout(BUS_WAIT, async {
+        let owner = hub.owner_of(&wanted.job, wanted.owner.as_ref()).await;
+        if !identity.may_publish(&owner) {
+            return Err(ApiError::may_not_publish(owner.as_str()));
+        }
+        let request = PublishRequest {
+            job: wanted.job,
+            owner: Some(owner),
+            verb: wanted.verb,
+            payload: wanted.payload,
+            message_id: wanted.message_id,
+        };
+        Ok(hub.publish(request).await?)
+    });
+    published.await.unwrap_or_else(|_| Err(ApiError::bus_unavailable()))
+}
+
+async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let body = Limited::new(request.into_body(), limit);
+    match timeout(BODY_WAIT, body.collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
+        Ok(Err(_)) => Err(ApiError::bad_request("bad_body", "the body ended before it was complete")),
+        Err(_) => Err(ApiError::bad_request("slow_body", "the body took longer than 30 s")),
+    }
+}
+
+fn name(what: &str, text: &str) -> Result<Name, ApiError> {
+    Name::parse(text).map_err(|error| ApiError::bad_request("bad_name", &format!("the {what} {error}")))
+}
+
+/// A milestone's name; `state` is the subject of states.
+fn milestone_name(text: &str) -> Result<Name, ApiError> {
+    let milestone = name("milestone's name", text)?;
+    if milestone.as_str() == "state" {
+        let message = "a milestone cannot be called \"state\"; POST /v1/jobs/{id} publishes states";
+        return Err(ApiError::bad_request("bad_name", message));
+    }
+    Ok(milestone)
+}
+
+fn cursor_after<'a>(published: Published, topics: impl IntoIterator<Item = &'a Topic>) -> String {
+    let (epoch, seq) = (published.epoch, published.seq);
+    Cursor { epoch, seq, scope: Scope::of(topics) }.to_string()
+}
+
+fn to_json(answer: &impl Serialize) -> Vec<u8> {
+    // Structs of strings and numbers cannot fail to serialize.
+    serde_json::to_vec(answer).unwrap_or_default()
+}

@@ -1,0 +1,72 @@
+//! The commands of `relay`.
+
+pub mod check;
+pub mod demo;
+pub mod healthcheck;
+mod http_client;
+pub mod publish;
+pub mod serve;
+pub mod token;
+pub mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Show people, live, how far along their work is.
+///
+/// Workers publish the progress of jobs to NATS (or over HTTP); the relay hands each update to every
+/// browser, phone or terminal that watches, over WebSocket, server-sent events or polling.
+///
+/// Try it:   relay demo
+#[derive(Debug, Parser)]
+#[command(name = "relay", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a relay
+    Serve(serve::ServeArgs),
+    /// Run a relay with simulated workers and a page to watch them
+    Demo(demo::DemoArgs),
+    /// Check a configuration without starting anything
+    Check(check::CheckArgs),
+    /// Sign a token for development
+    Token(token::TokenArgs),
+    Publish(publish::PublishArgs),
+    Watch(watch::WatchArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// Does what the command line asks.
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Check(args) => check::run(args),
+        Command::Token(args) => token::run(args),
+        Command::Publish(args) => block_on(publish::run(args)),
+        Command::Watch(args) => block_on(watch::run(args)),
+        Command::Healthcheck(args) => block_on(healthcheck::run(args)),
+    }
+}
+
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            say(&format!("the system gives no event loop: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says one thing to the person at the terminal.
+fn say(text: &str) {
+    use std::io::Write as _;
+    // A closed standard error leaves nobody to tell.
+    drop(writeln!(std::io::stderr().lock(), "relay: {text}"));
+}

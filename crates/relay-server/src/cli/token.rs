@@ -1,0 +1,187 @@
+//! `relay token`: signs a token for development.
+//!
+//! Standard output gets the token and nothing else, so that `$(relay token …)` works in a shell.
+//!
+//! Invariant: a token the configured relay would refuse is not printed.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use relay_core::id::{Name, NameError};
+
+use crate::config::{Algorithm, AuthMode, Config, ConfigErrors, Redacted, environment};
+use crate::identity::key::without_line_end;
+use crate::identity::signing::{Claims, SigningError, SigningKey};
+use crate::identity::{GrantError, Grants, KeyError, Refused, Verifier};
+
+/// Arguments of `relay token`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TokenArgs {
+    /// User the token is for
+    #[arg(long, value_name = "USER")]
+    pub sub: String,
+
+    /// Topic it may watch besides the user's own jobs: job:ID, user:ID, group:ID, with * at the end or alone; repeatable
+    #[arg(long, value_name = "TOPIC", value_delimiter = ',')]
+    pub topic: Vec<String>,
+
+    /// Owner it may publish for over HTTP, * for all; repeatable
+    #[arg(long, value_name = "OWNER", value_delimiter = ',')]
+    pub publish: Vec<String>,
+
+    /// How long it is good
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::config::value::parse_duration)]
+    pub ttl: Duration,
+
+    /// Audience (aud); by default the one the configuration asks for
+    #[arg(long, value_name = "AUD")]
+    pub audience: Option<String>,
+
+    /// Issuer (iss); by default the one the configuration asks for
+    #[arg(long, value_name = "ISS")]
+    pub issuer: Option<String>,
+
+    /// Configuration file whose auth.key or auth.key_file signs
+    #[arg(long, short, value_name = "FILE", env = "RELAY_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Shared secret to sign with; others on this machine can see it while the command runs
+    #[arg(long, value_name = "SECRET", conflicts_with = "key_file", value_parser = secret)]
+    pub key: Option<Redacted>,
+
+    /// File with the shared secret or the private key (PEM) to sign with
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+
+    /// Algorithm: HS256, HS384, HS512, RS256, ES256 or EdDSA; by default what fits the key
+    #[arg(long, value_name = "ALG", value_parser = algorithm)]
+    pub alg: Option<Algorithm>,
+}
+
+/// Why no token was signed.
+#[derive(Debug, thiserror::Error)]
+enum TokenError {
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    #[error("--sub {0}")]
+    Sub(NameError),
+    #[error("--sub is \"-\", which stands for nobody")]
+    Nobody,
+    #[error("{0}")]
+    Grants(#[from] GrantError),
+    #[error("--ttl must be at least a second and at most ten years")]
+    Ttl,
+    #[error(
+        "there is no key to sign with: name a configuration with a shared secret in auth.key or auth.key_file (--config), or give --key-file"
+    )]
+    NoKey,
+    #[error(
+        "the configuration has only a public key ({at}), which can check tokens but not sign them; sign with the private key it belongs to: --key-file private.pem"
+    )]
+    OnlyPublicKey { at: &'static str },
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Signing(#[from] SigningError),
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    #[error("a relay with this configuration would refuse the token: {0}")]
+    Refused(Refused),
+    #[error("cannot write the token: {0}")]
+    Write(io::Error),
+}
+
+fn secret(text: &str) -> Result<Redacted, std::convert::Infallible> {
+    Ok(Redacted::new(text))
+}
+
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    serde::Deserialize::deserialize(value)
+        .map_err(|_| "use HS256, HS384, HS512, RS256, ES256 or EdDSA".to_owned())
+}
+
+/// Prints a signed token. Exit code 1, with the reason on standard error, if it cannot be made.
+pub fn run(args: TokenArgs) -> ExitCode {
+    let made = make(&args, environment())
+        .and_then(|token| writeln!(io::stdout().lock(), "{token}").map_err(TokenError::Write));
+    let Err(error) = made else {
+        return ExitCode::SUCCESS;
+    };
+    // Nobody is left to tell when standard error is closed too; the exit code still says it.
+    writeln!(io::stderr().lock(), "relay token: {error}").ok();
+    ExitCode::FAILURE
+}
+
+fn make(
+    args: &TokenArgs,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<String, TokenError> {
+    let config = Config::load(args.config.as_deref(), env)?;
+    let user = Name::parse(&args.sub).map_err(TokenError::Sub)?;
+    if user.is_nobody() {
+        return Err(TokenError::Nobody);
+    }
+    Grants::new(
+        args.topic.iter().map(String::as_str),
+        args.publish.iter().map(String::as_str),
+    )?;
+    if args.ttl.as_secs() == 0 || args.ttl > Duration::from_secs(10 * 365 * 86_400) {
+        return Err(TokenError::Ttl);
+    }
+    let key = signing_key(args, &config)?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs().cast_signed());
+    let token = key.sign(&Claims {
+        sub: args.sub.clone(),
+        iat: now,
+        exp: now + args.ttl.as_secs().cast_signed(),
+        topics: args.topic.clone(),
+        publish: args.publish.clone(),
+        aud: args
+            .audience
+            .clone()
+            .or_else(|| config.auth.audience.clone()),
+        iss: args.issuer.clone().or_else(|| config.auth.issuer.clone()),
+    })?;
+    if config.auth_mode() == AuthMode::Jwt {
+        Verifier::from_config(&config.auth)?
+            .verify(&token)
+            .map_err(TokenError::Refused)?;
+    }
+    Ok(token)
+}
+
+/// The key from the command line, or else the configuration's, if that one can sign.
+fn signing_key(args: &TokenArgs, config: &Config) -> Result<SigningKey, TokenError> {
+    let auth = &config.auth;
+    let read = |path: &PathBuf| match std::fs::read(path) {
+        Ok(bytes) => Ok(without_line_end(bytes)),
+        Err(source) => Err(TokenError::Unreadable {
+            path: path.clone(),
+            source,
+        }),
+    };
+    if let Some(path) = &args.key_file {
+        return Ok(SigningKey::new(&read(path)?, args.alg)?);
+    }
+    if let Some(key) = &args.key {
+        return Ok(SigningKey::new(key.expose().as_bytes(), args.alg)?);
+    }
+    let (bytes, at) = match (&auth.key, &auth.key_file) {
+        (Some(key), _) => (key.expose().as_bytes().to_vec(), "auth.key"),
+        (None, Some(path)) => (read(path)?, "auth.key_file"),
+        (None, None) => return Err(TokenError::NoKey),
+    };
+    let algorithm = args.alg.or(auth.algorithms.first().copied());
+    match SigningKey::new(&bytes, algorithm) {
+        Err(SigningError::PublicKey) => Err(TokenError::OnlyPublicKey { at }),
+        made => Ok(made?),
+    }
+}
+
+#[cfg(test)]
+mod tests;

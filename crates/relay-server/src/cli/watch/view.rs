@@ -1,0 +1,113 @@
+//! Where the news goes: bars on a terminal, lines in a log, NDJSON in a pipe, or nowhere.
+//!
+//! A view shows what it is handed and keeps no opinion on when to stop or reconnect.
+//!
+//! Invariant: stdout carries the news and nothing else; what the command has to say of itself goes to
+//! stderr, or on a terminal below the bars.
+
+mod bars;
+mod lines;
+
+use std::io::{self, IsTerminal, Write};
+
+use serde_json::Value;
+
+use super::board::{Board, News};
+use super::frame::Job;
+
+/// What can be shown. An error means that nobody reads any more.
+pub(crate) trait View {
+    /// A frame as it came.
+    fn frame(&mut self, _text: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The topics are being watched; the board says of which jobs nothing is known yet.
+    fn subscribed(&mut self, _board: &Board) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A job's state, already on the board.
+    fn state(&mut self, _board: &Board, _job: &Job, _news: News) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A named event.
+    fn milestone(&mut self, _job_id: &str, _name: &str, _data: &Value) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Milestones of a job were lost; the state that follows is whole.
+    fn gap(&mut self, _job_id: Option<&str>, _reason: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A job expired.
+    fn gone(&mut self, _board: &Board, _job_id: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What is shown may be old (or is fresh again): the relay does not reach its bus.
+    fn stale(&mut self, _stale: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The state of the connection: why there is none, or `None` when it stands.
+    fn connection(&mut self, _trouble: Option<&str>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A moment passed.
+    fn tick(&mut self, _board: &Board) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The watching is over; leaves the screen as it should stay.
+    fn close(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Which view was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Bars where there is a terminal, lines where there is none.
+    People,
+    /// The frames, one a line.
+    Json,
+    /// Only the exit code.
+    Quiet,
+}
+
+/// The view that suits what was asked for and where stdout leads.
+pub(crate) fn view(wanted: Wanted, board: &Board) -> Box<dyn View> {
+    match wanted {
+        Wanted::People if io::stdout().is_terminal() => Box::new(bars::Bars::new(board.is_crowd())),
+        Wanted::People => Box::new(lines::Lines::default()),
+        Wanted::Json => Box::new(Json),
+        Wanted::Quiet => Box::new(Quiet),
+    }
+}
+
+/// Shows nothing.
+struct Quiet;
+
+impl View for Quiet {}
+
+/// Shows the frames themselves.
+struct Json;
+
+impl View for Json {
+    fn frame(&mut self, text: &str) -> io::Result<()> {
+        // In JSON a line break is white space, never part of a text, so a frame can be made one line.
+        let line = text.replace(['\n', '\r'], " ");
+        writeln!(io::stdout().lock(), "{line}")
+    }
+
+    fn connection(&mut self, trouble: Option<&str>) -> io::Result<()> {
+        match trouble {
+            Some(trouble) => writeln!(io::stderr().lock(), "relay watch: {trouble}"),
+            None => Ok(()),
+        }
+    }
+}

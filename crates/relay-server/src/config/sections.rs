@@ -1,0 +1,442 @@
+//! The keys of the configuration: one struct for each section, each with its defaults beside it.
+//!
+//! The comment on a field is the key's line in `config/relay.toml` and `docs/reference/config.md`.
+//!
+//! Invariant: every field has a default, so an empty file is a complete configuration.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::url::ServerUrl;
+use super::value::{AddressText, DurationText, ListOf, Redacted, SizeText};
+use crate::origin::AllowedOrigin;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const fn hours(n: u64) -> Duration {
+    Duration::from_secs(n * 3_600)
+}
+
+/// The public listener: WebSocket, SSE, long-poll, state and publishing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Address and port clients connect to; on one that is not loopback auth.mode must be set.
+    #[serde(with = "AddressText")]
+    pub listen: SocketAddr,
+    /// How long a client may take to send its request's head; what takes longer holds a socket for nothing.
+    #[serde(with = "DurationText")]
+    pub header_timeout: Duration,
+    /// Web pages that may connect besides those of the relay's own host: `scheme://host[:port]`, or "*" for any (cookies are then not taken).
+    #[serde(with = "ListOf::<AllowedOrigin>")]
+    pub allowed_origins: Vec<AllowedOrigin>,
+    /// Threads that serve clients, each with its own part of the connections; 0 is one for each core.
+    pub shards: usize,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            header_timeout: seconds(10),
+            allowed_origins: Vec::new(),
+            shards: 0,
+        }
+    }
+}
+
+/// The listener for operators: /metrics, /livez, /readyz and status. Never put it on the internet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port of the operators' listener.
+    #[serde(with = "AddressText")]
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+        }
+    }
+}
+
+/// Where updates come from.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bus {
+    /// "embedded": this process alone, updates come over HTTP; "nats": core NATS; "jetstream": NATS with a stream, for production and many nodes.
+    pub mode: BusMode,
+}
+
+/// The three kinds of bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BusMode {
+    /// In this process.
+    #[default]
+    Embedded,
+    /// Core NATS.
+    Nats,
+    /// NATS JetStream.
+    Jetstream,
+}
+
+impl BusMode {
+    /// The word in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Nats => "nats",
+            Self::Jetstream => "jetstream",
+        }
+    }
+}
+
+/// How to reach NATS; read when bus.mode is "nats" or "jetstream".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nats {
+    /// Servers to connect to, one or a list; any that answers will do.
+    #[serde(with = "ListOf::<ServerUrl>")]
+    pub url: Vec<ServerUrl>,
+    /// First part of the subjects workers publish to: `<prefix>.<owner>.<job>.state`.
+    pub prefix: String,
+    /// Where the stream republishes what it stored; must not overlap nats.prefix, or messages would go round in a circle.
+    pub live_prefix: String,
+    /// Name of the JetStream stream that keeps updates.
+    pub stream: String,
+    /// Create the stream if it is missing; false when somebody else administers streams.
+    pub stream_create: bool,
+    /// Copies of the stream in the cluster, 1 to 5; used only when the relay creates it. 3 survives the loss of a server.
+    pub stream_replicas: usize,
+    /// Where the stream is kept, "file" or "memory"; used only when the relay creates it.
+    pub stream_storage: StreamStorage,
+    /// How long the stream keeps an update; used only when the relay creates it. At least history.terminal_ttl, or endings would vanish early.
+    #[serde(with = "DurationText")]
+    pub stream_max_age: Duration,
+    /// User name at NATS, with nats.password or nats.password_file. Example: `"relay"`
+    pub user: Option<String>,
+    /// Password at NATS. Better in a file or in the environment than here. Example: `"change me"`
+    pub password: Option<Redacted>,
+    /// File that holds the password at NATS; read again at each start. Example: `"/run/secrets/nats-password"`
+    pub password_file: Option<PathBuf>,
+    /// Token at NATS, instead of user and password. Example: `"change me"`
+    pub token: Option<Redacted>,
+    /// File that holds the token at NATS. Example: `"/run/secrets/nats-token"`
+    pub token_file: Option<PathBuf>,
+    /// File that holds the NKey seed of the relay. Example: `"/run/secrets/relay.nk"`
+    pub nkey_file: Option<PathBuf>,
+    /// Credentials file (JWT and seed) as written by nsc. Example: `"/run/secrets/relay.creds"`
+    pub creds_file: Option<PathBuf>,
+    /// Refuse to talk to a NATS server without TLS.
+    pub tls_required: bool,
+    /// Certificates (PEM) to trust NATS servers by, instead of the system's. Example: `"/etc/relay/nats-ca.pem"`
+    pub tls_ca_file: Option<PathBuf>,
+    /// Client certificate (PEM) to show to NATS; needs nats.tls_key_file. Example: `"/etc/relay/nats-cert.pem"`
+    pub tls_cert_file: Option<PathBuf>,
+    /// Private key (PEM) of the client certificate. Example: `"/etc/relay/nats-key.pem"`
+    pub tls_key_file: Option<PathBuf>,
+    /// How often watched jobs are compared with the stream, to find a last update that was lost on the way.
+    #[serde(with = "DurationText")]
+    pub resync_interval: Duration,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: ServerUrl::parse("nats://127.0.0.1:4222")
+                .into_iter()
+                .collect(),
+            prefix: "progress".to_owned(),
+            live_prefix: "live".to_owned(),
+            stream: "PROGRESS".to_owned(),
+            stream_create: true,
+            stream_replicas: 1,
+            stream_storage: StreamStorage::File,
+            stream_max_age: hours(72),
+            user: None,
+            password: None,
+            password_file: None,
+            token: None,
+            token_file: None,
+            nkey_file: None,
+            creds_file: None,
+            tls_required: false,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            resync_interval: seconds(30),
+        }
+    }
+}
+
+/// Where JetStream keeps the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamStorage {
+    /// On disk.
+    #[default]
+    File,
+    /// In memory; gone when the NATS server is.
+    Memory,
+}
+
+/// Who clients are, and how that is proved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who asks. Not set: anonymous on a loopback listener, on any other the start is refused. Example: `"jwt"`
+    pub mode: Option<AuthMode>,
+    /// Signatures that are accepted, all of one kind: HS256 HS384 HS512 (a shared secret), RS256, ES256 or EdDSA (a public key).
+    #[serde(with = "ListOf::<Algorithm>")]
+    pub algorithms: Vec<Algorithm>,
+    /// The shared secret, or the public key in PEM. Better in a file or in the environment than here. Example: `"change me"`
+    pub key: Option<Redacted>,
+    /// File that holds the shared secret or the public key (PEM); one line end after a secret is not part of it. Example: `"/etc/relay/jwt.pub.pem"`
+    pub key_file: Option<PathBuf>,
+    /// What a token's aud must be or contain. Not set: tokens that name an audience are refused. Example: `"relay"`
+    pub audience: Option<String>,
+    /// What a token's iss must be. Not set: any. Example: `"https://login.example.com/"`
+    pub issuer: Option<String>,
+    /// How far clocks may be apart when exp and nbf are checked.
+    #[serde(with = "DurationText")]
+    pub leeway: Duration,
+    /// Name of the cookie a token may come in.
+    pub cookie: String,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            algorithms: vec![Algorithm::HS256],
+            key: None,
+            key_file: None,
+            audience: None,
+            issuer: None,
+            leeway: seconds(30),
+            cookie: "relay_token".to_owned(),
+        }
+    }
+}
+
+/// How a client's identity is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// Not at all: everything is visible and publishable.
+    Anonymous,
+    /// By a signed token.
+    Jwt,
+}
+
+/// A way of signing a token. There is deliberately no `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    /// HMAC with SHA-256.
+    HS256,
+    /// HMAC with SHA-384.
+    HS384,
+    /// HMAC with SHA-512.
+    HS512,
+    /// RSA (PKCS #1 v1.5) with SHA-256.
+    RS256,
+    /// ECDSA on P-256 with SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What one client, or all of them, may take. Whatever passes a bound is refused with its reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections to this node. The process needs that many file descriptors and some more.
+    pub connections: usize,
+    /// Connections of one user, across all nodes.
+    pub connections_per_user: usize,
+    /// Connections from one address to this node; IPv6 addresses count by /64. Raise it behind a proxy.
+    pub connections_per_address: usize,
+    /// Topics one connection may watch.
+    pub subscriptions_per_connection: usize,
+    /// Longest message a client may send.
+    #[serde(with = "SizeText")]
+    pub message_bytes: usize,
+    /// Messages a client may send in a second, over any longer time.
+    pub messages_per_second: u32,
+    /// Messages a client may send at once before messages_per_second is enforced.
+    pub messages_burst: u32,
+    /// Longest update a worker may publish.
+    #[serde(with = "SizeText")]
+    pub update_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            connections_per_user: 5,
+            connections_per_address: 100,
+            subscriptions_per_connection: 100,
+            message_bytes: 64 * KIB,
+            messages_per_second: 30,
+            messages_burst: 60,
+            update_bytes: 64 * KIB,
+        }
+    }
+}
+
+/// How updates are handed to a client, and when it is given up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Delivery {
+    /// States of one job a connection is sent in a second; the first goes at once, the last always, endings never wait.
+    pub updates_per_second: u32,
+    /// Milestones that may wait for one connection; past that it is told there is a gap.
+    pub milestones: usize,
+    /// Bytes that may wait for one connection; at least limits.update_bytes.
+    #[serde(with = "SizeText")]
+    pub outbox_bytes: usize,
+    /// How long one write to a client may take.
+    #[serde(with = "DurationText")]
+    pub write_timeout: Duration,
+    /// Failed writes in a row before the connection is closed.
+    pub max_failures: u32,
+    /// How often the relay pings a client; below the idle timeout of proxies on the way (often 60s).
+    #[serde(with = "DurationText")]
+    pub ping_interval: Duration,
+    /// A client without any sign of life for this long is gone; at least one and a half times delivery.ping_interval.
+    #[serde(with = "DurationText")]
+    pub dead_after: Duration,
+    /// How long a long-poll waits when the client does not say.
+    #[serde(with = "DurationText")]
+    pub poll_wait: Duration,
+    /// The longest a client may ask a long-poll to wait.
+    #[serde(with = "DurationText")]
+    pub poll_wait_max: Duration,
+    /// How long an acknowledgement may take before an ending is sent again.
+    #[serde(with = "DurationText")]
+    pub ack_timeout: Duration,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            updates_per_second: 10,
+            milestones: 100,
+            outbox_bytes: 256 * KIB,
+            write_timeout: seconds(10),
+            max_failures: 3,
+            ping_interval: seconds(25),
+            dead_after: seconds(60),
+            poll_wait: seconds(25),
+            poll_wait_max: seconds(60),
+            ack_timeout: seconds(5),
+        }
+    }
+}
+
+/// What a node remembers of jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct History {
+    /// Updates kept for one job, for clients that were away for a moment.
+    pub per_job: usize,
+    /// Jobs kept in memory; the one longest untouched goes first.
+    pub jobs: usize,
+    /// Bytes kept in memory for all jobs.
+    #[serde(with = "SizeText")]
+    pub bytes: usize,
+    /// How long a job is kept after its ending.
+    #[serde(with = "DurationText")]
+    pub terminal_ttl: Duration,
+    /// How long a job without an ending is kept after its last update.
+    #[serde(with = "DurationText")]
+    pub idle_ttl: Duration,
+    /// File the embedded bus keeps its jobs in over a restart; only with bus.mode "embedded". Not set: memory only. Example: `"/var/lib/relay/history"`
+    pub file: Option<PathBuf>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            per_job: 64,
+            jobs: 100_000,
+            bytes: 256 * MIB,
+            terminal_ttl: hours(24),
+            idle_ttl: hours(72),
+            file: None,
+        }
+    }
+}
+
+/// How the relay stops: clients are told at once, and leave a few at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// Clients are sent away spread over this time, so that the other nodes are not stormed.
+    #[serde(with = "DurationText")]
+    pub spread: Duration,
+    /// The process is gone by then; more than drain.spread, less than the supervisor's patience.
+    #[serde(with = "DurationText")]
+    pub deadline: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            spread: seconds(10),
+            deadline: seconds(15),
+        }
+    }
+}
+
+/// What the relay says about itself on standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// "text" for people, "json" for machines, "auto": text on a terminal, else json.
+    pub format: LogFormat,
+    /// "error", "warn", "info", "debug" or "trace", also for single parts: "info,relay_bus=debug".
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Auto,
+            level: "info".to_owned(),
+        }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// One line of text.
+    Text,
+}

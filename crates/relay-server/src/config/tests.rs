@@ -1,0 +1,362 @@
+//! Configurations as people write them: good ones, and each mistake with the sentence it earns.
+
+use std::time::Duration;
+
+use super::*;
+
+fn env<'a>(vars: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = (String, String)> + 'a {
+    vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+}
+
+pub(super) fn load(file: &str, vars: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("relay.toml");
+    std::fs::write(&path, file).unwrap();
+    Loaded::load(Some(&path), env(vars)).map_err(|errors| {
+        errors
+            .problems()
+            .iter()
+            .map(|p| p.to_string().replace(path.to_str().unwrap(), "relay.toml"))
+            .collect()
+    })
+}
+
+pub(super) fn config(file: &str, vars: &[(&str, &str)]) -> Config {
+    load(file, vars).unwrap().config
+}
+
+fn problems(file: &str, vars: &[(&str, &str)]) -> Vec<String> {
+    load(file, vars).expect_err("there should be a problem")
+}
+
+/// The one problem there is.
+pub(super) fn problem(file: &str, vars: &[(&str, &str)]) -> String {
+    let found = problems(file, vars);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.into_iter().next().unwrap()
+}
+
+#[test]
+fn nothing_at_all_is_a_good_configuration() {
+    assert_eq!(config("", &[]), Config::default());
+    assert_eq!(
+        Config::load(None, std::iter::empty()),
+        Ok(Config::default())
+    );
+    assert_eq!(Config::default().validate(), Ok(()));
+    assert_eq!(Config::default().auth_mode(), AuthMode::Anonymous);
+}
+
+#[test]
+fn the_file_goes_before_the_defaults_and_the_environment_before_the_file() {
+    let file = "[limits]\nconnections = 7\nmessages_burst = 8\n";
+    let vars = [
+        ("RELAY__LIMITS__CONNECTIONS", "9"),
+        (
+            "RELAY__HTTP__ALLOWED_ORIGINS",
+            "https://a.example, https://b.example",
+        ),
+        ("RELAY__NATS__URL", "nats://a:4222,nats://b:4222"),
+        ("RELAY__NATS__STREAM_CREATE", "false"),
+        ("RELAY__DRAIN__SPREAD", "2s"),
+        ("RELAY__HISTORY__BYTES", "2MiB"),
+        ("RELAY__LIMITS__UPDATE_BYTES", "2048"),
+    ];
+    let config = config(file, &vars);
+    assert_eq!(config.limits.connections, 9);
+    assert_eq!(config.limits.messages_burst, 8);
+    assert_eq!(config.http.allowed_origins.len(), 2);
+    assert_eq!(config.nats.url.len(), 2);
+    assert!(!config.nats.stream_create);
+    assert_eq!(config.drain.spread, Duration::from_secs(2));
+    assert_eq!(config.history.bytes, 2 << 20);
+    assert_eq!(config.limits.update_bytes, 2048);
+}
+
+#[test]
+fn an_empty_list_goes_over_a_full_one() {
+    let file = "[http]\nallowed_origins = [\"https://a.example\"]\n";
+    let vars = [("RELAY__HTTP__ALLOWED_ORIGINS", "")];
+    assert!(config(file, &vars).http.allowed_origins.is_empty());
+    assert_eq!(
+        config("[http]\nallowed_origins = []", &[]),
+        Config::default()
+    );
+}
+
+#[test]
+fn where_each_value_came_from_is_known() {
+    let loaded = load(
+        "[bus]\nmode = \"nats\"\n",
+        &[("RELAY__DRAIN__SPREAD", "2s")],
+    )
+    .unwrap();
+    assert!(matches!(
+        loaded.places["bus.mode"],
+        Place::File {
+            line: 2,
+            column: 1,
+            ..
+        }
+    ));
+    assert_eq!(
+        loaded.places["drain.spread"],
+        Place::Env("RELAY__DRAIN__SPREAD".to_owned())
+    );
+    assert_eq!(loaded.places.len(), 2);
+}
+
+#[test]
+fn a_list_may_be_one_text_or_a_list() {
+    for url in ["\"nats://a:1\"", "[\"nats://a:1\"]", "\"nats://a:1,\""] {
+        let config = config(&format!("[nats]\nurl = {url}"), &[]);
+        assert_eq!(config.nats.url, [ServerUrl::parse("nats://a:1").unwrap()]);
+    }
+}
+
+#[test]
+fn a_text_that_looks_like_a_number_stays_text_where_text_is_wanted() {
+    let vars = [
+        ("RELAY__NATS__USER", "123"),
+        ("RELAY__NATS__PASSWORD", "true"),
+        ("RELAY__BUS__MODE", "nats"),
+    ];
+    let nats = config("", &vars).nats;
+    assert_eq!(nats.user.as_deref(), Some("123"));
+    assert_eq!(nats.password().unwrap().unwrap().expose(), "true");
+}
+
+#[test]
+fn variables_of_others_are_left_alone() {
+    let vars = [
+        ("RELAY_SERVICE_HOST", "10.0.0.1"),
+        ("RELAY_SERVICE_PORT_HTTP", "8080"),
+        ("RELAY_PORT", "tcp://10.0.0.1:8080"),
+        ("RELAY_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("RELAY_HTTP_SERVICE_HOST", "10.0.0.1"),
+        ("RELAY_CONFIG", "x"),
+        ("RELAY_URL", "x"),
+        ("RELAY_TOKEN", "x"),
+        ("RELAYER__X", "x"),
+        ("PATH", "/bin"),
+    ];
+    assert_eq!(config("", &vars), Config::default());
+}
+
+#[test]
+fn an_unknown_key_is_told_with_its_place_and_the_key_meant() {
+    for (file, says) in [
+        (
+            "[nats]\n  urll = 1",
+            "relay.toml:2:3: nats.urll: unknown key; did you mean nats.url?",
+        ),
+        (
+            "[natz]\nurl = 1",
+            "relay.toml:1:2: natz: unknown section; did you mean [nats]?",
+        ),
+        (
+            "listen = 1",
+            "relay.toml:1:1: listen: unknown key; did you mean http.listen?",
+        ),
+        (
+            "[http]\nping_interval = 1",
+            "relay.toml:2:1: http.ping_interval: unknown key; did you mean delivery.ping_interval?",
+        ),
+        (
+            "nats.urll = 1",
+            "relay.toml:1:6: nats.urll: unknown key; did you mean nats.url?",
+        ),
+        (
+            "[http]\nfrobnicate = 1",
+            "relay.toml:2:1: http.frobnicate: unknown key; the keys are in docs/reference/config.md",
+        ),
+        (
+            "[frobnicate]",
+            "relay.toml:1:2: frobnicate: unknown section; the sections and keys are in docs/reference/config.md",
+        ),
+    ] {
+        assert_eq!(problem(file, &[]), says);
+    }
+}
+
+#[test]
+fn an_unknown_variable_is_told_by_its_name() {
+    for (name, says) in [
+        (
+            "RELAY__NATS__URLL",
+            "env RELAY__NATS__URLL: nats.urll: unknown key; did you mean RELAY__NATS__URL?",
+        ),
+        (
+            "RELAY__NATS_URL",
+            "env RELAY__NATS_URL: nats_url: unknown key; did you mean RELAY__NATS__URL?",
+        ),
+        (
+            "RELAY__X",
+            "env RELAY__X: x: unknown key; the keys are in docs/reference/config.md",
+        ),
+        (
+            "RELAY_NATS_URL",
+            "env RELAY_NATS_URL: nats.url: is not read from this name; two underscores part section and key: RELAY__NATS__URL",
+        ),
+        (
+            "RELAY_NATS__URL",
+            "env RELAY_NATS__URL: nats.url: is not read from this name; two underscores part section and key: RELAY__NATS__URL",
+        ),
+    ] {
+        assert_eq!(problem("", &[(name, "x")]), says);
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_told_in_plain_words() {
+    for (file, says) in [
+        (
+            "[limits]\nconnections = \"many\"",
+            "expected a whole number",
+        ),
+        ("[limits]\nconnections = -1", "expected a whole number"),
+        ("[limits]\nconnections = 1.5", "expected a whole number"),
+        ("[nats]\nstream_create = \"yes\"", "expected true or false"),
+        ("[nats]\nuser = 5", "expected a text in quotes"),
+        ("[bus]\nmode = \"jetsream\"", "did you mean `jetstream`?"),
+        (
+            "[bus]\nmode = \"kafka\"",
+            "unknown value `kafka`, expected one of `embedded`, `nats`, `jetstream`",
+        ),
+        ("[auth]\nalgorithms = \"none\"", "unknown value `none`"),
+        ("[auth]\nalgorithms = \"hs256\"", "did you mean `HS256`?"),
+        (
+            "[drain]\nspread = 10",
+            "a duration needs a unit: write \"10s\"",
+        ),
+        (
+            "[drain]\nspread = \"10\"",
+            "a duration needs a unit: write \"10s\"",
+        ),
+        ("[limits]\nupdate_bytes = \"64K\"", "such as \"64KiB\""),
+        ("[limits]\nupdate_bytes = -1", "below zero"),
+        (
+            "[http]\nlisten = 8080",
+            "\"0.0.0.0:8080\" for every network",
+        ),
+        (
+            "[http]\nlisten = \":8080\"",
+            "\"0.0.0.0:8080\" for every network",
+        ),
+        (
+            "[http]\nlisten = \"localhost:8080\"",
+            "write the address: \"127.0.0.1:8080\"",
+        ),
+        (
+            "[http]\nallowed_origins = [\"app.example\"]",
+            "such as \"https://app.example\"",
+        ),
+        (
+            "http = 5",
+            "relay.toml:1:1: http: is a section; write [http] on its own line",
+        ),
+        ("[[nats]]\nurl = \"x\"", "nats: is a section"),
+    ] {
+        let found = problem(file, &[]);
+        assert!(found.contains(says), "{found}");
+    }
+    let found = problem("", &[("RELAY__LIMITS__CONNECTIONS", "many")]);
+    assert!(
+        found.starts_with("env RELAY__LIMITS__CONNECTIONS: limits.connections: "),
+        "{found}"
+    );
+    assert!(found.contains("expected a whole number"), "{found}");
+    let found = problem("", &[("RELAY__DRAIN__SPREAD", "5")]);
+    assert!(found.contains("write \"5s\""), "{found}");
+}
+
+#[test]
+fn a_wrong_element_of_a_list_is_told_by_its_own_place() {
+    let file = "[nats]\nurl = [\n  \"nats://a:4222\",\n  \"http://b:4222\",\n]\n";
+    let found = problem(file, &[]);
+    assert!(
+        found.starts_with("relay.toml:4:3: nats.url[1]: \"http\" is not a way"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_syntax_error_is_told_with_line_and_column() {
+    let found = problem("[http]\nlisten = \n", &[]);
+    assert!(found.starts_with("relay.toml:2:"), "{found}");
+    let found = problem("[http]\nshards = 1\nshards = 2\n", &[]);
+    assert!(
+        found.starts_with("relay.toml:3:1: not valid TOML: duplicate key"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_with_the_systems_reason() {
+    let found = Config::load(Some(Path::new("/no/relay.toml")), std::iter::empty());
+    assert_eq!(
+        found.unwrap_err().to_string(),
+        "/no/relay.toml: cannot read the configuration: No such file or directory (os error 2)"
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [0xff, 0xfe]).unwrap();
+    let found = Config::load(Some(file.path()), std::iter::empty());
+    assert!(found.unwrap_err().to_string().contains("is not UTF-8"));
+}
+
+#[test]
+fn all_that_is_wrong_is_found_at_once_and_in_reading_order() {
+    let file = "[drain]\nspread = \"1h\"\ndeadline = \"15s\"\n[nats]\nurll = 1\nurl = []\n[limits]\nconnections = \"x\"\n";
+    let vars = [("RELAY__BUS__MODE", "x"), ("RELAY__HISTORY__PER_JOB", "0")];
+    let found = problems(file, &vars);
+    let keys: Vec<&str> = found
+        .iter()
+        .map(|p| p.split(": ").nth(1).unwrap())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "drain.spread",
+            "nats.urll",
+            "nats.url",
+            "limits.connections",
+            "bus.mode",
+            "history.per_job"
+        ]
+    );
+}
+
+#[test]
+fn a_key_that_could_not_be_read_is_not_also_blamed_for_what_follows() {
+    // With dead_after at its default, 60s, the two would contradict each other.
+    let file = "[delivery]\nping_interval = \"10m\"\ndead_after = \"20 minuets\"\n";
+    let found = problem(file, &[]);
+    assert!(
+        found.contains("delivery.dead_after: \"20 minuets\" is not a duration"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_secret_in_a_problem_is_never_repeated() {
+    for (file, vars) in [
+        ("[auth]\nmode = \"jwt\"\nkey = 918273645", vec![]),
+        ("[nats]\npassword = [\"918273645\"]\nuser = \"u\"", vec![]),
+        ("[nats]\nurl = \"nats://u:918273645@h:x\"", vec![]),
+        ("[nats]\nurl = \"u:918273645://h\"", vec![]),
+        (
+            "",
+            vec![
+                ("RELAY__NATS__TOKEN", "918273645"),
+                ("RELAY__NATS__CREDS_FILE", "/no"),
+            ],
+        ),
+        ("", vec![("RELAY__NATS__TOKENN", "918273645")]),
+    ] {
+        for found in problems(file, &vars) {
+            assert!(!found.contains("918273645"), "{found}");
+        }
+    }
+    let config = config("[nats]\ntoken = \"918273645\"", &[]);
+    assert!(!format!("{config:?}").contains("918273645"));
+}

@@ -1,0 +1,449 @@
+//! How single values of a configuration are written: durations, sizes, addresses, lists, secrets.
+//!
+//! Knows nothing of which key a value belongs to; whoever reads a value adds the key and the place.
+//!
+//! Invariant: no `Debug`, `Serialize` or error message of this file shows a secret.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
+
+use super::url::ServerUrl;
+
+/// A duration in text: `"10s"`, `"250ms"`, `"24h"`. For `#[serde(with = "DurationText")]`.
+#[derive(Debug)]
+pub struct DurationText;
+
+/// A size in text or as a number of bytes: `"64KiB"`, `"256MiB"`, `65536`.
+#[derive(Debug)]
+pub struct SizeText;
+
+/// An address to listen on: `"127.0.0.1:8080"`.
+#[derive(Debug)]
+pub struct AddressText;
+
+/// A list, also written as one text with commas (the only way in an environment variable).
+#[derive(Debug)]
+pub struct ListOf<T>(PhantomData<T>);
+
+/// Reads a duration such as `10s`, `250ms`, `1h 30m`.
+///
+/// # Errors
+/// A sentence that says how to write one.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(format!(
+            "a duration needs a unit: write \"{text}s\", or with ms, m or h for s"
+        ));
+    }
+    humantime::parse_duration(text).map_err(|_| {
+        format!("{text:?} is not a duration; write a number and a unit, such as \"10s\", \"250ms\" or \"24h\"")
+    })
+}
+
+/// Writes a duration with the largest unit that needs no fraction: `24h`, `90s`, `250ms`.
+pub fn format_duration(duration: Duration) -> String {
+    const UNITS: [(u128, &str); 5] = [
+        (3_600_000_000_000, "h"),
+        (60_000_000_000, "m"),
+        (1_000_000_000, "s"),
+        (1_000_000, "ms"),
+        (1_000, "us"),
+    ];
+    let nanos = duration.as_nanos();
+    if nanos == 0 {
+        return "0s".to_owned();
+    }
+    for (unit, name) in UNITS {
+        // A minute is 60s: that is how people compare it with its neighbours.
+        if nanos.is_multiple_of(unit) && !(name == "m" && nanos == unit) {
+            return format!("{}{name}", nanos / unit);
+        }
+    }
+    format!("{nanos}ns")
+}
+
+/// Reads a size such as `64KiB`, `10MB` or `4096`.
+///
+/// # Errors
+/// A sentence that says how to write one.
+pub fn parse_size(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim();
+    let factor: usize = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        _ => return Err(not_a_size(text)),
+    };
+    let number: usize = digits.parse().map_err(|_| not_a_size(text))?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("{text:?} is more bytes than this machine can count"))
+}
+
+fn not_a_size(text: &str) -> String {
+    format!(
+        "{text:?} is not a size; write a number of bytes, or a number with KiB, MiB or GiB, such as \"64KiB\""
+    )
+}
+
+/// Writes a size with the largest binary unit that needs no fraction: `64KiB`, `1000B`.
+pub fn format_size(bytes: usize) -> String {
+    for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    format!("{bytes}B")
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let port = text.rsplit(':').next().unwrap_or(text);
+    Err(match (port.parse::<u16>(), text.split_once(':')) {
+        (Ok(port), None | Some(("", _))) => format!(
+            "{text:?} has no address; write \"127.0.0.1:{port}\" for this machine only or \"0.0.0.0:{port}\" for every network"
+        ),
+        (Ok(port), Some(("localhost", _))) => {
+            format!("{text:?} is a name; write the address: \"127.0.0.1:{port}\"")
+        }
+        _ => format!(
+            "{text:?} is not an address to listen on; write an IP address and a port, such as \"127.0.0.1:8080\" or \"[::]:8080\""
+        ),
+    })
+}
+
+/// A visitor that takes text or an integer and hands both to functions.
+struct TextOr<T> {
+    expecting: &'static str,
+    text: fn(&str) -> Result<T, String>,
+    number: fn(u64) -> Result<T, String>,
+}
+
+impl<T> Visitor<'_> for TextOr<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.text)(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        (self.number)(number).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::custom(format_args!("{number} is below zero"))),
+        }
+    }
+}
+
+impl DurationText {
+    /// Writes a duration as text.
+    ///
+    /// # Errors
+    /// Only the serializer's own.
+    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format_duration(*duration))
+    }
+
+    /// Reads a duration from text.
+    ///
+    /// # Errors
+    /// When it is not a duration; a number without a unit is refused with the unit to add.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        from.deserialize_any(TextOr {
+            expecting: "a duration such as \"10s\"",
+            text: parse_duration,
+            number: |n| parse_duration(&n.to_string()),
+        })
+    }
+}
+
+impl SizeText {
+    /// Writes a size as text.
+    ///
+    /// # Errors
+    /// Only the serializer's own.
+    pub fn serialize<S: Serializer>(bytes: &usize, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format_size(*bytes))
+    }
+
+    /// Reads a size from text or a number of bytes.
+    ///
+    /// # Errors
+    /// When it is not a size.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+        from.deserialize_any(TextOr {
+            expecting: "a size such as \"64KiB\"",
+            text: parse_size,
+            number: |n| usize::try_from(n).map_err(|_| not_a_size(&n.to_string())),
+        })
+    }
+}
+
+impl AddressText {
+    /// Writes an address as text.
+    ///
+    /// # Errors
+    /// Only the serializer's own.
+    pub fn serialize<S: Serializer>(address: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(address)
+    }
+
+    /// Reads an address from text.
+    ///
+    /// # Errors
+    /// When it is not an IP address and a port; says what to write for `:8080` and `localhost:8080`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+        from.deserialize_any(TextOr {
+            expecting: "an address such as \"127.0.0.1:8080\"",
+            text: parse_address,
+            number: |n| parse_address(&n.to_string()),
+        })
+    }
+}
+
+impl<T> ListOf<T> {
+    /// Writes the list.
+    ///
+    /// # Errors
+    /// Only the serializer's own.
+    pub fn serialize<S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error>
+    where
+        T: Serialize,
+    {
+        to.collect_seq(list)
+    }
+
+    /// Reads a list, or one text with commas between the parts.
+    ///
+    /// # Errors
+    /// The first part that is no `T`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error>
+    where
+        T: Deserialize<'de>,
+    {
+        from.deserialize_any(ListVisitor(PhantomData))
+    }
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of texts, or one text with commas")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| T::deserialize(de::value::StrDeserializer::new(part)))
+            .collect()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(part) = parts.next_element()? {
+            list.push(part);
+        }
+        Ok(list)
+    }
+}
+
+/// A secret: readable only through [`Redacted::expose`], never by printing.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redacted(String);
+
+/// What stands in a secret's place wherever a configuration is shown.
+pub const REDACTED: &str = "[redacted]";
+
+impl Redacted {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself. Whoever calls this must not print what it returns.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for Redacted {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(REDACTED)
+    }
+}
+
+impl<'de> Deserialize<'de> for Redacted {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        /// Serde's own message for a wrong type shows the value, which here is the secret.
+        struct Secret;
+
+        impl Visitor<'_> for Secret {
+            type Value = Redacted;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text in quotes")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Redacted, E> {
+                Ok(Redacted::new(text))
+            }
+
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Redacted, E> {
+                Err(E::custom("expected a text; put the secret in quotes"))
+            }
+
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Redacted, E> {
+                self.visit_i64(0)
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Redacted, E> {
+                self.visit_i64(0)
+            }
+
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Redacted, E> {
+                self.visit_i64(0)
+            }
+        }
+
+        // Not `deserialize_str`, where some formats report a number before the visitor sees it.
+        from.deserialize_any(Secret)
+    }
+}
+
+macro_rules! schema {
+    ($($type:ty => $name:literal, $schema:tt;)*) => {$(
+        impl JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $name.into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+schema! {
+    DurationText => "Duration", { "type": "string", "format": "duration" };
+    SizeText => "Size", { "type": ["string", "integer"], "format": "size" };
+    AddressText => "Address", { "type": "string", "format": "address" };
+    Redacted => "Secret", { "type": "string", "format": "secret" };
+    ServerUrl => "ServerUrl", { "type": "string", "format": "URL" };
+}
+
+impl<T: JsonSchema> JsonSchema for ListOf<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("ListOf{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["array", "string"], "items": generator.subschema_for::<T>() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_back_what_they_write() {
+        for text in [
+            "24h", "72h", "90s", "60s", "2m", "250ms", "10s", "7us", "3ns",
+        ] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
+        }
+        assert_eq!(
+            parse_duration("1h 30m").unwrap(),
+            Duration::from_secs(5_400)
+        );
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_told_which_to_add() {
+        let why = parse_duration("10").unwrap_err();
+        assert!(why.contains("\"10s\""), "{why}");
+        assert!(
+            parse_duration("ten")
+                .unwrap_err()
+                .contains("not a duration")
+        );
+    }
+
+    #[test]
+    fn sizes_read_back_what_they_write() {
+        for text in ["64KiB", "256MiB", "1GiB", "1000B"] {
+            assert_eq!(format_size(parse_size(text).unwrap()), text);
+        }
+        assert_eq!(parse_size("4096").unwrap(), 4096);
+        assert_eq!(parse_size("1 MB").unwrap(), 1_000_000);
+        assert_eq!(parse_size("64kib").unwrap(), 65_536);
+        for bad in ["", "KiB", "64K", "-1", "1.5MiB", "99999999999GiB"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_an_ip_is_told_what_to_write() {
+        assert!(parse_address("[::1]:80").is_ok());
+        for (bad, hint) in [
+            (":8080", "0.0.0.0:8080"),
+            ("8080", "127.0.0.1:8080"),
+            ("localhost:8080", "127.0.0.1:8080"),
+            ("example.com", "IP address and a port"),
+        ] {
+            let why = parse_address(bad).unwrap_err();
+            assert!(why.contains(hint), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let secret = Redacted::new("hunter2");
+        assert_eq!(format!("{secret:?}"), "[redacted]");
+        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[redacted]\"");
+        let error = serde_json::from_str::<Redacted>("123456").unwrap_err();
+        assert!(!error.to_string().contains("123456"), "{error}");
+    }
+}

@@ -1,0 +1,62 @@
+//! `relay demo`: a relay with an embedded bus, a handful of simulated workers, and a page that shows them.
+//!
+//! The page and the workers use what everybody has: the page speaks the native protocol, the workers
+//! publish through the hub as HTTP publishers do.
+
+pub mod workers;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::Html;
+use axum::routing::get;
+use bytes::Bytes;
+use relay_bus::hub::{Hub, PublishRequest, Verb};
+use relay_bus::seam::What;
+use relay_core::id::Name;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use workers::{DemoWorker, Publish, cast};
+
+/// Whose jobs the simulated workers do; the page watches this user.
+const OWNER: &str = "demo";
+
+/// The page.
+pub fn routes() -> Router {
+    Router::new().route("/", get(async || Html(include_str!("demo/page.html"))))
+}
+
+/// Starts the simulated workers.
+pub fn start_workers(hub: Arc<Hub>, tasks: &mut JoinSet<()>) {
+    for worker in cast() {
+        tasks.spawn(work(hub.clone(), worker));
+    }
+}
+
+async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
+    let mut random = fastrand::Rng::new();
+    loop {
+        let step = worker.next(&mut random);
+        sleep(step.wait).await;
+        for publish in step.publish {
+            let Some(request) = request(&publish) else {
+                continue;
+            };
+            if let Err(error) = hub.publish(request).await {
+                tracing::warn!(%error, job = publish.job, "the demo's worker was refused");
+            }
+        }
+    }
+}
+
+fn request(publish: &Publish) -> Option<PublishRequest> {
+    let milestone = publish.milestone.as_deref().map(Name::parse).transpose().ok()?;
+    Some(PublishRequest {
+        job: Name::parse(&publish.job).ok()?,
+        owner: Name::parse(OWNER).ok(),
+        verb: Verb::Put(milestone.map_or(What::State, What::Milestone)),
+        payload: Bytes::from(publish.body.to_string()),
+        message_id: None,
+    })
+}

@@ -1,0 +1,257 @@
+//! What the native protocol's frames look like, as JSON and as bytes on a WebSocket or an event stream.
+//!
+//! A frame is encoded once for a publication, a topic kind and a wire, and shared by all whose cursor
+//! stands exactly there; a client that is held back gets the same frame around its own cursor.
+//! PROTOCOL.md shows each of them.
+
+use bytes::Bytes;
+use relay_core::cursor::{Cursor, Scope};
+use relay_core::id::JobId;
+use relay_core::outbox::GapReason;
+use relay_core::publication::{Body, Publication};
+use relay_core::session::CommandError;
+use relay_core::topic::Topic;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::websocket;
+
+/// How a frame's JSON is wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// A WebSocket text frame (RFC 6455).
+    WebSocket,
+    /// An event of an event stream (WHATWG HTML, server-sent events).
+    EventStream,
+    /// Bare JSON, to be put in a list.
+    Json,
+}
+
+/// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once.
+pub fn in_step(publication: &Publication, topic: &Topic, wire: Wire) -> Bytes {
+    publication.frame(slot(topic, wire), |publication| {
+        let cursor = Cursor {
+            epoch: publication.epoch,
+            seq: publication.seq,
+            scope: Scope::of([topic]),
+        };
+        at_cursor(publication, topic, &cursor, wire, false)
+    })
+}
+
+/// The frame of a publication for a client whose cursor becomes `cursor`.
+pub fn at_cursor(
+    publication: &Publication,
+    topic: &Topic,
+    cursor: &Cursor,
+    wire: Wire,
+    stale: bool,
+) -> Bytes {
+    encode(publication, topic, &cursor.to_string(), wire, stale)
+}
+
+fn slot(topic: &Topic, wire: Wire) -> usize {
+    let kind = match topic {
+        Topic::Job(_) => 0,
+        Topic::User(_) => 1,
+        Topic::Group(_) => 2,
+    };
+    let wire = match wire {
+        Wire::WebSocket => 0,
+        Wire::EventStream => 1,
+        Wire::Json => 2,
+    };
+    wire * 3 + kind
+}
+
+fn encode(
+    publication: &Publication,
+    topic: &Topic,
+    cursor: &str,
+    wire: Wire,
+    stale: bool,
+) -> Bytes {
+    let mut json = Vec::with_capacity(publication.payload_bytes() + 192);
+    let kind = match &publication.body {
+        Body::State { .. } => "state",
+        Body::Milestone { .. } => "milestone",
+        Body::Gone => "gone",
+    };
+    // Topics, cursors and names are of an alphabet that needs no escaping.
+    let head = format!(r#"{{"type":"{kind}","topic":"{topic}","cursor":"{cursor}""#);
+    json.extend_from_slice(head.as_bytes());
+    if stale {
+        json.extend_from_slice(br#","stale":true"#);
+    }
+    match &publication.body {
+        Body::State { json: document, .. } => {
+            json.extend_from_slice(br#","job":"#);
+            json.extend_from_slice(document);
+        }
+        Body::Milestone { name, data } => {
+            let about = format!(r#","job_id":"{}","name":"{name}","data":"#, publication.job);
+            json.extend_from_slice(about.as_bytes());
+            json.extend_from_slice(data);
+        }
+        Body::Gone => {
+            json.extend_from_slice(format!(r#","job_id":"{}""#, publication.job).as_bytes());
+        }
+    }
+    json.push(b'}');
+    wrap(kind, &json, Some(cursor), wire)
+}
+
+/// Wraps a frame's JSON for its wire. On an event stream `id` becomes the client's `Last-Event-ID`.
+pub fn wrap(kind: &str, json: &[u8], id: Option<&str>, wire: Wire) -> Bytes {
+    match wire {
+        Wire::WebSocket => websocket::text(json),
+        Wire::Json => Bytes::copy_from_slice(json),
+        Wire::EventStream => {
+            let mut event = Vec::with_capacity(json.len() + kind.len() + 96);
+            event.extend_from_slice(b"event: ");
+            event.extend_from_slice(kind.as_bytes());
+            if let Some(id) = id {
+                event.extend_from_slice(b"\nid: ");
+                event.extend_from_slice(id.as_bytes());
+            }
+            event.extend_from_slice(b"\ndata: ");
+            event.extend_from_slice(json);
+            event.extend_from_slice(b"\n\n");
+            event.into()
+        }
+    }
+}
+
+/// Frames that are about the connection, not about a publication.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Notice<'a> {
+    /// First on every WebSocket.
+    Hello {
+        /// The relay's version.
+        version: &'a str,
+        /// This connection's name in the relay's logs.
+        session: &'a str,
+        /// Who the relay takes the client for.
+        user: Option<&'a str>,
+        /// How often the relay pings.
+        ping_interval_ms: u64,
+    },
+    /// A token was accepted.
+    Authenticated {
+        /// Who the relay takes the client for.
+        user: Option<&'a str>,
+        /// When the token ends, RFC 3339.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
+    },
+    /// A join was answered; `jobs` states follow.
+    Subscribed {
+        /// As the client gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a Value>,
+        /// The topic.
+        topic: String,
+        /// Whether everything missed since the cursor follows.
+        recovered: bool,
+        /// How many jobs' states follow at once.
+        jobs: usize,
+        /// Where the client stands before what follows.
+        cursor: String,
+        /// The bus is away: what follows may be out of date.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        stale: bool,
+    },
+    /// A subscription ended as asked.
+    Unsubscribed {
+        /// As the client gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a Value>,
+        /// The topic.
+        topic: String,
+    },
+    /// Milestones are lost to this client.
+    Gap {
+        /// The topic.
+        topic: String,
+        /// The job.
+        job_id: &'a str,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Answer to `ping`.
+    Pong {
+        /// As the client gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a Value>,
+        /// The relay's clock, Unix milliseconds.
+        ts: i64,
+    },
+    /// Something was not done.
+    Error {
+        /// As the client gave it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a Value>,
+        /// For programs.
+        code: &'a str,
+        /// For people.
+        message: &'a str,
+        /// The topic it is about.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        topic: Option<String>,
+    },
+    /// The relay is going away; come back after `retry_ms`.
+    ServerShutdown {
+        /// Milliseconds.
+        retry_ms: u64,
+    },
+}
+
+impl Notice<'_> {
+    /// The frame's bytes.
+    pub fn encode(&self, wire: Wire) -> Bytes {
+        self.encode_as(wire, None)
+    }
+
+    /// The frame's bytes; `cursor` becomes the event's id on an event stream.
+    pub fn encode_with_id(&self, wire: Wire, cursor: &str) -> Bytes {
+        self.encode_as(wire, Some(cursor))
+    }
+
+    fn encode_as(&self, wire: Wire, id: Option<&str>) -> Bytes {
+        let kind = match self {
+            Notice::Hello { .. } => "hello",
+            Notice::Authenticated { .. } => "authenticated",
+            Notice::Subscribed { .. } => "subscribed",
+            Notice::Unsubscribed { .. } => "unsubscribed",
+            Notice::Gap { .. } => "gap",
+            Notice::Pong { .. } => "pong",
+            Notice::Error { .. } => "error",
+            Notice::ServerShutdown { .. } => "server_shutdown",
+        };
+        // Serializing a struct of strings and numbers into memory cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        wrap(kind, &json, id, wire)
+    }
+}
+
+/// The frame that announces a gap.
+pub fn gap(job: &JobId, topic: &Topic, reason: GapReason, wire: Wire) -> Bytes {
+    Notice::Gap {
+        topic: topic.to_string(),
+        job_id: job.as_str(),
+        reason: reason.as_str(),
+    }
+    .encode(wire)
+}
+
+/// The frame that says why a command did nothing.
+pub fn refusal(error: &CommandError, id: Option<&Value>, wire: Wire) -> Bytes {
+    Notice::Error {
+        id,
+        code: error.code(),
+        message: &error.to_string(),
+        topic: None,
+    }
+    .encode(wire)
+}

@@ -1,0 +1,198 @@
+//! Who a client is, and what that one may watch and publish.
+//!
+//! Everything here comes from the credential; no field a client fills in elsewhere is looked at. Connections,
+//! topics' content and when to ask again are the callers' affair.
+//!
+//! Invariant: nothing of a token but its claims' names and the words that were wrong is ever shown.
+
+pub mod credential;
+pub mod grants;
+pub mod key;
+pub mod signing;
+pub mod verifier;
+
+use http::StatusCode;
+use http::header::HeaderValue;
+use relay_core::id::{JobId, Name};
+use relay_core::moment::WallTime;
+use relay_core::topic::Topic;
+
+pub use credential::{Credential, Source, credential};
+pub use grants::{GrantError, Grants};
+pub use key::KeyError;
+pub use verifier::Verifier;
+
+use crate::config::{AuthMode, Config};
+
+/// Why a request is turned away, before anything was done for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// 401 when another credential may do, 403 when none will.
+    pub status: StatusCode,
+    /// A word for programs: `token_expired`, `foreign_origin`, …
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Refused {
+    /// A refusal that another credential may turn.
+    pub(crate) fn unauthorized(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The refusal of somebody who brought no credential where one is needed.
+    pub fn no_credential() -> Self {
+        Self::unauthorized(
+            "unauthenticated",
+            "A token is needed: send it as Authorization: Bearer, in the cookie, as ?token= or as the subprotocol relay.token.<token>.",
+        )
+    }
+
+    /// The value of `WWW-Authenticate`, which a 401 must have.
+    pub fn www_authenticate(&self) -> Option<HeaderValue> {
+        let value = match (self.status, self.code) {
+            (StatusCode::UNAUTHORIZED, "unauthenticated") => "Bearer realm=\"relay\"",
+            (StatusCode::UNAUTHORIZED, _) => "Bearer realm=\"relay\", error=\"invalid_token\"",
+            _ => return None,
+        };
+        Some(HeaderValue::from_static(value))
+    }
+}
+
+/// How clients are identified.
+#[derive(Debug, Clone)]
+pub enum Mode {
+    /// Not at all; a credential that comes anyway is not looked at.
+    Anonymous,
+    /// By a signed token.
+    Jwt(Verifier),
+}
+
+impl Mode {
+    /// The mode a configuration asks for.
+    ///
+    /// # Errors
+    /// When the key cannot be used; [`Config::load`] has found that already.
+    pub fn from_config(config: &Config) -> Result<Self, KeyError> {
+        match config.auth_mode() {
+            AuthMode::Anonymous => Ok(Self::Anonymous),
+            AuthMode::Jwt => Verifier::from_config(&config.auth).map(Self::Jwt),
+        }
+    }
+
+    /// Who the bearer of `credential` is.
+    ///
+    /// # Errors
+    /// Where tokens are asked for: that there is none, or what is wrong with it.
+    pub fn identify(&self, credential: Option<&Credential>) -> Result<Identity, Refused> {
+        match (self, credential) {
+            (Self::Anonymous, _) => Ok(Identity::anonymous()),
+            (Self::Jwt(_), None) => Err(Refused::no_credential()),
+            (Self::Jwt(verifier), Some(credential)) => verifier.verify(credential.token()),
+        }
+    }
+}
+
+/// Whether something may be seen, as far as that is known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// It may, whatever becomes known.
+    Yes,
+    /// That depends on each job's owner and parent: ask [`Identity::may_see`] when they are known.
+    WhenKnown,
+    /// It may not.
+    No,
+}
+
+/// One client's identity: who it is and what it was granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The user, from the token's `sub`; none in anonymous mode.
+    pub user: Option<Name>,
+    /// What the token grants beyond the user's own jobs.
+    pub grants: Grants,
+    /// When the token is no longer good, the leeway for clocks included. A connection must end then.
+    pub expires_at: Option<WallTime>,
+    /// Everything is allowed, because nobody asks who anybody is.
+    pub anonymous: bool,
+}
+
+impl Identity {
+    /// The identity of everybody in anonymous mode.
+    pub fn anonymous() -> Self {
+        Self {
+            user: None,
+            grants: Grants::default(),
+            expires_at: None,
+            anonymous: true,
+        }
+    }
+
+    /// Whether `topic` may be subscribed to, before anything is known of the jobs in it.
+    ///
+    /// [`Sight::WhenKnown`] means: let the subscription stand, and ask [`Identity::may_see`] for each job
+    /// before it is sent. That way a client can wait for its job before the worker's first update.
+    pub fn sight(&self, topic: &Topic) -> Sight {
+        if self.anonymous || self.grants.watches(topic) {
+            return Sight::Yes;
+        }
+        match topic {
+            Topic::User(user) if self.is(user) => Sight::Yes,
+            Topic::User(_) => Sight::No,
+            Topic::Job(_) | Topic::Group(_) => Sight::WhenKnown,
+        }
+    }
+
+    /// Whether a job of this `owner` and `parent` may be shown, under whichever topic it was found.
+    pub fn may_see(&self, job: &JobId, owner: &Name, parent: Option<&Name>) -> bool {
+        self.anonymous
+            || (self.is(owner) && !owner.is_nobody())
+            || self.grants.watches_user(owner)
+            || self.grants.watches_job(job)
+            || parent.is_some_and(|parent| self.grants.watches_group(parent))
+    }
+
+    /// Whether `topic` may be watched, given what is known of the job that is about to be shown under it.
+    ///
+    /// With `owner` unknown, a job or group may be waited for; ask again when it is known. Under a group the
+    /// job itself is not named here: [`Identity::may_see`] weighs grants for single jobs too.
+    pub fn may_watch(&self, topic: &Topic, owner: Option<&Name>, parent: Option<&Name>) -> bool {
+        match (self.sight(topic), owner) {
+            (Sight::Yes, _) => true,
+            (Sight::No, _) => false,
+            (Sight::WhenKnown, None) => true,
+            (Sight::WhenKnown, Some(owner)) => match topic {
+                Topic::Job(job) => self.may_see(job, owner, parent),
+                Topic::Group(_) | Topic::User(_) => {
+                    (self.is(owner) && !owner.is_nobody()) || self.grants.watches_user(owner)
+                }
+            },
+        }
+    }
+
+    /// Whether jobs of `owner` may be published over HTTP. A user's own are not implied: a browser that
+    /// watches jobs must not be able to forge their progress.
+    pub fn may_publish(&self, owner: &Name) -> bool {
+        self.anonymous || self.grants.publishes(owner)
+    }
+
+    /// Whether the credential is past its end.
+    pub fn is_expired(&self, now: WallTime) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    fn is(&self, user: &Name) -> bool {
+        self.user.as_ref() == Some(user)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_keys;
+#[cfg(test)]
+mod tests;

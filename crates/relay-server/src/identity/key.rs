@@ -1,0 +1,367 @@
+//! The key tokens are checked with, and which algorithms it may be used for.
+//!
+//! Knows no tokens. A text that is or may be a public key is never taken as a shared secret, because then
+//! everybody who has the public key could sign.
+//!
+//! Invariant: a key's kind, not a token's header, decides which algorithms are tried.
+
+use std::io;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::DecodingKey;
+
+use crate::config::{Algorithm, Auth};
+
+/// Why no token could be checked with the configured key and algorithms.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Neither `auth.key` nor `auth.key_file`.
+    #[error(
+        "there is no key to check tokens with; set auth.key_file to a file with the shared secret or the public key (PEM), or auth.key"
+    )]
+    Missing,
+    /// Both `auth.key` and `auth.key_file`.
+    #[error("auth.key and auth.key_file are both set; keep one")]
+    Two,
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Nothing in it.
+    #[error("is empty; put the shared secret or the public key (PEM) there")]
+    Empty {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// A private key, which the relay has no use for.
+    #[error(
+        "holds a private key, which only the issuer of tokens should have; give the relay the public key: openssl pkey -in private.pem -pubout"
+    )]
+    Private {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// A certificate.
+    #[error(
+        "holds a certificate; give its public key: openssl x509 -in certificate.pem -noout -pubkey"
+    )]
+    Certificate {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// PEM that is no RSA, EC or Ed25519 public key.
+    #[error("holds PEM that is no public key of the kinds RSA, EC or Ed25519")]
+    UnknownPem {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// A public key in another form than PEM.
+    #[error(
+        "holds what looks like a public key, but not in PEM; write it as PEM (-----BEGIN PUBLIC KEY-----)"
+    )]
+    PublicNotPem {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// `auth.algorithms` is empty.
+    #[error("is empty; name the algorithms your tokens are signed with, such as \"HS256\"")]
+    NoAlgorithm,
+    /// `auth.algorithms` has kinds that need different keys.
+    #[error(
+        "{one} and {other} need different kinds of keys, and mixing them would let a public key pass for a secret; keep one kind"
+    )]
+    Mixed {
+        /// One algorithm.
+        one: Algorithm,
+        /// One of another kind.
+        other: Algorithm,
+    },
+    /// The key is of another kind than the algorithms.
+    #[error(
+        "{algorithm} needs {needs}, but {at} holds {holds}; set auth.algorithms = [\"{fits}\"] or give the other key"
+    )]
+    Mismatch {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+        /// The algorithm that does not fit.
+        algorithm: Algorithm,
+        /// What it needs.
+        needs: &'static str,
+        /// What there is.
+        holds: &'static str,
+        /// What would fit.
+        fits: Algorithm,
+    },
+    /// Right kind, wrong curve or broken.
+    #[error(
+        "holds a key {algorithm} cannot use: it is damaged or, for ES256, not on the curve P-256"
+    )]
+    Unusable {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+        /// The algorithm.
+        algorithm: Algorithm,
+    },
+}
+
+impl KeyError {
+    /// The configuration keys at fault, the likeliest first.
+    pub fn keys(&self) -> &'static [&'static str] {
+        match self {
+            Self::Missing => &["auth.mode"],
+            Self::Two => &["auth.key", "auth.key_file"],
+            Self::Unreadable { .. } => &["auth.key_file"],
+            Self::NoAlgorithm | Self::Mixed { .. } | Self::Mismatch { .. } => &["auth.algorithms"],
+            Self::Empty { at }
+            | Self::Private { at }
+            | Self::Certificate { at }
+            | Self::UnknownPem { at }
+            | Self::PublicNotPem { at }
+            | Self::Unusable { at, .. } => match *at {
+                "auth.key" => &["auth.key"],
+                _ => &["auth.key_file"],
+            },
+        }
+    }
+}
+
+/// Which kind of key an algorithm needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Secret,
+    Rsa,
+    Ec,
+    Ed,
+}
+
+impl Kind {
+    pub(crate) fn of(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Self::Secret,
+            Algorithm::RS256 => Self::Rsa,
+            Algorithm::ES256 => Self::Ec,
+            Algorithm::EdDSA => Self::Ed,
+        }
+    }
+
+    /// The algorithm to use when none is named.
+    pub(crate) fn usual(self) -> Algorithm {
+        match self {
+            Self::Secret => Algorithm::HS256,
+            Self::Rsa => Algorithm::RS256,
+            Self::Ec => Algorithm::ES256,
+            Self::Ed => Algorithm::EdDSA,
+        }
+    }
+
+    fn named(self) -> &'static str {
+        match self {
+            Self::Secret => "a shared secret",
+            Self::Rsa => "an RSA public key",
+            Self::Ec => "an EC public key",
+            Self::Ed => "an Ed25519 public key",
+        }
+    }
+}
+
+/// The algorithm as the token library names it.
+pub(crate) fn library_algorithm(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
+    match algorithm {
+        Algorithm::HS256 => jsonwebtoken::Algorithm::HS256,
+        Algorithm::HS384 => jsonwebtoken::Algorithm::HS384,
+        Algorithm::HS512 => jsonwebtoken::Algorithm::HS512,
+        Algorithm::RS256 => jsonwebtoken::Algorithm::RS256,
+        Algorithm::ES256 => jsonwebtoken::Algorithm::ES256,
+        Algorithm::EdDSA => jsonwebtoken::Algorithm::EdDSA,
+    }
+}
+
+/// Checks that `algorithms` names at least one, and only such as the same kind of key serves.
+pub(crate) fn check_algorithms(algorithms: &[Algorithm]) -> Result<(), KeyError> {
+    let Some(&one) = algorithms.first() else {
+        return Err(KeyError::NoAlgorithm);
+    };
+    match algorithms.iter().find(|a| Kind::of(**a) != Kind::of(one)) {
+        Some(&other) => Err(KeyError::Mixed { one, other }),
+        None => Ok(()),
+    }
+}
+
+/// A key as it was given, sorted by kind.
+pub(crate) struct KeyMaterial {
+    kind: Kind,
+    bytes: Vec<u8>,
+    /// `auth.key` or `auth.key_file`.
+    at: &'static str,
+}
+
+impl KeyMaterial {
+    /// Reads the key that `auth` gives or names.
+    pub(crate) fn from_config(auth: &Auth) -> Result<Self, KeyError> {
+        match (&auth.key, &auth.key_file) {
+            (None, None) => Err(KeyError::Missing),
+            (Some(_), Some(_)) => Err(KeyError::Two),
+            (Some(key), None) => Self::sort(key.expose().as_bytes().to_vec(), "auth.key"),
+            (None, Some(path)) => match std::fs::read(path) {
+                Ok(bytes) => Self::sort(without_line_end(bytes), "auth.key_file"),
+                Err(source) => Err(KeyError::Unreadable {
+                    path: path.clone(),
+                    source,
+                }),
+            },
+        }
+    }
+
+    fn sort(bytes: Vec<u8>, at: &'static str) -> Result<Self, KeyError> {
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Err(KeyError::Empty { at });
+        }
+        let Some(label) = pem_label(&bytes) else {
+            if may_be_public_key(&bytes) {
+                return Err(KeyError::PublicNotPem { at });
+            }
+            return Ok(Self {
+                kind: Kind::Secret,
+                bytes,
+                at,
+            });
+        };
+        if label.contains("PRIVATE KEY") {
+            return Err(KeyError::Private { at });
+        }
+        if label.contains("CERTIFICATE") {
+            return Err(KeyError::Certificate { at });
+        }
+        let bytes = with_line_ends(bytes);
+        let kind = if DecodingKey::from_rsa_pem(&bytes).is_ok() {
+            Kind::Rsa
+        } else if DecodingKey::from_ec_pem(&bytes).is_ok() {
+            Kind::Ec
+        } else if DecodingKey::from_ed_pem(&bytes).is_ok() {
+            Kind::Ed
+        } else {
+            return Err(KeyError::UnknownPem { at });
+        };
+        Ok(Self { kind, bytes, at })
+    }
+
+    /// Checks that every algorithm of `auth` can be used with this key, and with no other kind of key.
+    pub(crate) fn check_fits(&self, auth: &Auth) -> Result<(), KeyError> {
+        // Algorithms that disagree among themselves are another mistake, told by `check_algorithms`.
+        if check_algorithms(&auth.algorithms).is_err() {
+            return Ok(());
+        }
+        self.decoding_key(&auth.algorithms).map(|_| ())
+    }
+
+    /// The key for the token library, once it is sure that `algorithms` are the key's own.
+    pub(crate) fn decoding_key(&self, algorithms: &[Algorithm]) -> Result<DecodingKey, KeyError> {
+        check_algorithms(algorithms)?;
+        let algorithm = algorithms[0];
+        let wanted = Kind::of(algorithm);
+        if wanted != self.kind {
+            return Err(KeyError::Mismatch {
+                at: self.at,
+                algorithm,
+                needs: wanted.named(),
+                holds: self.kind.named(),
+                fits: self.kind.usual(),
+            });
+        }
+        let unusable = |_| KeyError::Unusable {
+            at: self.at,
+            algorithm,
+        };
+        let key = match self.kind {
+            Kind::Secret => DecodingKey::from_secret(&self.bytes),
+            Kind::Rsa => DecodingKey::from_rsa_pem(&self.bytes).map_err(unusable)?,
+            Kind::Ec => DecodingKey::from_ec_pem(&self.bytes).map_err(unusable)?,
+            Kind::Ed => DecodingKey::from_ed_pem(&self.bytes).map_err(unusable)?,
+        };
+        // A signature that is wrong in any case: only an error about the key itself matters here.
+        jsonwebtoken::crypto::verify("AA", b"", &key, library_algorithm(algorithm))
+            .map_err(unusable)?;
+        Ok(key)
+    }
+
+    /// What is legal about the key but weaker than its algorithms.
+    pub(crate) fn weakness(&self, algorithms: &[Algorithm]) -> Option<String> {
+        let bytes = algorithms
+            .iter()
+            .map(|algorithm| match algorithm {
+                Algorithm::HS256 => 32,
+                Algorithm::HS384 => 48,
+                Algorithm::HS512 => 64,
+                Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA => 0,
+            })
+            .max()?;
+        (self.kind == Kind::Secret && self.bytes.len() < bytes).then(|| {
+            format!(
+                "has {} bytes; a secret shorter than {bytes} can be guessed from one token: openssl rand -hex {bytes}",
+                self.bytes.len()
+            )
+        })
+    }
+}
+
+/// `PUBLIC KEY` of `-----BEGIN PUBLIC KEY-----`, wherever it stands.
+pub(crate) fn pem_label(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let (_, rest) = text.split_once("-----BEGIN")?;
+    let label = rest.split("-----").next().unwrap_or_default();
+    Some(label.trim().to_owned())
+}
+
+/// In an environment variable PEM often comes with `\n` spelled out.
+pub(crate) fn with_line_ends(bytes: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\n') => text.replace("\\n", "\n").into_bytes(),
+        Ok(text) => text.into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
+}
+
+/// Editors and `echo` end a file with a line end that is not part of the secret.
+pub(crate) fn without_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+        if bytes.ends_with(b"\r") {
+            bytes.pop();
+        }
+    }
+    bytes
+}
+
+/// Whether these bytes are a public key in a form other than PEM: SSH's, a JWK, DER or DER in base64.
+fn may_be_public_key(bytes: &[u8]) -> bool {
+    /// Object identifiers of RSA, EC and Ed25519 keys, as DER writes them.
+    const KEY_IDS: [&[u8]; 3] = [
+        &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01],
+        &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01],
+        &[0x06, 0x03, 0x2b, 0x65, 0x70],
+    ];
+    let is_der = |der: &[u8]| {
+        der.first() == Some(&0x30)
+            && KEY_IDS
+                .iter()
+                .any(|id| der.windows(id.len()).any(|w| w == *id))
+    };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return is_der(bytes);
+    };
+    let text = text.trim();
+    let packed: String = text.split_ascii_whitespace().collect();
+    let jwk = serde_json::from_str::<serde_json::Value>(text).is_ok_and(|j| j.get("kty").is_some());
+    text.starts_with("ssh-")
+        || text.starts_with("ecdsa-sha2-")
+        || jwk
+        || is_der(bytes)
+        || STANDARD.decode(packed).is_ok_and(|der| is_der(&der))
+}

@@ -1,0 +1,246 @@
+//! Checks a token and makes an [`Identity`] of it.
+//!
+//! Signature and registered claims are the token library's work; here stand the relay's own claims and the
+//! sentences a person is told.
+//!
+//! Invariant: no refusal repeats the token, and none says more about it after its signature failed.
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{DecodingKey, Validation};
+use relay_core::id::Name;
+use relay_core::moment::WallTime;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::key::{KeyError, KeyMaterial, library_algorithm};
+use super::{Grants, Identity, Refused};
+use crate::config::Auth;
+
+/// Checks tokens by one key. Cheap to clone, so that each shard has its own.
+#[derive(Clone)]
+pub struct Verifier(Arc<Rules>);
+
+struct Rules {
+    key: DecodingKey,
+    validation: Validation,
+    algorithms: String,
+    audience: Option<String>,
+    issuer: Option<String>,
+}
+
+/// The claims the relay reads. Untyped, so that a wrong type gets a sentence of its own.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(default)]
+    sub: Value,
+    #[serde(default)]
+    exp: Value,
+    topics: Option<Value>,
+    publish: Option<Value>,
+}
+
+impl Verifier {
+    /// Takes key, algorithms, audience, issuer and leeway from the configuration.
+    ///
+    /// # Errors
+    /// When there is no usable key, or the algorithms do not belong to its kind.
+    pub fn from_config(auth: &Auth) -> Result<Self, KeyError> {
+        let key = KeyMaterial::from_config(auth)?.decoding_key(&auth.algorithms)?;
+        let mut required = vec!["exp"];
+        let mut validation = Validation {
+            algorithms: auth
+                .algorithms
+                .iter()
+                .map(|algorithm| library_algorithm(*algorithm))
+                .collect(),
+            leeway: auth.leeway.as_secs(),
+            validate_nbf: true,
+            ..Validation::default()
+        };
+        if let Some(audience) = &auth.audience {
+            validation.set_audience(&[audience]);
+            required.push("aud");
+        }
+        if let Some(issuer) = &auth.issuer {
+            validation.set_issuer(&[issuer]);
+            required.push("iss");
+        }
+        validation.set_required_spec_claims(&required);
+        let algorithms: Vec<String> = auth.algorithms.iter().map(ToString::to_string).collect();
+        Ok(Self(Arc::new(Rules {
+            key,
+            validation,
+            algorithms: algorithms.join(", "),
+            audience: auth.audience.clone(),
+            issuer: auth.issuer.clone(),
+        })))
+    }
+
+    /// Who the bearer of `token` is.
+    ///
+    /// # Errors
+    /// 401 with a code and a sentence for each thing that can be wrong with it.
+    pub fn verify(&self, token: &str) -> Result<Identity, Refused> {
+        let rules = &self.0;
+        rules.check_header(token)?;
+        let data = jsonwebtoken::decode::<Claims>(token, &rules.key, &rules.validation)
+            .map_err(|error| rules.refuse(error.kind()))?;
+        // An extension that must be understood (RFC 7515, 4.1.11); the relay understands none.
+        if data.header.crit.is_some() {
+            return Err(malformed(
+                "it demands extensions (crit) that the relay does not know",
+            ));
+        }
+        let claims = data.claims;
+        let user = subject(&claims.sub)?;
+        let grants = Grants::from_claims(claims.topics.as_ref(), claims.publish.as_ref()).map_err(
+            |error| {
+                Refused::unauthorized(
+                    "token_bad_grants",
+                    format!("The token is refused: {error}."),
+                )
+            },
+        )?;
+        Ok(Identity {
+            user: Some(user),
+            grants,
+            expires_at: Some(rules.end(&claims.exp)),
+            anonymous: false,
+        })
+    }
+}
+
+impl Rules {
+    /// Says early and plainly what the library would call malformed: another algorithm, `none` among them.
+    fn check_header(&self, token: &str) -> Result<(), Refused> {
+        #[derive(Deserialize)]
+        struct Header {
+            alg: String,
+        }
+        let parts: Vec<&str> = token.splitn(4, '.').collect();
+        let [header, _, _] = parts.as_slice() else {
+            return Err(malformed("it is not three parts with dots between"));
+        };
+        let header: Header = URL_SAFE_NO_PAD
+            .decode(header)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .ok_or_else(|| malformed("its header is not JSON with an alg"))?;
+        let known = self
+            .validation
+            .algorithms
+            .iter()
+            .any(|a| format!("{a:?}") == header.alg);
+        if known {
+            return Ok(());
+        }
+        let named: String = header.alg.chars().take(16).collect();
+        Err(Refused::unauthorized(
+            "token_bad_algorithm",
+            format!(
+                "The token is signed with {named:?}; this relay accepts {} (auth.algorithms).",
+                self.algorithms
+            ),
+        ))
+    }
+
+    /// When a connection on this token must end: as late as a new connection would still be let in.
+    fn end(&self, exp: &Value) -> WallTime {
+        let seconds = exp
+            .as_i64()
+            .or_else(|| exp.as_u64().map(|_| i64::MAX))
+            // A fraction is cut off: the token ends no later for it.
+            .or_else(|| exp.as_f64().map(|exp| exp as i64))
+            .unwrap_or(0);
+        let leeway = i64::try_from(self.validation.leeway).unwrap_or(0);
+        let micros = seconds.saturating_add(leeway).saturating_mul(1_000_000);
+        WallTime::from_unix_micros(micros)
+    }
+
+    fn refuse(&self, error: &ErrorKind) -> Refused {
+        let or_any = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+        let (code, message) = match error {
+            ErrorKind::InvalidSignature => (
+                "token_bad_signature",
+                "The token's signature is wrong: it was signed with another key than the relay checks with, or changed on the way.".to_owned(),
+            ),
+            ErrorKind::ExpiredSignature => (
+                "token_expired",
+                "The token has expired; get a new one.".to_owned(),
+            ),
+            ErrorKind::ImmatureSignature => (
+                "token_not_yet_valid",
+                "The token is not valid yet (nbf); check the clocks of its issuer and of the relay.".to_owned(),
+            ),
+            ErrorKind::InvalidAudience => (
+                "token_bad_audience",
+                format!("The token is meant for another audience (aud); this relay's is {} (auth.audience).", or_any(&self.audience)),
+            ),
+            ErrorKind::InvalidIssuer => (
+                "token_bad_issuer",
+                format!("The token is from another issuer (iss); this relay trusts {} (auth.issuer).", or_any(&self.issuer)),
+            ),
+            ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
+                "exp" => ("token_no_expiry", "The token has no time of expiry (exp, in seconds since 1970); the relay takes none that is good for ever.".to_owned()),
+                "aud" => ("token_bad_audience", format!("The token names no audience (aud); this relay's is {} (auth.audience).", or_any(&self.audience))),
+                _ => ("token_bad_issuer", format!("The token names no issuer (iss); this relay trusts {} (auth.issuer).", or_any(&self.issuer))),
+            },
+            ErrorKind::InvalidClaimFormat(claim) => return malformed(&format!("its claim {claim} is not a number of seconds since 1970")),
+            ErrorKind::InvalidAlgorithm => (
+                "token_bad_algorithm",
+                format!("The token is signed in another way than this relay accepts: {} (auth.algorithms).", self.algorithms),
+            ),
+            ErrorKind::Json(_) => return malformed("its claims are not a JSON object"),
+            _ => return malformed("it cannot be decoded"),
+        };
+        Refused::unauthorized(code, message)
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier")
+            .field("algorithms", &self.0.algorithms)
+            .field("audience", &self.0.audience)
+            .field("issuer", &self.0.issuer)
+            .finish_non_exhaustive()
+    }
+}
+
+fn malformed(why: &str) -> Refused {
+    Refused::unauthorized(
+        "token_malformed",
+        format!("The token is not a usable JWT: {why}."),
+    )
+}
+
+fn subject(sub: &Value) -> Result<Name, Refused> {
+    let bad = |why: String| Refused::unauthorized("token_bad_subject", why);
+    let text = match sub {
+        Value::Null => {
+            return Err(bad(
+                "The token does not say whose it is: its claim sub is missing.".to_owned(),
+            ));
+        }
+        sub => sub
+            .as_str()
+            .ok_or_else(|| bad("The token's claim sub must be a text.".to_owned()))?,
+    };
+    let user = Name::parse(text)
+        .map_err(|error| bad(format!("The token's claim sub is no user id: it {error}.")))?;
+    // `-` is the owner of jobs that belong to nobody; nobody must not be somebody.
+    if user.is_nobody() {
+        return Err(bad(
+            "The token's claim sub is \"-\", which stands for nobody.".to_owned(),
+        ));
+    }
+    Ok(user)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,392 @@
+//! Good and bad tokens and keys, as a relay with that configuration would meet them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use serde_json::json;
+
+use super::*;
+use crate::config::{Algorithm, AuthMode, Redacted};
+use crate::identity::signing::SigningKey;
+use crate::identity::test_keys;
+
+const SECRET: &str = "a-secret-of-more-than-32-bytes-for-tests";
+
+fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+        .cast_signed()
+}
+
+fn auth(key: &str, algorithm: Algorithm) -> Auth {
+    Auth {
+        mode: Some(AuthMode::Jwt),
+        algorithms: vec![algorithm],
+        key: Some(Redacted::new(key)),
+        ..Auth::default()
+    }
+}
+
+fn verifier() -> Verifier {
+    Verifier::from_config(&auth(SECRET, Algorithm::HS256)).unwrap()
+}
+
+fn sign(key: &str, algorithm: Algorithm, claims: &Value) -> String {
+    SigningKey::new(key.as_bytes(), Some(algorithm))
+        .unwrap()
+        .sign(claims)
+        .unwrap()
+}
+
+fn hs256(claims: &Value) -> String {
+    sign(SECRET, Algorithm::HS256, claims)
+}
+
+fn good_claims() -> Value {
+    json!({ "sub": "alice", "exp": now() + 3_600 })
+}
+
+fn with(claim: &str, value: Value) -> Value {
+    let mut claims = good_claims();
+    claims[claim] = value;
+    claims
+}
+
+/// The code of the refusal, after checking what holds for every refusal.
+fn refused(verifier: &Verifier, token: &str) -> &'static str {
+    let refused = verifier.verify(token).unwrap_err();
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    assert!(refused.message.ends_with('.'), "{refused}");
+    for part in token.split('.').filter(|part| part.len() > 8) {
+        assert!(!refused.message.contains(part), "{refused}");
+    }
+    refused.code
+}
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+#[test]
+fn every_algorithm_verifies_what_its_key_signed() {
+    let (rsa, ec, ed) = (test_keys::rsa(), test_keys::ec(), test_keys::ed());
+    for (private, public, algorithm) in [
+        (SECRET, SECRET, Algorithm::HS256),
+        (SECRET, SECRET, Algorithm::HS384),
+        (SECRET, SECRET, Algorithm::HS512),
+        (&rsa.private, &rsa.public, Algorithm::RS256),
+        (&ec.private, &ec.public, Algorithm::ES256),
+        (&ed.private, &ed.public, Algorithm::EdDSA),
+    ] {
+        let verifier = Verifier::from_config(&auth(public, algorithm)).unwrap();
+        let token = sign(private, algorithm, &good_claims());
+        let identity = verifier.verify(&token).unwrap();
+        assert_eq!(identity.user, Some(name("alice")), "{algorithm}");
+        let forged = token[..token.len() - 8].to_owned() + "AAAAAAAA";
+        assert_eq!(refused(&verifier, &forged), "token_bad_signature");
+    }
+}
+
+#[test]
+fn a_token_of_another_key_is_refused() {
+    let other = sign("another-secret", Algorithm::HS256, &good_claims());
+    assert_eq!(refused(&verifier(), &other), "token_bad_signature");
+    let (one, two) = (test_keys::ec(), test_keys::ec());
+    let verifier = Verifier::from_config(&auth(&one.public, Algorithm::ES256)).unwrap();
+    let token = sign(&two.private, Algorithm::ES256, &good_claims());
+    assert_eq!(refused(&verifier, &token), "token_bad_signature");
+}
+
+#[test]
+fn claims_changed_after_signing_are_refused() {
+    let token = hs256(&good_claims());
+    let parts: Vec<&str> = token.split('.').collect();
+    let forged = URL_SAFE_NO_PAD.encode(with("topics", json!(["*"])).to_string());
+    let token = format!("{}.{forged}.{}", parts[0], parts[2]);
+    assert_eq!(refused(&verifier(), &token), "token_bad_signature");
+}
+
+#[test]
+fn an_unsigned_token_is_refused_however_none_is_spelled() {
+    let claims = URL_SAFE_NO_PAD.encode(good_claims().to_string());
+    for alg in ["none", "None", "NONE", "nOnE", ""] {
+        let header = URL_SAFE_NO_PAD.encode(json!({ "alg": alg, "typ": "JWT" }).to_string());
+        for signature in ["", "AAAA"] {
+            let token = format!("{header}.{claims}.{signature}");
+            assert_eq!(refused(&verifier(), &token), "token_bad_algorithm", "{alg}");
+        }
+    }
+}
+
+#[test]
+fn a_public_key_never_serves_as_a_shared_secret() {
+    let rsa = test_keys::rsa();
+    // The attack: sign with HS256, with the public key that everybody has as the secret.
+    let header = json!({ "alg": "HS256", "typ": "JWT" });
+    let forged_by = |secret: &[u8]| {
+        let key = jsonwebtoken::EncodingKey::from_secret(secret);
+        let header: jsonwebtoken::Header = serde_json::from_value(header.clone()).unwrap();
+        jsonwebtoken::encode(&header, &good_claims(), &key).unwrap()
+    };
+    let verifier = Verifier::from_config(&auth(&rsa.public, Algorithm::RS256)).unwrap();
+    for secret in [rsa.public.clone(), rsa.public.trim().to_owned()] {
+        let token = forged_by(secret.as_bytes());
+        assert_eq!(refused(&verifier, &token), "token_bad_algorithm");
+    }
+    // A configuration that would make it work is refused, in whatever form the public key comes.
+    let body: String = rsa.public.lines().filter(|l| !l.starts_with('-')).collect();
+    let jwk = json!({ "kty": "RSA", "n": "AQAB", "e": "AQAB" }).to_string();
+    for public in [
+        rsa.public.as_str(),
+        &rsa.public.replace('\n', "\\n"),
+        &format!("  \n{}", rsa.public),
+        &body,
+        &jwk,
+        "ssh-rsa AAAAB3NzaC1yc2E me@host",
+    ] {
+        for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
+            let made = Verifier::from_config(&auth(public, algorithm));
+            assert!(made.is_err(), "{public}");
+        }
+    }
+    let mut both = auth(&rsa.public, Algorithm::RS256);
+    both.algorithms.push(Algorithm::HS256);
+    let error = Verifier::from_config(&both).unwrap_err();
+    assert!(matches!(error, KeyError::Mixed { .. }), "{error}");
+}
+
+#[test]
+fn a_public_key_in_binary_never_serves_as_a_shared_secret() {
+    let ed = test_keys::ed();
+    let der = test_keys::openssl_bytes(&["pkey", "-pubin", "-outform", "DER"], &ed.public);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), der).unwrap();
+    let auth = Auth {
+        key_file: Some(file.path().to_owned()),
+        ..Auth::default()
+    };
+    let error = Verifier::from_config(&auth).unwrap_err();
+    assert!(matches!(error, KeyError::PublicNotPem { .. }), "{error}");
+}
+
+#[test]
+fn a_key_of_the_wrong_kind_is_refused_with_what_to_do() {
+    let (rsa, ec, p384) = (test_keys::rsa(), test_keys::ec(), test_keys::ec_on("P-384"));
+    let pkcs1 = test_keys::openssl(&["rsa", "-traditional"], &rsa.private);
+    for (key, algorithm, says) in [
+        (
+            rsa.public.as_str(),
+            Algorithm::ES256,
+            "auth.algorithms = [\"RS256\"]",
+        ),
+        (
+            &ec.public,
+            Algorithm::EdDSA,
+            "auth.algorithms = [\"ES256\"]",
+        ),
+        (SECRET, Algorithm::RS256, "holds a shared secret"),
+        (&rsa.private, Algorithm::RS256, "-pubout"),
+        (&pkcs1, Algorithm::RS256, "-pubout"),
+        (&p384.public, Algorithm::ES256, "P-256"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
+            Algorithm::RS256,
+            "x509",
+        ),
+        (
+            "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
+            Algorithm::RS256,
+            "no public key",
+        ),
+        (" \n", Algorithm::HS256, "is empty"),
+    ] {
+        let error = Verifier::from_config(&auth(key, algorithm)).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_key_file_may_end_with_a_line_end_that_is_not_part_of_the_secret() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
+    let auth = Auth {
+        key_file: Some(file.path().to_owned()),
+        ..Auth::default()
+    };
+    let verifier = Verifier::from_config(&auth).unwrap();
+    assert!(verifier.verify(&hs256(&good_claims())).is_ok());
+}
+
+#[test]
+fn a_public_key_with_spelled_out_line_ends_is_understood() {
+    let ec = test_keys::ec();
+    let one_line = ec.public.replace('\n', "\\n");
+    let verifier = Verifier::from_config(&auth(&one_line, Algorithm::ES256)).unwrap();
+    let token = sign(&ec.private, Algorithm::ES256, &good_claims());
+    assert!(verifier.verify(&token).is_ok());
+}
+
+#[test]
+fn another_algorithm_of_the_same_key_is_refused_unless_listed() {
+    let token = sign(SECRET, Algorithm::HS512, &good_claims());
+    let refusal = verifier().verify(&token).unwrap_err();
+    assert_eq!(refusal.code, "token_bad_algorithm");
+    assert!(refusal.message.contains("HS512") && refusal.message.contains("HS256"));
+    let mut both = auth(SECRET, Algorithm::HS256);
+    both.algorithms.push(Algorithm::HS512);
+    assert!(Verifier::from_config(&both).unwrap().verify(&token).is_ok());
+}
+
+#[test]
+fn times_are_checked_with_leeway() {
+    let mut auth = auth(SECRET, Algorithm::HS256);
+    auth.leeway = std::time::Duration::from_secs(30);
+    let verifier = Verifier::from_config(&auth).unwrap();
+    for (claims, code) in [
+        (with("exp", json!(now() - 60)), Some("token_expired")),
+        (with("exp", json!(now() - 10)), None),
+        (with("nbf", json!(now() + 60)), Some("token_not_yet_valid")),
+        (with("nbf", json!(now() + 10)), None),
+        (with("exp", json!(0)), Some("token_expired")),
+        (json!({ "sub": "alice" }), Some("token_no_expiry")),
+        (with("exp", json!("tomorrow")), Some("token_no_expiry")),
+        (with("exp", json!(-5)), Some("token_no_expiry")),
+        (with("nbf", json!("now")), Some("token_malformed")),
+    ] {
+        match code {
+            Some(code) => assert_eq!(refused(&verifier, &hs256(&claims)), code, "{claims}"),
+            None => assert!(verifier.verify(&hs256(&claims)).is_ok(), "{claims}"),
+        }
+    }
+}
+
+#[test]
+fn an_identity_ends_when_its_token_would_no_longer_be_let_in() {
+    let exp = now() + 100;
+    for exp_claim in [json!(exp), json!(exp as f64 + 0.4)] {
+        let identity = verifier().verify(&hs256(&with("exp", exp_claim))).unwrap();
+        let end = WallTime::from_unix_micros((exp + 30) * 1_000_000);
+        assert_eq!(identity.expires_at, Some(end));
+        assert!(!identity.is_expired(WallTime::from_unix_micros(end.as_unix_micros() - 1)));
+        assert!(identity.is_expired(end));
+    }
+    let endless = hs256(&with("exp", json!(u64::MAX)));
+    let identity = verifier().verify(&endless).unwrap();
+    assert_eq!(
+        identity.expires_at,
+        Some(WallTime::from_unix_micros(i64::MAX))
+    );
+}
+
+#[test]
+fn audience_and_issuer_must_be_the_configured_ones() {
+    let mut auth = auth(SECRET, Algorithm::HS256);
+    auth.audience = Some("relay".to_owned());
+    auth.issuer = Some("https://login.example".to_owned());
+    let strict = Verifier::from_config(&auth).unwrap();
+    let claims = |aud: Value, iss: Value| {
+        let mut claims = good_claims();
+        claims["aud"] = aud;
+        claims["iss"] = iss;
+        hs256(&claims)
+    };
+    let iss = || json!("https://login.example");
+    assert!(strict.verify(&claims(json!("relay"), iss())).is_ok());
+    assert!(strict.verify(&claims(json!(["x", "relay"]), iss())).is_ok());
+    for (aud, iss, code) in [
+        (json!("other"), iss(), "token_bad_audience"),
+        (json!(["x"]), iss(), "token_bad_audience"),
+        (json!([]), iss(), "token_bad_audience"),
+        (json!(null), iss(), "token_bad_audience"),
+        (
+            json!("relay"),
+            json!("https://evil.example"),
+            "token_bad_issuer",
+        ),
+        (json!("relay"), json!(null), "token_bad_issuer"),
+        (json!("relay"), json!(7), "token_bad_issuer"),
+    ] {
+        assert_eq!(refused(&strict, &claims(aud, iss)), code);
+    }
+    // Not configured: a token for somebody else is still not for the relay; any issuer will do.
+    assert_eq!(
+        refused(&verifier(), &hs256(&with("aud", json!("x")))),
+        "token_bad_audience"
+    );
+    assert!(verifier().verify(&hs256(&with("iss", json!("x")))).is_ok());
+}
+
+#[test]
+fn the_subject_must_be_a_user_id() {
+    for sub in [
+        json!(null),
+        json!(7),
+        json!(""),
+        json!("a.b"),
+        json!("a b"),
+        json!("-"),
+        json!("x".repeat(129)),
+    ] {
+        let token = hs256(&with("sub", sub.clone()));
+        assert_eq!(refused(&verifier(), &token), "token_bad_subject", "{sub}");
+    }
+    let claims = json!({ "exp": now() + 60 });
+    assert_eq!(refused(&verifier(), &hs256(&claims)), "token_bad_subject");
+}
+
+#[test]
+fn a_token_with_grants_that_cannot_be_understood_is_refused() {
+    for (claim, value) in [
+        ("topics", json!("job:x")),
+        ("topics", json!(["jobs:x"])),
+        ("topics", json!(vec!["job:x"; 257])),
+        ("publish", json!([{}])),
+        ("publish", json!(["a.b"])),
+    ] {
+        let token = hs256(&with(claim, value));
+        assert_eq!(refused(&verifier(), &token), "token_bad_grants");
+    }
+}
+
+#[test]
+fn what_is_no_token_at_all_is_malformed() {
+    let good = hs256(&good_claims());
+    let parts: Vec<&str> = good.split('.').collect();
+    let not_an_object = {
+        let body = URL_SAFE_NO_PAD.encode("[1]");
+        let message = format!("{}.{body}", parts[0]);
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &key, jsonwebtoken::Algorithm::HS256);
+        format!("{message}.{}", signature.unwrap())
+    };
+    for token in [
+        "abc",
+        "..",
+        "a.b.c.d",
+        "....",
+        "e30.e30.e30",
+        &format!("{}.{}", parts[0], parts[1]),
+        &format!("{}.{}.%%%", parts[0], parts[1]),
+        &format!(" {good}x.y"),
+        &not_an_object,
+    ] {
+        assert_eq!(refused(&verifier(), token), "token_malformed", "{token}");
+    }
+}
+
+#[test]
+fn a_token_that_demands_unknown_extensions_is_refused() {
+    let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256);
+    header.crit = Some(vec!["exp-in-blocks".to_owned()]);
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    let token = jsonwebtoken::encode(&header, &good_claims(), &key).unwrap();
+    assert_eq!(refused(&verifier(), &token), "token_malformed");
+}
+
+#[test]
+fn a_verifier_never_prints_its_key() {
+    assert!(!format!("{:?}", verifier()).contains(SECRET));
+}

@@ -1,0 +1,22 @@
+//! The edge between NATS and the watchers of jobs: HTTP, WebSocket, SSE, long-poll and the command line.
+//!
+//! Read the modules in this order: [`config`] says what may be, [`identity`] and [`origin`] who may come
+//! in; [`serve`] puts a relay together; [`shard`] is where connections live, [`frame`] and [`websocket`]
+//! what they are sent; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
+
+pub mod admin;
+pub mod admission;
+pub mod answer;
+pub mod api;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod demo;
+pub mod frame;
+pub mod identity;
+pub mod logging;
+pub mod origin;
+pub mod serve;
+pub mod shard;
+pub mod telemetry;
+pub mod websocket;

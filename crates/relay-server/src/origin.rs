@@ -1,0 +1,349 @@
+//! Which web pages may talk to the relay, by the `Origin` a browser puts on their requests.
+//!
+//! Guards against pages, not against people: a program can send any origin, and needs a credential like
+//! everybody else. Who the user is, is not known here.
+//!
+//! Invariant: a page of a foreign origin is refused before the upgrade, and never served with the cookies
+//! of a user who did not allow it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
+
+use crate::config::Http;
+use crate::identity::Refused;
+
+/// Scheme, host and port of a page, in lower case and with the port that the scheme implies filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    scheme: String,
+    host: String,
+    port: Option<u16>,
+}
+
+/// Why a text is not an origin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// No `scheme://`.
+    #[error("{0:?} has no scheme; write scheme://host[:port], such as \"https://{0}\"")]
+    NoScheme(String),
+    /// Something after the host and port.
+    #[error("{0:?} has something after the host; leave off everything from the slash on")]
+    Path(String),
+    /// A star that is not the whole text.
+    #[error("{0:?} has a star; name each origin in full, or use \"*\" alone for any")]
+    Star(String),
+    /// Anything else.
+    #[error(
+        "{0:?} is not an origin; write scheme://host[:port], such as \"https://app.example.com\""
+    )]
+    Malformed(String),
+}
+
+impl Origin {
+    /// Reads `scheme://host[:port]`.
+    ///
+    /// # Errors
+    /// Says what is wrong when it is something else, `null` included.
+    pub fn parse(text: &str) -> Result<Self, OriginError> {
+        let malformed = || OriginError::Malformed(text.to_owned());
+        let Some((scheme, authority)) = text.split_once("://") else {
+            let host = text.contains(['.', ':']) && !text.contains(['/', ' ']);
+            return Err(if host {
+                OriginError::NoScheme(text.to_owned())
+            } else {
+                malformed()
+            });
+        };
+        if text.contains('*') {
+            return Err(OriginError::Star(text.to_owned()));
+        }
+        if authority.contains(['/', '?', '#']) {
+            return Err(OriginError::Path(text.to_owned()));
+        }
+        let scheme_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        if scheme.is_empty() || !scheme.chars().all(scheme_char) {
+            return Err(malformed());
+        }
+        let (host, port) = split_port(authority).ok_or_else(malformed)?;
+        let scheme = scheme.to_ascii_lowercase();
+        Ok(Self {
+            port: port.or_else(|| implied_port(&scheme)),
+            scheme,
+            host: host.to_ascii_lowercase(),
+        })
+    }
+
+    /// Whether the page came from this machine.
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost"
+            || host.ends_with(".localhost")
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|ip| ip.to_canonical().is_loopback())
+    }
+
+    /// Whether `host`, as in a `Host` header, names the server this page came from. The scheme is left
+    /// out of it: behind a proxy that ends TLS the relay cannot know its own.
+    fn is_host(&self, host: &str) -> bool {
+        // An app's own scheme (capacitor://localhost) is no page that this host served.
+        let Some(implied) = implied_port(&self.scheme) else {
+            return false;
+        };
+        split_port(host).is_some_and(|(name, port)| {
+            name.eq_ignore_ascii_case(&self.host) && Some(port.unwrap_or(implied)) == self.port
+        })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.host)?;
+        match self.port {
+            Some(port) if Some(port) != implied_port(&self.scheme) => write!(f, ":{port}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn implied_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}
+
+/// Parts `host:port`; `None` if it is not that.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let host_end = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, port) = authority.split_at(host_end);
+    let port = match port.strip_prefix(':') {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
+        Some(_) => return None,
+        None if port.is_empty() => None,
+        None => return None,
+    };
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let plain = !host.is_empty() && host.chars().all(name);
+    (bracketed || plain).then_some((host, port))
+}
+
+/// One entry of `http.allowed_origins`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedOrigin {
+    /// `*`: any page.
+    Any,
+    /// The pages of one origin.
+    Exactly(Origin),
+}
+
+impl FromStr for AllowedOrigin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, OriginError> {
+        match text.trim() {
+            "*" => Ok(Self::Any),
+            text => Origin::parse(text).map(Self::Exactly),
+        }
+    }
+}
+
+impl fmt::Display for AllowedOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Exactly(origin) => origin.fmt(f),
+        }
+    }
+}
+
+impl Serialize for AllowedOrigin {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AllowedOrigin {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for AllowedOrigin {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Origin".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "origin" })
+    }
+}
+
+/// Why a request's origin is let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// No `Origin`: not a page of another origin, as browsers always name one there.
+    None,
+    /// The page came from the relay's own host.
+    Own,
+    /// The page and the listener are both on this machine.
+    Loopback,
+    /// The origin is in `http.allowed_origins`.
+    Listed,
+    /// `http.allowed_origins` has `*`.
+    Anyone,
+}
+
+impl Standing {
+    /// Whether a cookie counts as the user's credential. With `*` it does not: the browser adds it to the
+    /// requests of any page, and the page would act as the user without having been told a token.
+    pub fn may_use_cookie(self) -> bool {
+        self != Self::Anyone
+    }
+}
+
+/// The rule for origins, made from the configuration once.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    listed: Vec<Origin>,
+    anyone: bool,
+    loopback: bool,
+}
+
+const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PATCH, OPTIONS");
+const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Authorization, Content-Type, If-None-Match, Last-Event-ID, Cache-Control",
+);
+const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static("ETag, Retry-After");
+/// Ten minutes: the browser asks once for a page's stay, and a changed configuration is soon seen.
+const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
+
+impl Policy {
+    /// The rule that `http` asks for.
+    pub fn from_config(http: &Http) -> Self {
+        Self {
+            listed: http
+                .allowed_origins
+                .iter()
+                .filter_map(|allowed| match allowed {
+                    AllowedOrigin::Any => None,
+                    AllowedOrigin::Exactly(origin) => Some(origin.clone()),
+                })
+                .collect(),
+            anyone: http.allowed_origins.contains(&AllowedOrigin::Any),
+            loopback: http.listen.ip().to_canonical().is_loopback(),
+        }
+    }
+
+    /// Decides on a request by its `Origin` and `Host`.
+    ///
+    /// # Errors
+    /// 403 `foreign_origin`, naming the origin and the key to set.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Standing, Refused> {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let Some(value) = origins.next() else {
+            return Ok(Standing::None);
+        };
+        let text = value.to_str().unwrap_or("(not text)");
+        let origin = match (origins.next(), Origin::parse(text)) {
+            (None, Ok(origin)) => origin,
+            _ if self.anyone => return Ok(Standing::Anyone),
+            _ => return Err(foreign(text)),
+        };
+        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+        if host.is_some_and(|host| origin.is_host(host)) {
+            Ok(Standing::Own)
+        } else if self.listed.contains(&origin) {
+            Ok(Standing::Listed)
+        } else if self.loopback && origin.is_loopback() {
+            Ok(Standing::Loopback)
+        } else if self.anyone {
+            Ok(Standing::Anyone)
+        } else {
+            Err(foreign(text))
+        }
+    }
+
+    /// The headers by which a browser lets the page read an answer. To be put on refusals too, or the
+    /// page sees only that something failed.
+    pub fn response_headers(
+        &self,
+        standing: Standing,
+        request: &HeaderMap,
+    ) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+        let origin = request.get(header::ORIGIN).cloned();
+        let mut answer = Vec::with_capacity(4);
+        match (standing, origin) {
+            (Standing::Anyone, Some(_)) => {
+                // Without Allow-Credentials: the page gets what anybody gets.
+                answer.push((
+                    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+                    HeaderValue::from_static("*"),
+                ));
+                answer.push((header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSE_HEADERS));
+            }
+            (Standing::Listed | Standing::Loopback | Standing::Own, Some(origin)) => {
+                answer.push((header::ACCESS_CONTROL_ALLOW_ORIGIN, origin));
+                answer.push((
+                    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                    HeaderValue::from_static("true"),
+                ));
+                answer.push((header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSE_HEADERS));
+            }
+            (Standing::None, _) | (_, None) => {}
+        }
+        // Also without an origin: a cache must not hand this answer to a page that has one.
+        answer.push((header::VARY, HeaderValue::from_static("Origin")));
+        answer.into_iter()
+    }
+
+    /// The answer to a preflight (`OPTIONS` with `Access-Control-Request-Method`).
+    ///
+    /// # Errors
+    /// As [`Policy::check`].
+    pub fn preflight(&self, request: &HeaderMap) -> Result<Response<()>, Refused> {
+        let standing = self.check(request)?;
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        let headers = answer.headers_mut();
+        headers.extend(self.response_headers(standing, request));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOW_METHODS);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOW_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
+        Ok(answer)
+    }
+}
+
+fn foreign(origin: &str) -> Refused {
+    // Bounded: the text comes from the client and goes into answers and logs.
+    let shown: String = origin.chars().take(100).collect();
+    Refused {
+        status: StatusCode::FORBIDDEN,
+        code: "foreign_origin",
+        message: format!(
+            "Pages from {shown} may not use this relay; add that origin to http.allowed_origins if they should."
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Origins as browsers send them, against listeners as people configure them.
+
+use super::*;
+
+fn policy(listen: &str, allowed: &[&str]) -> Policy {
+    Policy::from_config(&Http {
+        listen: listen.parse().unwrap(),
+        allowed_origins: allowed.iter().map(|o| o.parse().unwrap()).collect(),
+        ..Http::default()
+    })
+}
+
+fn request(host: &str, origin: Option<&str>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::HOST, host.parse().unwrap());
+    if let Some(origin) = origin {
+        headers.insert(header::ORIGIN, origin.parse().unwrap());
+    }
+    headers
+}
+
+fn check(policy: &Policy, host: &str, origin: &str) -> Result<Standing, &'static str> {
+    policy
+        .check(&request(host, Some(origin)))
+        .map_err(|refused| refused.code)
+}
+
+const PUBLIC: &str = "0.0.0.0:8080";
+const LOCAL: &str = "127.0.0.1:8080";
+
+#[test]
+fn a_request_without_an_origin_passes() {
+    let standing = policy(PUBLIC, &[]).check(&request("relay.example", None));
+    assert_eq!(standing, Ok(Standing::None));
+}
+
+#[test]
+fn a_page_of_the_own_host_passes_whoever_ends_tls() {
+    let policy = policy(PUBLIC, &[]);
+    for (host, origin) in [
+        ("relay.example", "https://relay.example"),
+        ("relay.example", "http://relay.example"),
+        ("relay.example:443", "https://relay.example"),
+        ("Relay.Example", "https://relay.example"),
+        ("relay.example:8080", "http://relay.example:8080"),
+        ("[2001:db8::1]:8080", "http://[2001:db8::1]:8080"),
+    ] {
+        assert_eq!(check(&policy, host, origin), Ok(Standing::Own), "{origin}");
+    }
+}
+
+#[test]
+fn a_foreign_page_is_refused_with_its_name_and_the_key_to_set() {
+    let policy = policy(PUBLIC, &["https://app.example"]);
+    for origin in [
+        "https://evil.example",
+        "https://app.example.evil.example",
+        "https://app.example:8443",
+        "http://app.example",
+        "https://relay.example:8443",
+        "http://localhost:3000",
+        "null",
+        "",
+        "https://app.example/",
+        "https://app.example@evil.example",
+        "https://*.example",
+    ] {
+        let got = check(&policy, "relay.example", origin);
+        assert_eq!(got, Err("foreign_origin"), "{origin}");
+    }
+    let refused = policy
+        .check(&request("relay.example", Some("https://evil.example")))
+        .unwrap_err();
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert!(refused.message.contains("https://evil.example"));
+    assert!(refused.message.contains("http.allowed_origins"));
+    assert_eq!(refused.www_authenticate(), None);
+}
+
+#[test]
+fn an_app_with_a_scheme_of_its_own_is_no_page_of_the_host_it_names() {
+    let got = check(&policy(PUBLIC, &[]), "localhost", "capacitor://localhost");
+    assert_eq!(got, Err("foreign_origin"));
+}
+
+#[test]
+fn two_origins_in_one_request_are_refused() {
+    let mut headers = request("relay.example", Some("https://relay.example"));
+    headers.append(header::ORIGIN, "https://evil.example".parse().unwrap());
+    assert!(policy(PUBLIC, &[]).check(&headers).is_err());
+}
+
+#[test]
+fn a_listed_origin_passes() {
+    let policy = policy(PUBLIC, &["https://app.example", "capacitor://localhost"]);
+    for origin in [
+        "https://app.example",
+        "https://app.example:443",
+        "capacitor://localhost",
+    ] {
+        let got = check(&policy, "relay.example", origin);
+        assert_eq!(got, Ok(Standing::Listed), "{origin}");
+    }
+}
+
+#[test]
+fn on_a_loopback_listener_every_local_page_passes() {
+    for listen in [LOCAL, "[::1]:8080"] {
+        let policy = policy(listen, &[]);
+        for origin in [
+            "http://localhost:3000",
+            "http://127.0.0.1:5173",
+            "http://[::1]:3000",
+            "http://app.localhost",
+        ] {
+            let got = check(&policy, "127.0.0.1:8080", origin);
+            assert_eq!(got, Ok(Standing::Loopback), "{origin}");
+        }
+        let got = check(&policy, "127.0.0.1:8080", "http://localhost.evil.example");
+        assert_eq!(got, Err("foreign_origin"));
+    }
+}
+
+#[test]
+fn a_star_lets_any_page_in_but_without_cookies() {
+    let policy = policy(PUBLIC, &["*"]);
+    for origin in ["https://any.example", "null"] {
+        let standing = check(&policy, "relay.example", origin).unwrap();
+        assert_eq!(standing, Standing::Anyone);
+        assert!(!standing.may_use_cookie());
+    }
+    let own = check(&policy, "relay.example", "https://relay.example").unwrap();
+    assert!(own.may_use_cookie());
+}
+
+fn answer(policy: &Policy, origin: Option<&str>) -> HeaderMap {
+    let request = request("relay.example", origin);
+    let standing = policy.check(&request).unwrap();
+    policy.response_headers(standing, &request).collect()
+}
+
+#[test]
+fn an_allowed_page_may_read_the_answer() {
+    let policy = policy(PUBLIC, &["https://app.example"]);
+    let headers = answer(&policy, Some("https://app.example"));
+    assert_eq!(
+        headers[header::ACCESS_CONTROL_ALLOW_ORIGIN],
+        "https://app.example"
+    );
+    assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_CREDENTIALS], "true");
+    assert_eq!(headers[header::VARY], "Origin");
+    let headers = answer(&policy, None);
+    assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+    assert_eq!(headers[header::VARY], "Origin");
+}
+
+#[test]
+fn any_page_may_read_the_answer_under_a_star_but_never_with_credentials() {
+    let headers = answer(&policy(PUBLIC, &["*"]), Some("https://any.example"));
+    assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS));
+}
+
+#[test]
+fn a_preflight_is_answered_for_allowed_pages_only() {
+    let policy = policy(PUBLIC, &["https://app.example"]);
+    let good = request("relay.example", Some("https://app.example"));
+    let answer = policy.preflight(&good).unwrap();
+    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    let methods = &answer.headers()[header::ACCESS_CONTROL_ALLOW_METHODS];
+    assert!(methods.to_str().unwrap().contains("PATCH"));
+    let allowed = &answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS];
+    assert!(allowed.to_str().unwrap().contains("Authorization"));
+    let bad = request("relay.example", Some("https://evil.example"));
+    assert_eq!(policy.preflight(&bad).unwrap_err().code, "foreign_origin");
+}
+
+#[test]
+fn what_is_no_origin_is_told_why() {
+    for (text, says) in [
+        ("app.example.com", "https://app.example.com"),
+        ("https://app.example/", "from the slash on"),
+        ("https://*.example", "a star"),
+        ("https://", "not an origin"),
+        ("https://a b", "not an origin"),
+        ("https://host:99999", "not an origin"),
+        ("null", "not an origin"),
+    ] {
+        let error = text.parse::<AllowedOrigin>().unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn an_origin_reads_back_what_it_writes() {
+    for text in [
+        "https://app.example",
+        "http://localhost:3000",
+        "http://[::1]:8080",
+        "*",
+    ] {
+        let allowed: AllowedOrigin = text.parse().unwrap();
+        assert_eq!(allowed.to_string(), text);
+    }
+}

@@ -1,0 +1,322 @@
+//! Puts a relay together from its configuration, runs it until it is told to stop, and drains it.
+//!
+//! One thread a shard, one for the bus, and the main thread for operators and signals. Only this module
+//! knows all the parts.
+
+mod bus;
+mod limits;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use axum::Router;
+use relay_bus::clock::Clock;
+use relay_bus::hub::Hub;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{Instant, timeout};
+
+use crate::admin::{self, Admin};
+use crate::api::{self, Api};
+use crate::config::Config;
+use crate::identity::{self, KeyError};
+use crate::shard::{self, Common, Shard};
+use crate::telemetry::Telemetry;
+
+/// Why the relay does not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// A listener's port is taken, or may not be opened.
+    #[error("{key} = {address} cannot be listened on: {source}{}", hint(source))]
+    Listen {
+        /// The configuration's key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The key tokens are verified with cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The bus is set up wrongly.
+    #[error("the bus cannot be set up: {0}")]
+    Bus(#[from] bus::BusError),
+    /// The system gives no threads, timers or signals.
+    #[error("the system does not give what the relay needs: {0}")]
+    System(#[from] io::Error),
+    /// Two metrics contradict each other.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// A thread ended that never should.
+    #[error("a shard's thread ended before it was told to; see the log above")]
+    ShardLost,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process has the port: stop it, or choose another port",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        _ => "",
+    }
+}
+
+/// What runs beside the relay on its bus thread, such as the demo's workers.
+pub type Companion = Box<dyn FnOnce(Arc<Hub>, &mut JoinSet<()>) + Send>;
+
+/// Where a started relay can be reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Clients.
+    pub http: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+}
+
+/// Extras a start may have.
+#[derive(Default)]
+pub struct Extras {
+    /// Routes besides the API's.
+    pub routes: Option<Router>,
+    /// Run on the bus's thread.
+    pub companion: Option<Companion>,
+    /// Called once when everything listens.
+    pub ready: Option<Box<dyn FnOnce(Addresses)>>,
+}
+
+impl std::fmt::Debug for Extras {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Extras")
+    }
+}
+
+/// Runs a relay until a signal ends it.
+///
+/// # Errors
+/// When it cannot start, or a thread of it is lost.
+pub fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
+    let main = Builder::new_current_thread().enable_all().build()?;
+    main.block_on(serve(config, extras))
+}
+
+async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
+    let shards = shard_count(config);
+    let clock = Clock::start();
+    let bus = bus::Bus::new(config)?;
+    let hub = Hub::new(limits::hub(config, shards), bus.backing(), clock, bus::epoch(clock));
+    let common = Arc::new(limits::common(
+        config,
+        hub.clone(),
+        identity::Mode::from_config(config)?,
+        Telemetry::new()?,
+    ));
+    let listeners = listen(config.http.listen, shards)?;
+    let http = listeners[0].local_addr()?;
+    let admin_listener = listen_admin(config.admin.listen).await?;
+    let addresses = Addresses { http, admin: admin_listener.local_addr()? };
+
+    let (drain, drained) = watch::channel(false);
+    let mut router = api::router(Api { common: common.clone(), update_bytes: config.limits.update_bytes });
+    if let Some(routes) = extras.routes {
+        router = routes.fallback_service(router);
+    }
+    let (lost, mut shard_lost) = watch::channel(());
+    let mut threads = Vec::new();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let part = ShardThread { number, listener, router: router.clone(), drain: drained.clone() };
+        threads.push(part.spawn(common.clone(), lost.clone())?);
+    }
+    drop(lost);
+    let bus_thread = BusThread::spawn(bus, hub.clone(), extras.companion, drained.clone())?;
+
+    let admin = Admin {
+        common: common.clone(),
+        bus: config.bus.mode.as_str(),
+        started: Instant::now(),
+        draining: Arc::new(AtomicBool::new(false)),
+        was_fresh: Arc::new(AtomicBool::new(false)),
+        connection_limit: config.limits.connections,
+        job_limit: config.history.jobs,
+    };
+    let draining = admin.draining.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let served = axum::serve(admin_listener, admin::router(admin)).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the operators' listener ended");
+        }
+    });
+    tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), shards, "relay is up");
+    if let Some(ready) = extras.ready {
+        ready(addresses);
+    }
+
+    let result = tokio::select! {
+        signal = stop_signal() => signal.map_err(ServeError::from),
+        _ = shard_lost.changed() => Err(ServeError::ShardLost),
+    };
+    draining.store(true, Ordering::Relaxed);
+    let open = common.admissions.total();
+    tracing::info!(connections = open, "draining");
+    drain.send_replace(true);
+    let ended = timeout(config.drain.deadline, join_all(threads));
+    tokio::select! {
+        ended = ended => match ended {
+            Ok(()) => tracing::info!("drained"),
+            Err(_) => tracing::warn!(left = common.admissions.total(), "the drain's deadline passed; the rest is cut off"),
+        },
+        _ = stop_signal() => tracing::warn!("a second signal: stopping at once"),
+    }
+    bus_thread.stop().await;
+    result
+}
+
+fn shard_count(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    match config.http.shards {
+        0 => cores(),
+        some => some,
+    }
+    .clamp(1, 64)
+}
+
+/// One listening socket a shard, all on one port.
+fn listen(address: SocketAddr, shards: usize) -> Result<Vec<StdListener>, ServeError> {
+    let failed = |source| ServeError::Listen { key: "http.listen", address, source };
+    // Shared ports are shared with any process of the same user; a second relay would take half of the
+    // first one's clients. A socket that does not share finds that out.
+    if address.port() != 0 {
+        drop(StdListener::bind(address).map_err(failed)?);
+    }
+    let first = shard::listen(address).map_err(failed)?;
+    let address = first.local_addr()?;
+    let others = (1..shards).map(|_| shard::listen(address).map_err(failed));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+async fn listen_admin(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| ServeError::Listen { key: "admin.listen", address, source })
+}
+
+async fn stop_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// What one shard's thread is given.
+struct ShardThread {
+    number: usize,
+    listener: StdListener,
+    router: Router,
+    drain: watch::Receiver<bool>,
+}
+
+impl ShardThread {
+    /// Starts the thread. `lost` is dropped, and told, when it ends unasked.
+    fn spawn(self, common: Arc<Common>, lost: watch::Sender<()>) -> io::Result<JoinHandle<()>> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let name = format!("shard-{}", self.number);
+        std::thread::Builder::new().name(name).spawn(move || {
+            let asked = self.drain.clone();
+            let watchdog = LostUnlessAsked { asked, lost };
+            self.run(&runtime, common);
+            drop(watchdog);
+        })
+    }
+
+    fn run(self, runtime: &Runtime, common: Arc<Common>) {
+        let local = LocalSet::new();
+        local.block_on(runtime, async move {
+            let shard = Shard::new(self.number, common);
+            let listener = match TcpListener::from_std(self.listener) {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::error!(%error, "a listener cannot be used");
+                    return;
+                }
+            };
+            let serving = Rc::clone(&shard).serve(listener, self.router, self.drain.clone());
+            // Both end when the drain is over: nobody is connected and nobody is being read.
+            tokio::join!(shard.run(self.drain), serving);
+        });
+    }
+}
+
+/// Tells the main thread when a shard's thread ends, by panic or otherwise, without having been told to.
+struct LostUnlessAsked {
+    asked: watch::Receiver<bool>,
+    lost: watch::Sender<()>,
+}
+
+impl Drop for LostUnlessAsked {
+    fn drop(&mut self) {
+        if !*self.asked.borrow() {
+            self.lost.send_replace(());
+        }
+    }
+}
+
+/// The thread the bus is read on.
+struct BusThread {
+    thread: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl BusThread {
+    fn spawn(
+        bus: bus::Bus,
+        hub: Arc<Hub>,
+        companion: Option<Companion>,
+        mut drain: watch::Receiver<bool>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (stop, mut stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new().name("bus".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let mut tasks = JoinSet::new();
+                tasks.spawn(hub.clone().run());
+                bus.spawn(&hub, &mut tasks);
+                let mut companions = JoinSet::new();
+                if let Some(companion) = companion {
+                    companion(hub, &mut companions);
+                }
+                // Companions publish no more once clients are leaving; the bus is read to the end.
+                drop(drain.changed().await);
+                companions.shutdown().await;
+                drop(stopped.changed().await);
+                tasks.shutdown().await;
+            });
+        })?;
+        Ok(Self { thread, stop })
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        join_all(vec![self.thread]).await;
+    }
+}
+
+/// Waits for threads without blocking the one that waits.
+async fn join_all(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("a thread panicked");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The bus a configuration asks for, and the tasks that read it.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use relay_bus::clock::Clock;
+use relay_bus::connection::ConnectionSettings;
+use relay_bus::hub::{Backing, Hub};
+use relay_bus::jetstream::{JetStreamReader, JetStreamSettings, JetStreamStore, SetupError, Storage, jetstream};
+use tokio::task::JoinSet;
+
+use crate::config::{BusMode, Config, Nats, StreamStorage};
+
+/// Why a bus cannot be set up, whatever NATS says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BusError {
+    /// The settings contradict NATS's rules.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A file with a secret cannot be read.
+    #[error("a file that [nats] names cannot be read: {0}")]
+    Secret(#[from] io::Error),
+}
+
+/// A bus that is set up and not yet read.
+#[derive(Debug)]
+pub(super) enum Bus {
+    Embedded,
+    JetStream(Arc<JetStreamStore>, JetStreamReader),
+}
+
+/// The epoch of a bus that has none of its own: this start.
+pub(super) fn epoch(clock: Clock) -> u64 {
+    u64::try_from(clock.wall().as_unix_micros()).unwrap_or(1)
+}
+
+impl Bus {
+    pub(super) fn new(config: &Config) -> Result<Self, BusError> {
+        Ok(match config.bus.mode {
+            BusMode::Embedded => Self::Embedded,
+            BusMode::Nats => return Err(io::Error::other("in the making").into()),
+            BusMode::Jetstream => {
+                let (store, reader) = jetstream(stream(config), &connection(&config.nats)?)?;
+                Self::JetStream(store, reader)
+            }
+        })
+    }
+
+    pub(super) fn backing(&self) -> Backing {
+        match self {
+            Self::Embedded => Backing::Embedded,
+            Self::JetStream(store, _) => Backing::Stored(store.clone()),
+        }
+    }
+
+    /// Starts reading.
+    pub(super) fn spawn(self, hub: &Arc<Hub>, tasks: &mut JoinSet<()>) {
+        let hub = hub.clone();
+        match self {
+            Self::Embedded => {}
+            Self::JetStream(_, reader) => {
+                tasks.spawn(async move {
+                    if let Err(error) = reader.run(hub).await {
+                        tracing::error!(%error, "NATS cannot be read; nothing will mend that but another configuration");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {
+    let seed = nats.nkey_file.as_ref().map(fs::read_to_string).transpose()?;
+    Ok(ConnectionSettings {
+        urls: nats.url.iter().map(|url| url.expose().to_owned()).collect(),
+        user: nats.user.clone(),
+        password: nats.password()?.map(|password| password.expose().to_owned()),
+        token: nats.token()?.map(|token| token.expose().to_owned()),
+        nkey_seed: seed.map(|seed| seed.trim().to_owned()),
+        creds_file: nats.creds_file.clone(),
+        tls_required: nats.tls_required,
+        tls_ca_file: nats.tls_ca_file.clone(),
+        tls_cert_file: nats.tls_cert_file.clone(),
+        tls_key_file: nats.tls_key_file.clone(),
+        ..ConnectionSettings::default()
+    })
+}
+
+fn stream(config: &Config) -> JetStreamSettings {
+    let nats = &config.nats;
+    JetStreamSettings {
+        stream: nats.stream.clone(),
+        prefix: nats.prefix.clone(),
+        live_prefix: nats.live_prefix.clone(),
+        create: nats.stream_create,
+        replicas: nats.stream_replicas,
+        storage: match nats.stream_storage {
+            StreamStorage::File => Storage::File,
+            StreamStorage::Memory => Storage::Memory,
+        },
+        max_age: nats.stream_max_age,
+        per_job: config.history.per_job,
+        terminal_ttl: config.history.terminal_ttl,
+        ..JetStreamSettings::default()
+    }
+}

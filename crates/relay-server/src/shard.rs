@@ -1,0 +1,476 @@
+//! A shard: one thread's connections, and everything about them.
+//!
+//! A shard owns its listener, its sockets, their outboxes, its timers and its part of the registry, on a
+//! single-threaded runtime, so none of these needs a lock. Publications and answers to joins come in
+//! through its inbox; a turn offers all that came to the outboxes and then writes to each connection
+//! once. Each connection has a small task that does nothing but wait for its socket.
+//!
+//! Invariants: the state is never borrowed across an await; a connection in the slab has exactly one task
+//! (a poll has none) and one admission.
+
+mod accept;
+mod connection;
+mod deliver;
+mod drain;
+mod inbound;
+mod registry;
+mod timers;
+mod watch;
+
+pub use accept::listen;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_bus::clock::Clock;
+use relay_bus::hub::{Hub, JoinRequest};
+use relay_bus::inbox::{ConnectionId, Inbox, Message};
+use relay_core::moment::Moment;
+use relay_core::outbox::OutboxBounds;
+use relay_core::session::{CloseReason, Session, SessionBounds};
+use slab::Slab;
+use tokio::net::TcpStream;
+use tokio::sync::watch as channel;
+use tokio::time::sleep_until;
+
+use crate::admission::{Admission, Admissions};
+use crate::identity::{self, Identity};
+use crate::origin;
+use crate::telemetry::{ClassMetrics, Telemetry, TransportMetrics};
+use connection::{Connection, Transport, Writer, Written};
+use registry::Registry;
+use timers::Timers;
+
+/// Messages taken from the inbox before what they led to is written.
+const MESSAGES_PER_WRITE: usize = 64;
+/// One read takes at most this much; a client that sends more is read again after the others.
+const READ_BYTES: usize = 16 * 1024;
+/// How often gauges that need a walk over connections are renewed.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What all shards share and none changes.
+#[derive(Debug)]
+pub struct Common {
+    /// Where updates come from.
+    pub hub: Arc<Hub>,
+    /// How clients are identified.
+    pub identity: identity::Mode,
+    /// The name of the cookie that may carry the token.
+    pub cookie: String,
+    /// Which pages may connect.
+    pub origins: origin::Policy,
+    /// Who holds how many connections.
+    pub admissions: Admissions,
+    /// Metrics.
+    pub telemetry: Telemetry,
+    /// Bounds of sessions.
+    pub session: SessionBounds,
+    /// Bounds of outboxes.
+    pub outbox: OutboxBounds,
+    /// `delivery.write_timeout`.
+    pub write_timeout: Duration,
+    /// `delivery.max_failures`.
+    pub max_failures: u32,
+    /// `delivery.ack_timeout`.
+    pub ack_timeout: Duration,
+    /// `delivery.poll_wait`.
+    pub poll_wait: Duration,
+    /// `delivery.poll_wait_max`.
+    pub poll_wait_max: Duration,
+    /// `limits.message_bytes`.
+    pub message_bytes: usize,
+    /// `limits.messages_per_second`.
+    pub messages_per_second: u32,
+    /// `limits.messages_burst`.
+    pub messages_burst: u32,
+    /// `http.header_timeout`.
+    pub header_timeout: Duration,
+    /// `drain.spread`.
+    pub drain_spread: Duration,
+}
+
+/// One shard. Lives on one thread; everything on it is reached through the cell.
+pub struct Shard {
+    number: usize,
+    common: Arc<Common>,
+    clock: Clock,
+    inbox: Arc<Inbox>,
+    /// Borrowed within one synchronous call, never across an await.
+    state: RefCell<State>,
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+struct State {
+    connections: Slab<Connection>,
+    registry: Registry,
+    timers: Timers,
+    /// Slots of connections with something to write.
+    dirty: Vec<usize>,
+    /// No cursor may name a number above this.
+    ceiling: u64,
+    /// The highest number everything up to which this shard has handled.
+    frontier: u64,
+    epoch: u64,
+    stale: bool,
+    draining: bool,
+    generation: u32,
+    next_gauges: Moment,
+    /// Bytes of several frames put together for one write.
+    batch: Vec<u8>,
+    /// Frames of one connection about to be written.
+    frames: Vec<Bytes>,
+    /// Where sockets are read into.
+    read: Box<[u8]>,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    websocket: TransportMetrics,
+    sse: TransportMetrics,
+    poll: TransportMetrics,
+    state: ClassMetrics,
+    milestone: ClassMetrics,
+    ending: ClassMetrics,
+}
+
+impl Metrics {
+    fn new(telemetry: &Telemetry) -> Self {
+        Self {
+            websocket: telemetry.transport("websocket"),
+            sse: telemetry.transport("sse"),
+            poll: telemetry.transport("poll"),
+            state: telemetry.class("state"),
+            milestone: telemetry.class("milestone"),
+            ending: telemetry.class("ending"),
+        }
+    }
+
+    fn of(&self, transport: &Transport) -> &TransportMetrics {
+        match transport {
+            Transport::WebSocket(_) => &self.websocket,
+            Transport::EventStream => &self.sse,
+            Transport::Poll(_) => &self.poll,
+        }
+    }
+}
+
+/// What a new connection starts as.
+struct Opening {
+    transport: Transport,
+    stream: Option<Rc<TcpStream>>,
+    identity: Arc<Identity>,
+    admission: Admission,
+    authenticated: bool,
+}
+
+impl Shard {
+    /// A shard without connections.
+    pub fn new(number: usize, common: Arc<Common>) -> Rc<Self> {
+        let clock = common.hub.clock();
+        Rc::new(Self {
+            number,
+            clock,
+            inbox: common.hub.inbox(number),
+            state: RefCell::new(State {
+                connections: Slab::new(),
+                registry: Registry::default(),
+                timers: Timers::default(),
+                dirty: Vec::new(),
+                ceiling: u64::MAX,
+                frontier: 0,
+                epoch: common.hub.epoch(),
+                stale: common.hub.is_stale(),
+                draining: false,
+                generation: 0,
+                next_gauges: clock.now(),
+                batch: Vec::with_capacity(64 * 1024),
+                frames: Vec::new(),
+                read: vec![0; READ_BYTES].into_boxed_slice(),
+                metrics: Metrics::new(&common.telemetry),
+            }),
+            common,
+        })
+    }
+
+    /// Does the shard's work until it is told to drain and the last connection has left.
+    pub async fn run(self: Rc<Self>, mut drain: channel::Receiver<bool>) {
+        let mut messages = Vec::new();
+        loop {
+            let wake = self.clock.instant(self.next_wake());
+            tokio::select! {
+                () = self.inbox.arrived() => {}
+                () = sleep_until(wake) => {}
+                changed = drain.changed() => {
+                    // A dropped sender means the same: nobody is left to serve for.
+                    if changed.is_err() || *drain.borrow() {
+                        self.begin_drain();
+                    }
+                }
+            }
+            self.inbox.drain(&mut messages);
+            self.turn(&mut messages).await;
+            if self.is_drained() {
+                return;
+            }
+        }
+    }
+
+    /// Connections on this shard.
+    pub fn len(&self) -> usize {
+        self.state.borrow().connections.len()
+    }
+
+    /// Whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn next_wake(&self) -> Moment {
+        let state = self.state.borrow();
+        let timer = state.timers.next().unwrap_or(state.next_gauges);
+        timer.min(state.next_gauges)
+    }
+
+    async fn turn(&self, messages: &mut Vec<Message>) {
+        let mut left = messages.drain(..).peekable();
+        while left.peek().is_some() {
+            {
+                let mut state = self.state.borrow_mut();
+                let now = self.clock.now();
+                for message in left.by_ref().take(MESSAGES_PER_WRITE) {
+                    self.take(&mut state, message, now);
+                }
+                self.flush_dirty(&mut state, now);
+            }
+            if left.peek().is_some() {
+                // Sockets and requests get their turn between two batches.
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        let now = self.clock.now();
+        self.run_timers(&mut state, now);
+        self.flush_dirty(&mut state, now);
+        if now >= state.next_gauges {
+            self.renew_gauges(&mut state, now);
+        }
+    }
+
+    fn take(&self, state: &mut State, message: Message, now: Moment) {
+        match message {
+            Message::Publish(publication) => self.offer(state, &publication, now),
+            Message::Joined(joined) => self.on_joined(state, *joined, now),
+            Message::Gap(lost) => self.on_lost(state, &lost, now),
+            Message::Ceiling(ceiling) => state.ceiling = ceiling,
+            Message::Stale(stale) => state.stale = stale,
+            Message::NewEpoch => self.on_new_epoch(state, now),
+        }
+    }
+
+    /// Adds a connection; it is in the slab from now on and has to be given a task if it has a socket.
+    fn open(&self, state: &mut State, opening: Opening, now: Moment) -> (usize, ConnectionId) {
+        let bounds = &self.common.session;
+        let expires_at = opening.identity.expires_at.map(|at| self.moment_of(at, now));
+        let session = if opening.authenticated {
+            Session::open(expires_at, now, bounds)
+        } else {
+            Session::unauthenticated(now, bounds)
+        };
+        state.generation = state.generation.wrapping_add(1);
+        let generation = u64::from(state.generation);
+        let entry = state.connections.vacant_entry();
+        let slot = entry.key();
+        let id = ConnectionId(generation << 32 | slot as u64);
+        entry.insert(Connection {
+            id,
+            transport: opening.transport,
+            session,
+            outbox: relay_core::outbox::Outbox::default(),
+            writer: Writer::new(opening.stream),
+            identity: opening.identity,
+            admission: opening.admission,
+            extras: None,
+            messages: None,
+            timer: None,
+            dirty: false,
+            opened: now,
+            leaves_at: None,
+            pinged: None,
+        });
+        let metrics = state.metrics.of(&state.connections[slot].transport);
+        metrics.open.inc();
+        metrics.opened.inc();
+        self.reschedule(state, slot);
+        (slot, id)
+    }
+
+    /// The slot of a connection, if it is still there.
+    fn find(state: &State, id: ConnectionId) -> Option<usize> {
+        let slot = usize::try_from(id.0 & 0xffff_ffff).ok()?;
+        let connection = state.connections.get(slot)?;
+        (connection.id == id).then_some(slot)
+    }
+
+    /// Asks the hub for a subscription's first word.
+    fn join(&self, state: &State, slot: usize, join: Join) {
+        let connection = &state.connections[slot];
+        self.common.hub.join(JoinRequest {
+            shard: self.number,
+            connection: connection.id,
+            subscription: join.subscription,
+            topic: join.topic,
+            cursor: join.cursor,
+            asked: join.asked,
+        });
+    }
+
+    /// Removes a connection: its goodbye, its subscriptions, its place among the counted.
+    fn end(&self, state: &mut State, slot: usize, reason: CloseReason) {
+        self.say_goodbye(state, slot, reason);
+        let mut connection = state.connections.remove(slot);
+        for subscription in connection.session.subscriptions() {
+            let watcher = registry::Watcher { slot, subscription: subscription.id };
+            self.unwatch(&mut state.registry, &subscription.topic, watcher);
+        }
+        state.metrics.of(&connection.transport).open.dec();
+        let transport = connection.transport.name();
+        self.common.telemetry.closed(transport, reason.as_str());
+        tracing::debug!(
+            connection.id = connection.id.0,
+            transport,
+            user = connection.user().map(relay_core::id::Name::as_str),
+            reason = reason.as_str(),
+            open_ms = u64::try_from((self.clock.now() - connection.opened).as_millis()).unwrap_or(u64::MAX),
+            "connection closed"
+        );
+        connection.writer.wake();
+    }
+
+    /// A watcher leaves a topic; the hub is told when it was the shard's last.
+    fn unwatch(&self, registry: &mut Registry, topic: &relay_core::topic::Topic, watcher: registry::Watcher) {
+        registry.remove(topic, watcher);
+        if !registry.is_watched(topic) {
+            self.common.hub.leave(topic, self.number);
+        }
+    }
+
+    /// Sets the connection's timer to the earliest moment anything of it is due.
+    fn reschedule(&self, state: &mut State, slot: usize) {
+        let connection = &mut state.connections[slot];
+        let mut next = match connection.transport {
+            // Whoever waits for the answer keeps the time.
+            Transport::Poll(_) => None,
+            Transport::WebSocket(_) | Transport::EventStream => {
+                Some(connection.session.next_tick(&self.common.session))
+            }
+        };
+        let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
+        match connection.writer.deadline(self.common.write_timeout) {
+            Some(deadline) => want(Some(deadline)),
+            None => want(connection.outbox.next_due()),
+        }
+        want(connection.leaves_at);
+        let extras = connection.extras.iter();
+        want(extras.flat_map(|extras| &extras.unacknowledged).map(|each| each.next).min());
+        let (Some(next), current) = (next, connection.timer) else {
+            return;
+        };
+        if current.is_none_or(|current| next < current) {
+            connection.timer = Some(next);
+            state.timers.set(next, connection.id);
+        }
+    }
+
+    fn run_timers(&self, state: &mut State, now: Moment) {
+        while let Some((at, id)) = state.timers.take(now) {
+            let Some(slot) = Self::find(state, id) else {
+                continue;
+            };
+            if state.connections[slot].timer != Some(at) {
+                continue;
+            }
+            state.connections[slot].timer = None;
+            if self.tick(state, slot, now) {
+                self.mark(state, slot);
+            }
+        }
+    }
+
+    /// Puts a connection on the list of those to be written to.
+    fn mark(&self, state: &mut State, slot: usize) {
+        let connection = &mut state.connections[slot];
+        if !connection.dirty {
+            connection.dirty = true;
+            state.dirty.push(slot);
+        }
+    }
+
+    /// What a connection's task does: looks whether its socket has bytes, or room if that is waited for.
+    fn attend(&self, id: ConnectionId, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        loop {
+            let Some(slot) = Self::find(state, id) else {
+                return Poll::Ready(());
+            };
+            let writer = &mut state.connections[slot].writer;
+            if !writer.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+                writer.task = Some(cx.waker().clone());
+            }
+            let blocked = writer.is_blocked();
+            let now = self.clock.now();
+            let mut pending = true;
+            if stream.poll_read_ready(cx).is_ready() {
+                pending = false;
+                self.read(state, slot, stream, now);
+            }
+            if let Some(slot) = Self::find(state, id)
+                && blocked
+                && stream.poll_write_ready(cx).is_ready()
+            {
+                pending = false;
+                match state.connections[slot].writer.resume(now) {
+                    Written::All => self.mark(state, slot),
+                    Written::Blocked => {}
+                    Written::Gone => self.end(state, slot, CloseReason::Client),
+                }
+            }
+            self.flush_dirty(state, now);
+            if pending {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn renew_gauges(&self, state: &mut State, now: Moment) {
+        state.next_gauges = now + GAUGE_INTERVAL;
+        let (mut pending, mut oldest) = (0, Duration::ZERO);
+        for (_, connection) in &state.connections {
+            let unacknowledged = connection.extras.as_ref().map_or(0, |e| e.unacknowledged.len());
+            pending += unacknowledged;
+            if let Some(age) = connection.outbox.oldest_ending(now) {
+                pending += 1;
+                oldest = oldest.max(age);
+            }
+        }
+        self.common.telemetry.endings(self.number, pending, oldest);
+    }
+}
+
+/// A join about to be asked for.
+struct Join {
+    subscription: relay_core::outbox::SubscriptionId,
+    topic: relay_core::topic::Topic,
+    cursor: Option<relay_core::cursor::Cursor>,
+    asked: relay_core::cursor::Scope,
+}

@@ -1,0 +1,265 @@
+//! The way in: sockets accepted, requests read by hyper, streams taken back from it.
+//!
+//! Every connection starts as HTTP/1.1 under hyper. A request for a stream never gets an answer from
+//! hyper: its handler leaves a [`Takeover`] and the socket is taken out of hyper's hands, so that a
+//! WebSocket or an event stream costs neither hyper's buffers nor a second task. Everything that is
+//! refused, and everything that is no stream, is answered the ordinary way.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_bus::inbox::ConnectionId;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tower::ServiceExt as _;
+
+use super::watch::Stream;
+use super::{Opening, Shard};
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 4096;
+/// hyper's own bound on a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long a closed connection is still read, so that what was said last arrives.
+const LINGER: Duration = Duration::from_secs(2);
+/// What a closed connection may still send.
+const LINGER_BYTES: usize = 256 * 1024;
+/// After this long without acknowledgement the kernel gives a peer up.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Opens a listening socket that shares its port with the other shards'.
+///
+/// # Errors
+/// When the port is taken or may not be opened.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket taken back from hyper, and what becomes of it.
+pub(super) struct Takeover {
+    /// The answer's head, written before anything else.
+    pub(super) head: Bytes,
+    /// What the connection is from now on.
+    pub(super) stream: Stream,
+}
+
+type Left = Rc<RefCell<Option<Takeover>>>;
+
+impl Shard {
+    /// Accepts connections until the drain begins. `router` answers what is no stream.
+    pub async fn serve(
+        self: Rc<Self>,
+        listener: TcpListener,
+        router: Router,
+        mut drain: channel::Receiver<bool>,
+    ) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        let shard = self.clone();
+                        let (router, drain) = (router.clone(), drain.clone());
+                        connections.spawn_local(shard.serve_socket(socket, peer.ip(), router, drain));
+                    }
+                    Err(error) => {
+                        // Out of file descriptors, most likely: others must go before more can come.
+                        self.common.telemetry.refused("accept");
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                _ = drain.changed() => break,
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        // Nobody new from here on; a successor may have the port already.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn serve_socket(
+        self: Rc<Self>,
+        socket: TcpStream,
+        peer: IpAddr,
+        router: Router,
+        drain: channel::Receiver<bool>,
+    ) {
+        if let Err(error) = prepare(&socket) {
+            tracing::debug!(%error, %peer, "socket options");
+        }
+        // The parts that live as long as a stream does must be small, so hyper's go in a box of their own.
+        let http = Box::pin(self.clone().serve_http(socket, peer, router, drain));
+        let Some((socket, takeover)) = http.await else {
+            return;
+        };
+        let socket = Rc::new(socket);
+        let Some(id) = self.begin(&socket, takeover).await else {
+            return;
+        };
+        poll_fn(|cx| self.attend(id, &socket, cx)).await;
+        Box::pin(linger(&socket)).await;
+    }
+
+    /// Lets hyper answer requests until the peer leaves or a stream begins.
+    async fn serve_http(
+        self: Rc<Self>,
+        socket: TcpStream,
+        peer: IpAddr,
+        router: Router,
+        mut drain: channel::Receiver<bool>,
+    ) -> Option<(TcpStream, Takeover)> {
+        let left: Left = Rc::default();
+        let shard = self.clone();
+        let slot = left.clone();
+        let service = service_fn(move |request| {
+            Box::pin(shard.clone().answer(request, peer, router.clone(), slot.clone()))
+                as LocalBoxFuture<'static, Result<Response<Body>, Infallible>>
+        });
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.common.header_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(socket), service);
+        let mut draining = false;
+        loop {
+            let served = poll_fn(|cx| {
+                let polled = connection.poll_without_shutdown(cx);
+                // A handler that takes the socket over leaves word and never answers.
+                match left.borrow_mut().take() {
+                    Some(takeover) => Poll::Ready(Some(takeover)),
+                    None => polled.map(|_| None),
+                }
+            });
+            tokio::select! {
+                served = served => {
+                    let mut socket = connection.into_parts().io.into_inner();
+                    let Some(takeover) = served else {
+                        let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
+                        linger(&socket).await;
+                        return None;
+                    };
+                    return Some((socket, takeover));
+                }
+                _ = drain.changed(), if !draining => {
+                    draining = true;
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    async fn answer(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        router: Router,
+        left: Left,
+    ) -> Result<Response<Body>, Infallible> {
+        if super::watch::is_watch_route(request.uri().path()) {
+            return match self.watch(request.map(|_| ()), peer).await {
+                Ok(super::watch::Watched::Answer(response)) => Ok(response),
+                Ok(super::watch::Watched::Stream(takeover)) => {
+                    *left.borrow_mut() = Some(*takeover);
+                    std::future::pending().await
+                }
+                Err(response) => Ok(*response),
+            };
+        }
+        // The router cannot fail; its error type has no values.
+        router.oneshot(request.map(Body::new)).await
+    }
+
+    /// Puts a taken-over socket into the slab, its answer's head first.
+    async fn begin(&self, socket: &Rc<TcpStream>, takeover: Takeover) -> Option<ConnectionId> {
+        // A few hundred bytes into an empty socket; if it has no room the peer is not reading at all.
+        let mut head = takeover.head;
+        while !head.is_empty() {
+            match socket.try_write(&head) {
+                Ok(sent) => head = head.slice(sent..),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    timeout(self.common.write_timeout, socket.writable()).await.ok()?.ok()?;
+                }
+                Err(_) => return None,
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        let now = self.clock.now();
+        let stream = takeover.stream;
+        let opening = Opening {
+            transport: stream.transport,
+            stream: Some(socket.clone()),
+            identity: stream.identity,
+            admission: stream.admission,
+            authenticated: stream.authenticated,
+        };
+        let (slot, id) = self.open(&mut state, opening, now);
+        if let Some(hello) = stream.hello {
+            self.greet(&mut state, slot, hello);
+        }
+        self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
+        self.flush_dirty(&mut state, now);
+        // Draining began while the request was under way.
+        if state.draining && state.connections.contains(slot) {
+            self.end(&mut state, slot, relay_core::session::CloseReason::Drain);
+        }
+        Some(id)
+    }
+}
+
+/// Small writes at once, dead peers noticed by the kernel.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
+}
+
+/// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.
+async fn linger(socket: &TcpStream) {
+    if SockRef::from(socket).shutdown(std::net::Shutdown::Write).is_err() {
+        return;
+    }
+    let drain = async {
+        let mut left = LINGER_BYTES;
+        let mut bytes = [0; 1024];
+        while socket.readable().await.is_ok() {
+            match socket.try_read(&mut bytes) {
+                Ok(0) => return,
+                Ok(read) if read < left => left -= read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    };
+    // Past the deadline the peer has had its time.
+    drop(timeout(LINGER, drain).await);
+}
+

@@ -1,0 +1,308 @@
+//! One connection as its shard keeps it: session, outbox, and the bytes on their way out.
+//!
+//! Small, and allocating nothing while idle: ten thousand of them stand in memory and wait.
+//!
+//! Invariant: while `writer` is blocked nothing is taken from the outbox, so what is behind it stays
+//! fresh.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_core::id::Name;
+use relay_core::moment::Moment;
+use relay_core::outbox::{Outbox, SubscriptionId};
+use relay_core::publication::Publication;
+use relay_core::session::Session;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::admission::Admission;
+use crate::frame::Wire;
+use crate::identity::Identity;
+use crate::websocket::Decoder;
+
+use super::inbound::MessageLimiter;
+
+use relay_bus::inbox::ConnectionId;
+
+/// Replies that may wait for a client that does not read; past it the client is ended.
+const MAX_REPLIES: usize = 64;
+
+/// What a connection speaks, with what only that transport needs.
+#[derive(Debug)]
+pub(super) enum Transport {
+    /// A WebSocket, with what it has sent and is not yet whole.
+    WebSocket(Decoder),
+    /// An event stream.
+    EventStream,
+    /// A poll that waits for its first news.
+    Poll(Option<Poll>),
+}
+
+/// A poll's other end.
+#[derive(Debug)]
+pub(super) struct Poll {
+    /// Where the answer goes; whoever asked may have stopped waiting.
+    pub(super) answer: oneshot::Sender<PollAnswer>,
+    /// Topics whose join is not answered yet.
+    pub(super) waiting: usize,
+    /// Whether every join so far recovered.
+    pub(super) recovered: bool,
+    /// Whether a topic turned out to be somebody else's.
+    pub(super) forbidden: bool,
+}
+
+/// What a poll is answered with.
+#[derive(Debug)]
+pub(super) struct PollAnswer {
+    /// Frames as JSON.
+    pub(super) frames: Vec<Bytes>,
+    /// Where the client stands then.
+    pub(super) cursor: String,
+    /// Whether everything missed since the client's cursor is in `frames`.
+    pub(super) recovered: bool,
+    /// Whether every topic was joined; if not, the bus did not answer.
+    pub(super) joined: bool,
+    /// Whether a topic is somebody else's.
+    pub(super) forbidden: bool,
+    /// Whether the bus is away.
+    pub(super) stale: bool,
+    /// The relay is going away.
+    pub(super) shutdown: bool,
+}
+
+impl Transport {
+    pub(super) fn wire(&self) -> Wire {
+        match self {
+            Self::WebSocket(_) => Wire::WebSocket,
+            Self::EventStream => Wire::EventStream,
+            Self::Poll(_) => Wire::Json,
+        }
+    }
+
+    /// The word in metrics and logs.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::WebSocket(_) => "websocket",
+            Self::EventStream => "sse",
+            Self::Poll(_) => "poll",
+        }
+    }
+}
+
+/// An ending offered until the client acknowledges it.
+#[derive(Debug)]
+pub(super) struct Unacknowledged {
+    pub(super) subscription: SubscriptionId,
+    pub(super) publication: Arc<Publication>,
+    pub(super) next: Moment,
+    pub(super) tries: u32,
+}
+
+/// What the client asked for beyond the subscription itself; most ask for nothing.
+#[derive(Debug, Default)]
+pub(super) struct Extras {
+    /// Ids to echo in answers to joins that are under way.
+    pub(super) ids: Vec<(SubscriptionId, Value)>,
+    /// Subscriptions whose endings want an acknowledgement.
+    pub(super) acks: Vec<SubscriptionId>,
+    /// Endings sent and not acknowledged.
+    pub(super) unacknowledged: Vec<Unacknowledged>,
+    /// Jobs subscribed before their owner was known, to be checked when it is.
+    pub(super) unproven: Vec<SubscriptionId>,
+    /// Subscriptions that came with a cursor, until their join is answered.
+    pub(super) resuming: Vec<SubscriptionId>,
+}
+
+impl Extras {
+    pub(super) fn take_id(&mut self, subscription: SubscriptionId) -> Option<Value> {
+        let at = self.ids.iter().position(|(id, _)| *id == subscription)?;
+        Some(self.ids.swap_remove(at).1)
+    }
+
+    /// Forgets what belongs to a subscription that ended.
+    pub(super) fn forget(&mut self, subscription: SubscriptionId) {
+        self.ids.retain(|(id, _)| *id != subscription);
+        self.acks.retain(|id| *id != subscription);
+        self.unacknowledged.retain(|each| each.subscription != subscription);
+        self.unproven.retain(|id| *id != subscription);
+        self.resuming.retain(|id| *id != subscription);
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) transport: Transport,
+    pub(super) session: Session,
+    pub(super) outbox: Outbox,
+    pub(super) writer: Writer,
+    pub(super) identity: Arc<Identity>,
+    /// Counts this connection against its user and address; dropped, it counts no more.
+    pub(super) admission: Admission,
+    pub(super) extras: Option<Box<Extras>>,
+    /// The limiter of what the client sends, from its first message on.
+    pub(super) messages: Option<Box<MessageLimiter>>,
+    /// When the shard looks at it next without being asked; `None`: no timer.
+    pub(super) timer: Option<Moment>,
+    /// Whether it is in the shard's list of connections to flush.
+    pub(super) dirty: bool,
+    pub(super) opened: Moment,
+    /// When the drain lets it go.
+    pub(super) leaves_at: Option<Moment>,
+    /// The ping whose pong is awaited.
+    pub(super) pinged: Option<Moment>,
+}
+
+impl Connection {
+    pub(super) fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
+    pub(super) fn user(&self) -> Option<&Name> {
+        self.identity.user.as_ref()
+    }
+}
+
+/// What became of a write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// The kernel has it all.
+    All,
+    /// The rest waits in the writer.
+    Blocked,
+    /// The peer is gone.
+    Gone,
+}
+
+/// The way out of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    /// `None` for a poll, which is answered through its oneshot.
+    stream: Option<Rc<TcpStream>>,
+    /// Bytes the kernel had no room for.
+    unsent: Vec<u8>,
+    /// Replies to the client and pings; they go before everything else.
+    replies: VecDeque<Bytes>,
+    /// Since when the kernel takes nothing.
+    blocked_since: Option<Moment>,
+    /// Write deadlines passed in a row.
+    pub(super) failures: u32,
+    /// The connection's task, which watches for room; woken when it has to look.
+    pub(super) task: Option<Waker>,
+}
+
+impl Writer {
+    pub(super) fn new(stream: Option<Rc<TcpStream>>) -> Self {
+        Self { stream, ..Self::default() }
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_since.is_some()
+    }
+
+    /// Adds a reply. False if the client does not read its replies.
+    pub(super) fn reply(&mut self, frame: Bytes) -> bool {
+        if self.replies.len() >= MAX_REPLIES {
+            return false;
+        }
+        self.replies.push_back(frame);
+        true
+    }
+
+    /// Moves the waiting replies behind what is in `batch`.
+    pub(super) fn take_replies(&mut self, batch: &mut Vec<Bytes>) {
+        batch.extend(self.replies.drain(..));
+        if self.replies.capacity() > 4 {
+            self.replies = VecDeque::new();
+        }
+    }
+
+    /// Writes bytes that follow all that was written before.
+    pub(super) fn write(&mut self, bytes: &[u8], now: Moment) -> Written {
+        let Some(stream) = &self.stream else {
+            return Written::Gone;
+        };
+        debug_assert!(self.unsent.is_empty(), "blocked, yet asked to write more");
+        match write_some(stream, bytes) {
+            Ok(sent) if sent == bytes.len() => {
+                self.failures = 0;
+                Written::All
+            }
+            Ok(sent) => {
+                self.unsent.extend_from_slice(&bytes[sent..]);
+                self.block(now);
+                Written::Blocked
+            }
+            Err(_) => Written::Gone,
+        }
+    }
+
+    /// The socket may have room again.
+    pub(super) fn resume(&mut self, now: Moment) -> Written {
+        let Some(stream) = &self.stream else {
+            return Written::Gone;
+        };
+        match write_some(stream, &self.unsent) {
+            Ok(sent) if sent == self.unsent.len() => {
+                self.unsent = Vec::new();
+                self.blocked_since = None;
+                self.failures = 0;
+                Written::All
+            }
+            Ok(sent) => {
+                if sent > 0 {
+                    self.unsent.drain(..sent);
+                    self.blocked_since = Some(now);
+                    self.failures = 0;
+                }
+                Written::Blocked
+            }
+            Err(_) => Written::Gone,
+        }
+    }
+
+    /// When the write under way counts as failed.
+    pub(super) fn deadline(&self, timeout: Duration) -> Option<Moment> {
+        self.blocked_since.map(|since| since + timeout)
+    }
+
+    /// The deadline passed; it starts again.
+    pub(super) fn fail(&mut self, now: Moment) {
+        self.failures += 1;
+        self.blocked_since = Some(now);
+    }
+
+    pub(super) fn wake(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
+
+    fn block(&mut self, now: Moment) {
+        self.blocked_since = Some(now);
+        // Its task was watching for bytes to read; it has to watch for room as well.
+        self.wake();
+    }
+}
+
+fn write_some(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match stream.try_write(&bytes[sent..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(some) => sent += some,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}

@@ -1,0 +1,492 @@
+//! The fan-out: from a publication to bytes on sockets.
+//!
+//! A publication is offered to the outbox of everybody who watches it; then each connection that has
+//! something due gets one write, of as many frames as are due. A frame is encoded once for all who are
+//! in step. A connection whose socket is full takes nothing from its outbox until there is room, so what
+//! it gets then is fresh.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_bus::inbox::{Joined, LostMilestones};
+use relay_core::cursor::{Cursor, Scope};
+use relay_core::moment::Moment;
+use relay_core::outbox::{Offered, Taken, Telling};
+use relay_core::publication::{JobKey, Publication};
+use relay_core::session::CloseReason;
+use relay_core::topic::Topic;
+
+use super::connection::{Connection, PollAnswer, Transport, Unacknowledged, Written};
+use super::registry::Watcher;
+use super::{Shard, State};
+use crate::frame::{self, Notice, Wire};
+use crate::identity::Sight;
+use crate::websocket;
+
+/// Bytes gathered for one write. More would only copy what the kernel will not take.
+const WRITE_BYTES: usize = 64 * 1024;
+/// How often an ending is offered that nobody acknowledges.
+const MAX_OFFERS: u32 = 6;
+
+impl Shard {
+    /// Offers a publication to everybody on this shard who watches it.
+    pub(super) fn offer(&self, state: &mut State, publication: &Arc<Publication>, now: Moment) {
+        state.frontier = state.frontier.max(publication.seq);
+        let mut lost = Vec::new();
+        for watcher in state.registry.watchers_of(publication) {
+            let connection = &mut state.connections[watcher.slot];
+            match seen_by(connection, watcher, publication) {
+                Seen::Yes => {}
+                Seen::Hidden => continue,
+                Seen::Forbidden => {
+                    lost.push((*watcher, Loss::Forbidden));
+                    continue;
+                }
+            }
+            let outbox = &mut connection.outbox;
+            match outbox.offer(publication, watcher.subscription, now, &self.common.outbox) {
+                Offered::Queued => {}
+                Offered::Duplicate => continue,
+                Offered::Conflated => self.common.telemetry.conflated.inc(),
+                Offered::Shed(_) => self.common.telemetry.gap("outbox"),
+                Offered::Overflow => {
+                    lost.push((*watcher, Loss::Overflow));
+                    continue;
+                }
+            }
+            if !connection.dirty {
+                connection.dirty = true;
+                state.dirty.push(watcher.slot);
+            }
+        }
+        for (watcher, loss) in lost {
+            match loss {
+                Loss::Forbidden => self.refuse_subscription(state, watcher),
+                Loss::Overflow => self.end(state, watcher.slot, CloseReason::Overflow),
+            }
+        }
+    }
+
+    /// Milestones were lost before they reached this shard: everybody who watches the job is told.
+    pub(super) fn on_lost(&self, state: &mut State, lost: &LostMilestones, now: Moment) {
+        for topic in &lost.topics {
+            for at in 0..state.registry.watchers(topic).len() {
+                let watcher = state.registry.watchers(topic)[at];
+                let job = (lost.key, lost.job.clone());
+                let outbox = &mut state.connections[watcher.slot].outbox;
+                outbox.announce_gap(job, lost.seq, lost.reason, watcher.subscription, now);
+                self.common.telemetry.gap(lost.reason.as_str());
+                self.mark(state, watcher.slot);
+            }
+        }
+    }
+
+    /// A join was answered: the subscription is live, and what it starts with goes out at once.
+    pub(super) fn on_joined(&self, state: &mut State, mut joined: Joined, now: Moment) {
+        state.frontier = state.frontier.max(joined.high);
+        let slot = Self::find(state, joined.connection);
+        let live = slot.filter(|slot| state.connections[*slot].session.joined(joined.subscription));
+        let Some(slot) = live else {
+            // It left while the hub was asked; the hub still counts the shard in.
+            if !state.registry.is_watched(&joined.topic) {
+                self.common.hub.leave(&joined.topic, self.number);
+            }
+            return;
+        };
+        let watcher = Watcher { slot, subscription: joined.subscription };
+        let connection = &mut state.connections[slot];
+        if connection.identity.sight(&joined.topic) == Sight::WhenKnown {
+            connection.extras().unproven.push(joined.subscription);
+        }
+        if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
+            && !connection.identity.may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
+        {
+            self.refuse_subscription(state, watcher);
+            return;
+        }
+        joined.publications.retain(|publication| {
+            seen_by(connection, &watcher, publication) == Seen::Yes
+        });
+        state.registry.add(&joined.topic, watcher);
+        self.welcome(state, slot, &joined, now);
+        self.mark(state, slot);
+    }
+
+    fn welcome(&self, state: &mut State, slot: usize, joined: &Joined, now: Moment) {
+        let connection = &mut state.connections[slot];
+        if let Some(since) = joined.since.filter(|_| joined.recovered) {
+            connection.outbox.resume(since);
+        }
+        for publication in &joined.publications {
+            connection.outbox.owe(publication, joined.subscription, now);
+        }
+        connection.outbox.advance(joined.high.min(state.ceiling));
+        let jobs: HashSet<JobKey> = joined
+            .publications
+            .iter()
+            .filter(|publication| publication.is_state())
+            .map(|publication| publication.key)
+            .collect();
+        let cursor = cursor_of(connection, state.epoch);
+        let wire = connection.transport.wire();
+        let mut id = None;
+        if let Some(extras) = &mut connection.extras {
+            id = extras.take_id(joined.subscription);
+            if let Some(at) = extras.resuming.iter().position(|each| *each == joined.subscription) {
+                extras.resuming.swap_remove(at);
+                self.common.telemetry.resume(joined.recovered);
+            }
+        }
+        let notice = Notice::Subscribed {
+            id: id.as_ref(),
+            topic: joined.topic.to_string(),
+            recovered: joined.recovered,
+            jobs: jobs.len(),
+            cursor: cursor.clone(),
+            stale: state.stale,
+        };
+        let frame = notice.encode_with_id(wire, &cursor);
+        if let Transport::Poll(Some(poll)) = &mut connection.transport {
+            poll.waiting = poll.waiting.saturating_sub(1);
+            poll.recovered &= joined.recovered;
+        } else {
+            self.reply(state, slot, frame);
+        }
+    }
+
+    /// Ends a subscription its client may not have, and says so.
+    pub(super) fn refuse_subscription(&self, state: &mut State, watcher: Watcher) {
+        let connection = &mut state.connections[watcher.slot];
+        let Some(topic) = connection.session.leave(watcher.subscription) else {
+            return;
+        };
+        connection.outbox.forget(watcher.subscription);
+        let id = connection.extras.as_mut().and_then(|extras| {
+            let id = extras.take_id(watcher.subscription);
+            extras.forget(watcher.subscription);
+            id
+        });
+        let wire = connection.transport.wire();
+        let notice = Notice::Error {
+            id: id.as_ref(),
+            code: "forbidden",
+            message: "this job belongs to another user, and your token's topics do not grant it",
+            topic: Some(topic.to_string()),
+        };
+        let frame = notice.encode(wire);
+        self.unwatch(&mut state.registry, &topic, watcher);
+        self.common.telemetry.client_error("forbidden");
+        if let Transport::Poll(Some(poll)) = &mut state.connections[watcher.slot].transport {
+            poll.waiting = poll.waiting.saturating_sub(1);
+            poll.forbidden = true;
+        } else {
+            self.reply(state, watcher.slot, frame);
+        }
+        self.mark(state, watcher.slot);
+    }
+
+    /// Queues a reply; ends a client that does not read its replies.
+    pub(super) fn reply(&self, state: &mut State, slot: usize, frame: Bytes) {
+        if state.connections[slot].writer.reply(frame) {
+            self.mark(state, slot);
+        } else {
+            self.end(state, slot, CloseReason::Slow);
+        }
+    }
+
+    /// Writes to every connection that has something to write.
+    pub(super) fn flush_dirty(&self, state: &mut State, now: Moment) {
+        while let Some(slot) = state.dirty.pop() {
+            // A slot may have been emptied, or filled anew, since it was marked.
+            let Some(connection) = state.connections.get_mut(slot) else {
+                continue;
+            };
+            if std::mem::take(&mut connection.dirty) {
+                self.flush(state, slot, now);
+            }
+        }
+    }
+
+    /// Writes all that is due on one connection, as far as its socket takes it.
+    fn flush(&self, state: &mut State, slot: usize, now: Moment) {
+        if matches!(state.connections[slot].transport, Transport::Poll(_)) {
+            self.answer_poll(state, slot, now);
+            return;
+        }
+        loop {
+            let connection = &mut state.connections[slot];
+            if connection.writer.is_blocked() {
+                break;
+            }
+            state.frames.clear();
+            connection.writer.take_replies(&mut state.frames);
+            let mut bytes: usize = state.frames.iter().map(Bytes::len).sum();
+            while bytes < WRITE_BYTES
+                && let Some(taken) = connection.outbox.take(now, state.ceiling, &self.common.outbox)
+            {
+                let frame = render(connection, &taken, state.epoch, state.stale);
+                bytes += frame.len();
+                state.frames.push(frame);
+                self.account(connection, &state.metrics, taken, now);
+            }
+            if state.frames.is_empty() {
+                let seen = state.frontier.min(state.ceiling);
+                state.connections[slot].outbox.advance(seen);
+                break;
+            }
+            match self.write_frames(state, slot, now) {
+                Written::All => {}
+                Written::Blocked => {
+                    self.common.telemetry.writes_blocked.inc();
+                    break;
+                }
+                Written::Gone => {
+                    self.end(state, slot, CloseReason::Client);
+                    return;
+                }
+            }
+        }
+        self.reschedule(state, slot);
+    }
+
+    fn write_frames(&self, state: &mut State, slot: usize, now: Moment) -> Written {
+        let connection = &mut state.connections[slot];
+        let bytes: &[u8] = match state.frames.as_slice() {
+            [frame] => frame,
+            frames => {
+                // Copying a few hundred bytes is cheaper than a second system call, or a vectored one.
+                state.batch.clear();
+                frames.iter().for_each(|frame| state.batch.extend_from_slice(frame));
+                &state.batch
+            }
+        };
+        self.common.telemetry.written_bytes.inc_by(bytes.len() as u64);
+        let written = connection.writer.write(bytes, now);
+        if written == Written::All && matches!(connection.transport, Transport::EventStream) {
+            // A stream's reader says nothing; that the kernel takes bytes is the only sign there is.
+            let event = relay_core::session::Event::SignOfLife;
+            connection.session.handle(event, now, &self.common.session);
+        }
+        written
+    }
+
+    /// Counts a delivery, and remembers an ending whose client wants to acknowledge it.
+    fn account(&self, connection: &mut Connection, metrics: &super::Metrics, taken: Taken, now: Moment) {
+        let Telling::Publication(publication) = taken.telling else {
+            return;
+        };
+        metrics.of(&connection.transport).deliveries.inc();
+        let class = match (publication.is_terminal(), publication.is_state()) {
+            (true, _) => &metrics.ending,
+            (false, true) => &metrics.state,
+            (false, false) => &metrics.milestone,
+        };
+        if !taken.replayed {
+            class.delivery.observe((now - publication.received_at).as_secs_f64());
+        }
+        if let Some(worker_at) = publication.worker_at.filter(|_| !taken.replayed) {
+            // The worker's clock at publishing, ours at taking in, and how long it took from there.
+            let travelled = publication.stored_at.as_unix_micros() - worker_at.as_unix_micros();
+            let travelled = Duration::from_micros(u64::try_from(travelled).unwrap_or(0));
+            class.end_to_end.observe((travelled + (now - publication.received_at)).as_secs_f64());
+        }
+        let Some(extras) = &mut connection.extras else {
+            return;
+        };
+        let known = extras.unacknowledged.iter().any(|each| each.publication.seq == publication.seq);
+        if publication.is_terminal() && extras.acks.contains(&taken.via) && !known {
+            extras.unacknowledged.push(Unacknowledged {
+                subscription: taken.via,
+                publication,
+                next: now + self.common.ack_timeout,
+                tries: 1,
+            });
+        }
+    }
+
+    /// Offers again the endings that were not acknowledged in time.
+    pub(super) fn reoffer(&self, state: &mut State, slot: usize, now: Moment) {
+        let (epoch, stale) = (state.epoch, state.stale);
+        let connection = &mut state.connections[slot];
+        let Some(mut extras) = connection.extras.take() else {
+            return;
+        };
+        let mut frames = Vec::new();
+        extras.unacknowledged.retain_mut(|each| {
+            if each.next > now {
+                return true;
+            }
+            each.tries += 1;
+            each.next = now + self.common.ack_timeout * (1 << each.tries.min(MAX_OFFERS));
+            let again = Taken {
+                telling: Telling::Publication(each.publication.clone()),
+                via: each.subscription,
+                position: connection.outbox.position(),
+                replayed: true,
+            };
+            frames.push(render(connection, &again, epoch, stale));
+            self.common.telemetry.endings_reoffered.inc();
+            each.tries < MAX_OFFERS
+        });
+        connection.extras = Some(extras);
+        for frame in frames {
+            if Self::find(state, state.connections[slot].id).is_some() {
+                self.reply(state, slot, frame);
+            }
+        }
+    }
+
+    /// Answers a poll once every topic has joined and there is news.
+    fn answer_poll(&self, state: &mut State, slot: usize, now: Moment) {
+        let connection = &mut state.connections[slot];
+        let Transport::Poll(Some(poll)) = &connection.transport else {
+            return;
+        };
+        let refused = poll.forbidden;
+        if poll.waiting > 0 || (connection.outbox.is_empty() && !refused) {
+            self.reschedule(state, slot);
+            return;
+        }
+        self.finish_poll(state, slot, now, false);
+    }
+
+    /// Answers a poll with what there is, and ends it.
+    pub(super) fn finish_poll(&self, state: &mut State, slot: usize, now: Moment, shutdown: bool) {
+        let (ceiling, epoch, stale) = (state.ceiling, state.epoch, state.stale);
+        let seen = state.frontier.min(ceiling);
+        let connection = &mut state.connections[slot];
+        let mut frames = Vec::new();
+        while frames.len() < super::watch::MAX_POLL_FRAMES
+            && let Some(taken) = connection.outbox.take(now, ceiling, &self.common.outbox)
+        {
+            frames.push(render(connection, &taken, epoch, stale));
+            self.account(connection, &state.metrics, taken, now);
+        }
+        connection.outbox.advance(seen);
+        let cursor = cursor_of(connection, epoch);
+        if let Transport::Poll(poll) = &mut connection.transport
+            && let Some(poll) = poll.take()
+        {
+            let answer = PollAnswer {
+                frames,
+                cursor,
+                recovered: poll.recovered,
+                joined: poll.waiting == 0,
+                forbidden: poll.forbidden,
+                stale,
+                shutdown,
+            };
+            // Whoever polled may have gone.
+            drop(poll.answer.send(answer));
+        }
+        self.end(state, slot, CloseReason::Client);
+    }
+
+    /// Says what there is to say before a connection ends.
+    pub(super) fn say_goodbye(&self, state: &mut State, slot: usize, reason: CloseReason) {
+        let now = self.clock.now();
+        let connection = &mut state.connections[slot];
+        if !matches!(connection.transport, Transport::WebSocket(_)) || connection.writer.is_blocked() {
+            return;
+        }
+        let Some((code, words)) = close_words(reason) else {
+            return;
+        };
+        state.frames.clear();
+        connection.writer.take_replies(&mut state.frames);
+        state.frames.push(websocket::close_frame(code, words));
+        // It is leaving either way; whether the goodbye arrives changes nothing.
+        self.write_frames(state, slot, now);
+    }
+}
+
+enum Loss {
+    Forbidden,
+    Overflow,
+}
+
+/// Whether a connection may see a publication, where that could not be said when it subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Yes,
+    /// One job of a group is another's: it is left out.
+    Hidden,
+    /// The one job it watches is another's: the subscription ends.
+    Forbidden,
+}
+
+fn seen_by(connection: &mut Connection, watcher: &Watcher, publication: &Publication) -> Seen {
+    let Some(extras) = &mut connection.extras else {
+        return Seen::Yes;
+    };
+    let Some(at) = extras.unproven.iter().position(|each| *each == watcher.subscription) else {
+        return Seen::Yes;
+    };
+    let Some(subscription) = connection.session.subscription(watcher.subscription) else {
+        return Seen::Hidden;
+    };
+    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+    let allowed = connection.identity.may_watch(&subscription.topic, owner, parent);
+    match (&subscription.topic, allowed) {
+        (Topic::Job(_), true) => {
+            // A job has one owner; it need not be asked again.
+            extras.unproven.swap_remove(at);
+            Seen::Yes
+        }
+        (Topic::Job(_), false) => Seen::Forbidden,
+        (Topic::User(_) | Topic::Group(_), true) => Seen::Yes,
+        (Topic::User(_) | Topic::Group(_), false) => Seen::Hidden,
+    }
+}
+
+/// The frame for one connection.
+fn render(connection: &Connection, taken: &Taken, epoch: u64, stale: bool) -> Bytes {
+    let wire = connection.transport.wire();
+    let subscriptions = connection.session.subscriptions();
+    let found = subscriptions.iter().find(|each| each.id == taken.via);
+    let Some(subscription) = found else {
+        return Bytes::new();
+    };
+    let topic = &subscription.topic;
+    let publication = match &taken.telling {
+        Telling::Publication(publication) => publication,
+        Telling::Gap { job, reason } => return frame::gap(job, topic, *reason, wire),
+    };
+    let in_step = subscriptions.len() == 1
+        && taken.position == publication.seq
+        && !stale
+        && wire != Wire::Json
+        && !connection.outbox.owes(taken.via);
+    if in_step {
+        return frame::in_step(publication, topic, wire);
+    }
+    let scope = connection.session.scope(|id| connection.outbox.owes(id));
+    let cursor = Cursor { epoch, seq: taken.position, scope };
+    frame::at_cursor(publication, topic, &cursor, wire, stale)
+}
+
+/// Where a connection stands now.
+pub(super) fn cursor_of(connection: &Connection, epoch: u64) -> String {
+    let scope: Scope = connection.session.scope(|id| connection.outbox.owes(id));
+    Cursor { epoch, seq: connection.outbox.position(), scope }.to_string()
+}
+
+/// The close code and sentence for a reason; `None` where the client is past hearing.
+fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
+    use websocket::close;
+    Some(match reason {
+        CloseReason::Client => return None,
+        CloseReason::Dead => (close::DEAD, "no sign of life, not even a pong"),
+        CloseReason::Slow | CloseReason::Overflow => {
+            (close::TRY_AGAIN, "too slow; reconnect with the last cursor")
+        }
+        CloseReason::Expired => (close::UNAUTHENTICATED, "the token ran out; reconnect with a new one"),
+        CloseReason::Unauthenticated => (close::UNAUTHENTICATED, "no valid token came in time"),
+        CloseReason::TooLarge => (close::TOO_LARGE, "the message is above limits.message_bytes"),
+        CloseReason::TooFrequent => (close::TOO_FREQUENT, "far more messages than limits.messages_per_second"),
+        CloseReason::Protocol => (close::PROTOCOL, "broken WebSocket framing"),
+        CloseReason::Drain => (close::RESTART, "the relay restarts; reconnect with the last cursor"),
+    })
+}

@@ -1,0 +1,80 @@
+//! Going away politely: everybody is told at once, leaves spread over a window, and is gone by a deadline.
+//!
+//! The window grows with the number of connections, up to `drain.spread`: ten people need not wait ten
+//! seconds, ten thousand must not come back in one.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_core::moment::Moment;
+use relay_core::session::CloseReason;
+
+use super::connection::Transport;
+use super::{Shard, State};
+use crate::frame::{Notice, Wire};
+
+/// Room each leaving connection gets in the window, until the window is full.
+const ROOM: Duration = Duration::from_millis(5);
+/// A client comes back at a random time within this after it was let go.
+const RETRY_MS: std::ops::Range<u64> = 200..2_000;
+
+impl Shard {
+    /// Tells every client, and sets the time at which each is let go.
+    pub(super) fn begin_drain(&self) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if std::mem::replace(&mut state.draining, true) {
+            return;
+        }
+        let now = self.clock.now();
+        let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
+        let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let window = self.common.drain_spread.min(ROOM.saturating_mul(count));
+        for slot in slots {
+            self.let_go(state, slot, now, window);
+        }
+        self.flush_dirty(state, now);
+    }
+
+    fn let_go(&self, state: &mut State, slot: usize, now: Moment, window: Duration) {
+        if !state.connections.contains(slot) {
+            return;
+        }
+        if let Transport::Poll(_) = state.connections[slot].transport {
+            self.finish_poll(state, slot, now, true);
+            return;
+        }
+        let retry_ms = fastrand::u64(RETRY_MS);
+        let wire = state.connections[slot].transport.wire();
+        let mut frame = Notice::ServerShutdown { retry_ms }.encode(wire);
+        if wire == Wire::EventStream {
+            // The browser's own reconnection takes its delay from here.
+            frame = Bytes::from([format!("retry: {retry_ms}\n").as_bytes(), &frame].concat());
+        }
+        state.connections[slot].leaves_at = Some(now + window.mul_f64(fastrand::f64()));
+        self.reply(state, slot, frame);
+    }
+
+    /// Whether the shard was told to drain and everybody has left.
+    pub(super) fn is_drained(&self) -> bool {
+        let state = self.state.borrow();
+        state.draining && state.connections.is_empty()
+    }
+
+    /// Lets everybody go who is still there.
+    pub(super) fn end_all(&self, state: &mut State, reason: CloseReason) {
+        let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if state.connections.contains(slot) {
+                self.end(state, slot, reason);
+            }
+        }
+    }
+
+    /// The bus began a new life: every cursor handed out is void, so everybody starts anew.
+    pub(super) fn on_new_epoch(&self, state: &mut State, _now: Moment) {
+        state.epoch = self.common.hub.epoch();
+        state.frontier = 0;
+        self.end_all(state, CloseReason::Drain);
+    }
+}

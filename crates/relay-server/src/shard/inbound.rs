@@ -1,0 +1,383 @@
+//! What clients send: bytes to messages, messages to the session, and the session's wishes carried out.
+
+use governor::clock::{Clock as _, QuantaClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use relay_core::cursor::Scope;
+use relay_core::moment::{Moment, WallTime};
+use relay_core::outbox::SubscriptionId;
+use relay_core::session::{Action, CloseReason, Event};
+use relay_core::topic::Topic;
+use serde_json::Value;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+
+use super::connection::Transport;
+use super::registry::Watcher;
+use super::{Join, Shard, State};
+use crate::command;
+use crate::frame::{self, Notice};
+use crate::identity::{Credential, Sight, Source};
+use crate::websocket::{self, DecodeError, Inbound};
+
+/// Messages refused in a row for coming too fast, after which the connection ends.
+const MAX_TOO_FREQUENT: u32 = 100;
+
+/// The bucket a client's messages are taken from.
+#[derive(Debug)]
+pub(super) struct MessageLimiter {
+    bucket: DefaultDirectRateLimiter,
+    refused: u32,
+}
+
+impl MessageLimiter {
+    fn new(per_second: u32, burst: u32) -> Self {
+        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_second(at_least_one(per_second)).allow_burst(at_least_one(burst));
+        Self {
+            bucket: RateLimiter::direct_with_clock(quota, QuantaClock::default()),
+            refused: 0,
+        }
+    }
+
+    /// `Err` with the milliseconds until the next message would be heard.
+    fn admit(&mut self) -> Result<(), u128> {
+        match self.bucket.check() {
+            Ok(()) => {
+                self.refused = 0;
+                Ok(())
+            }
+            Err(not_until) => {
+                self.refused += 1;
+                Err(not_until.wait_time_from(QuantaClock::default().now()).as_millis())
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// The socket has bytes, or has ended.
+    pub(super) fn read(&self, state: &mut State, slot: usize, stream: &TcpStream, now: Moment) {
+        let read = match stream.try_read(&mut state.read) {
+            Ok(0) => return self.end(state, slot, CloseReason::Client),
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(_) => return self.end(state, slot, CloseReason::Client),
+        };
+        let bytes = std::mem::take(&mut state.read);
+        self.received(state, slot, &bytes[..read], now);
+        state.read = bytes;
+    }
+
+    /// Takes bytes a client sent.
+    pub(super) fn received(&self, state: &mut State, slot: usize, bytes: &[u8], now: Moment) {
+        let connection = &mut state.connections[slot];
+        let id = connection.id;
+        let Transport::WebSocket(decoder) = &mut connection.transport else {
+            // An event stream's client has nothing to say after its request.
+            return;
+        };
+        let mut inbound = Vec::new();
+        let fed = decoder.feed(bytes, self.common.message_bytes, |each| inbound.push(each));
+        connection.session.handle(Event::SignOfLife, now, &self.common.session);
+        for each in inbound {
+            let Some(slot) = Self::find(state, id) else {
+                return;
+            };
+            self.on_inbound(state, slot, each, now);
+        }
+        if let (Err(error), Some(slot)) = (fed, Self::find(state, id)) {
+            self.on_broken(state, slot, error);
+        }
+    }
+
+    fn on_inbound(&self, state: &mut State, slot: usize, inbound: Inbound, now: Moment) {
+        match inbound {
+            Inbound::Pong => self.on_pong(state, slot, now),
+            Inbound::Close(code) => self.on_close(state, slot, code),
+            Inbound::Ping(payload) => {
+                if self.admit_message(state, slot) {
+                    self.reply(state, slot, websocket::pong(&payload));
+                }
+            }
+            Inbound::Binary => {
+                if self.admit_message(state, slot) {
+                    let message = "this protocol speaks text frames with JSON";
+                    self.refuse(state, slot, None, "binary_unsupported", message);
+                }
+            }
+            Inbound::Text(text) => {
+                if self.admit_message(state, slot) {
+                    self.on_text(state, slot, &text, now);
+                }
+            }
+        }
+    }
+
+    fn on_text(&self, state: &mut State, slot: usize, text: &str, now: Moment) {
+        let request = match command::parse(text) {
+            Ok(request) => request,
+            Err(bad) => {
+                return self.refuse(state, slot, bad.id.as_ref(), bad.code, &bad.message);
+            }
+        };
+        let session = &mut state.connections[slot].session;
+        let actions = session.handle(Event::Command(request.command), now, &self.common.session);
+        for action in actions {
+            self.perform(state, slot, action, request.id.as_ref(), request.ack, now);
+        }
+    }
+
+    /// A connection's time has come. True if it may have something to write.
+    pub(super) fn tick(&self, state: &mut State, slot: usize, now: Moment) -> bool {
+        let id = state.connections[slot].id;
+        let connection = &mut state.connections[slot];
+        if connection.leaves_at.is_some_and(|at| now >= at) {
+            self.end(state, slot, CloseReason::Drain);
+            return false;
+        }
+        let deadline = connection.writer.deadline(self.common.write_timeout);
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            connection.writer.fail(now);
+            self.common.telemetry.write_failures.inc();
+            if connection.writer.failures >= self.common.max_failures {
+                self.end(state, slot, CloseReason::Slow);
+                return false;
+            }
+        }
+        let actions = connection.session.handle(Event::Tick, now, &self.common.session);
+        for action in actions {
+            self.perform(state, slot, action, None, false, now);
+        }
+        let Some(slot) = Self::find(state, id) else {
+            return false;
+        };
+        self.reoffer(state, slot, now);
+        Self::find(state, id).is_some()
+    }
+
+    fn perform(
+        &self,
+        state: &mut State,
+        slot: usize,
+        action: Action,
+        id: Option<&Value>,
+        ack: bool,
+        now: Moment,
+    ) {
+        match action {
+            Action::Join { subscription, topic, cursor } => {
+                if let Some(id) = id {
+                    let extras = state.connections[slot].extras();
+                    extras.ids.push((subscription, id.clone()));
+                }
+                if ack {
+                    state.connections[slot].extras().acks.push(subscription);
+                }
+                self.on_join(state, slot, subscription, topic, cursor);
+            }
+            Action::Leave { subscription, topic } => {
+                self.on_leave(state, slot, subscription, &topic, id);
+            }
+            Action::Acknowledge { subscription, seq } => {
+                if let Some(extras) = &mut state.connections[slot].extras {
+                    extras.unacknowledged.retain(|each| {
+                        each.subscription != subscription || each.publication.seq > seq
+                    });
+                }
+            }
+            Action::Verify(token) => self.on_auth(state, slot, &token, id, now),
+            Action::Pong => {
+                let ts = self.clock.wall().as_unix_micros() / 1000;
+                let wire = state.connections[slot].transport.wire();
+                self.reply(state, slot, Notice::Pong { id, ts }.encode(wire));
+            }
+            Action::Ping => self.ping(state, slot, now),
+            Action::Refuse(error) => {
+                self.common.telemetry.client_error(error.code());
+                let wire = state.connections[slot].transport.wire();
+                self.reply(state, slot, frame::refusal(&error, id, wire));
+            }
+            Action::Close(reason) => self.end(state, slot, reason),
+        }
+    }
+
+    fn on_join(
+        &self,
+        state: &mut State,
+        slot: usize,
+        subscription: SubscriptionId,
+        topic: Topic,
+        cursor: Option<relay_core::cursor::Cursor>,
+    ) {
+        let connection = &state.connections[slot];
+        if connection.identity.sight(&topic) == Sight::No {
+            self.refuse_subscription(state, Watcher { slot, subscription });
+            return;
+        }
+        // A set too large to be listed cannot be compared topic by topic; who gives a cursor with the topic
+        // says that it speaks for it.
+        let asked = match &cursor {
+            Some(cursor) if matches!(cursor.scope, Scope::Many(_)) => cursor.scope.clone(),
+            _ => Scope::empty(),
+        };
+        if cursor.is_some() {
+            state.connections[slot].extras().resuming.push(subscription);
+        }
+        self.join(state, slot, Join { subscription, topic, cursor, asked });
+    }
+
+    fn on_leave(
+        &self,
+        state: &mut State,
+        slot: usize,
+        subscription: SubscriptionId,
+        topic: &Topic,
+        id: Option<&Value>,
+    ) {
+        let connection = &mut state.connections[slot];
+        connection.outbox.forget(subscription);
+        if let Some(extras) = &mut connection.extras {
+            extras.forget(subscription);
+        }
+        let notice = Notice::Unsubscribed { id, topic: topic.to_string() };
+        let frame = notice.encode(connection.transport.wire());
+        self.unwatch(&mut state.registry, topic, Watcher { slot, subscription });
+        self.reply(state, slot, frame);
+    }
+
+    fn on_auth(&self, state: &mut State, slot: usize, token: &str, id: Option<&Value>, now: Moment) {
+        let identity = Credential::new(token, Source::Message)
+            .and_then(|credential| self.common.identity.identify(Some(&credential)));
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(refused) => {
+                self.refuse(state, slot, id, refused.code, &refused.message);
+                return self.end_if_there(state, slot, CloseReason::Unauthenticated);
+            }
+        };
+        let connection = &mut state.connections[slot];
+        if let Some(user) = connection.user()
+            && identity.user.as_ref() != Some(user)
+        {
+            let message = "this connection is another user's; open a new one";
+            self.refuse(state, slot, id, "other_user", message);
+            return;
+        }
+        if let Err(refusal) = connection.admission.identify(identity.user.as_ref()) {
+            self.refuse(state, slot, id, refusal.code(), &refusal.to_string());
+            return self.end_if_there(state, slot, CloseReason::Unauthenticated);
+        }
+        let expires_at = identity.expires_at;
+        connection.identity = Arc::new(identity);
+        let event = Event::Authenticated { expires_at: expires_at.map(|at| self.moment_of(at, now)) };
+        connection.session.handle(event, now, &self.common.session);
+        let notice = Notice::Authenticated {
+            user: connection.user().map(relay_core::id::Name::as_str),
+            expires_at: expires_at.map(WallTime::to_rfc3339),
+        };
+        let frame = notice.encode(connection.transport.wire());
+        self.reply(state, slot, frame);
+    }
+
+    /// When a wall-clock time comes, on the monotonic clock.
+    pub(super) fn moment_of(&self, at: WallTime, now: Moment) -> Moment {
+        let left = at.as_unix_micros() - self.clock.wall().as_unix_micros();
+        now + std::time::Duration::from_micros(u64::try_from(left).unwrap_or(0))
+    }
+
+    fn ping(&self, state: &mut State, slot: usize, now: Moment) {
+        let connection = &mut state.connections[slot];
+        let frame = match connection.transport {
+            Transport::WebSocket(_) => {
+                connection.pinged = Some(now);
+                websocket::ping()
+            }
+            // A comment, by which proxies and clients know that the stream lives.
+            Transport::EventStream => bytes::Bytes::from_static(b":\n\n"),
+            Transport::Poll(_) => return,
+        };
+        if connection.writer.is_blocked() {
+            return;
+        }
+        self.reply(state, slot, frame);
+    }
+
+    fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {
+        if let Some(pinged) = state.connections[slot].pinged.take() {
+            let took = now - pinged;
+            self.common.telemetry.round_trip_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// The client says goodbye; it is answered in kind (RFC 6455 section 5.5.1).
+    fn on_close(&self, state: &mut State, slot: usize, code: Option<u16>) {
+        let answer = websocket::close_frame(code.unwrap_or(websocket::close::NORMAL), "");
+        self.reply(state, slot, answer);
+        let now = self.clock.now();
+        self.flush_dirty(state, now);
+        self.end_if_there(state, slot, CloseReason::Client);
+    }
+
+    fn on_broken(&self, state: &mut State, slot: usize, error: DecodeError) {
+        self.common.telemetry.client_error(match error {
+            DecodeError::TooLarge(_) => "too_large",
+            DecodeError::Protocol(_) | DecodeError::NotUtf8 => "protocol",
+        });
+        if let DecodeError::TooLarge(_) = error {
+            let wire = state.connections[slot].transport.wire();
+            let message = error.to_string();
+            let notice = Notice::Error { id: None, code: "too_large", message: &message, topic: None };
+            self.reply(state, slot, notice.encode(wire));
+            return self.end_if_there(state, slot, CloseReason::TooLarge);
+        }
+        let answer = websocket::close_frame(error.close_code(), &error.to_string());
+        self.reply(state, slot, answer);
+        let now = self.clock.now();
+        self.flush_dirty(state, now);
+        self.end_if_there(state, slot, CloseReason::Protocol);
+    }
+
+    /// Whether the client's allowance covers one more message; it is told if not.
+    fn admit_message(&self, state: &mut State, slot: usize) -> bool {
+        let (per_second, burst) = (self.common.messages_per_second, self.common.messages_burst);
+        let limiter = state.connections[slot]
+            .messages
+            .get_or_insert_with(|| Box::new(MessageLimiter::new(per_second, burst)));
+        let Err(wait_ms) = limiter.admit() else {
+            return true;
+        };
+        if limiter.refused > MAX_TOO_FREQUENT {
+            self.end(state, slot, CloseReason::TooFrequent);
+        } else if limiter.refused == 1 {
+            let message = format!(
+                "more than {per_second} messages a second (limits.messages_per_second); what comes in the next {wait_ms} ms is not heard"
+            );
+            self.refuse(state, slot, None, "rate_limited", &message);
+        } else {
+            self.common.telemetry.client_error("rate_limited");
+        }
+        false
+    }
+
+    /// Answers with an error; the connection goes on.
+    pub(super) fn refuse(
+        &self,
+        state: &mut State,
+        slot: usize,
+        id: Option<&Value>,
+        code: &str,
+        message: &str,
+    ) {
+        self.common.telemetry.client_error(code);
+        let wire = state.connections[slot].transport.wire();
+        let notice = Notice::Error { id, code, message, topic: None };
+        self.reply(state, slot, notice.encode(wire));
+    }
+
+    fn end_if_there(&self, state: &mut State, slot: usize, reason: CloseReason) {
+        if state.connections.contains(slot) {
+            self.end(state, slot, reason);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The whole way, as it is in use: plain Python workers, a real NATS server, the real relay, and watchers
+//! on all four transports that come and go at random and carry their cursors from one to another.
+//!
+//! At the end every watcher must hold the last state of every job it watched, every ending and every
+//! milestone, in order, none twice. A failure prints its seed; `RELAY_JOURNEY_SEED` runs it again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test tells its seed"
+)]
+
+mod fleet;
+mod walker;
+
+use std::time::Duration;
+
+use fleet::{Fleet, Plan};
+use relay_testkit::client::{Frame, Transport, Watch, Watcher};
+use relay_testkit::journey::Published;
+use relay_testkit::nats::{NatsServer, Options};
+use relay_testkit::relay::{RelayServer, Settings};
+use relay_testkit::wait;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use walker::{Interest, Walked, Walker};
+
+/// How long the workers may take; a test is ended by its runner after 30 seconds.
+const WORKERS_WITHIN: Duration = Duration::from_secs(18);
+const SOON: Duration = Duration::from_secs(10);
+
+fn seed() -> u64 {
+    let seed = std::env::var("RELAY_JOURNEY_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..1_000_000));
+    eprintln!("RELAY_JOURNEY_SEED={seed}");
+    seed
+}
+
+fn settings(nats: &NatsServer) -> Settings {
+    Settings::new(env!("CARGO_BIN_EXE_relay"))
+        .jetstream(&nats.url())
+        .set("limits.connections_per_address", 1000)
+        // a restart in the middle of a test is quick, and politer clients would wait longer
+        .set("drain.spread", "500ms")
+        .set("drain.deadline", "1s")
+}
+
+/// Walkers of every kind: of one job, of a few, of more than a cursor lists one by one, of an owner.
+fn walkers(plan: &Plan, count: usize) -> Vec<Walker> {
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let mut jobs: Vec<String> = (0..plan.jobs).map(|index| plan.job(index)).collect();
+    (0..count)
+        .map(|index| {
+            random.shuffle(&mut jobs);
+            let interest = match index % 4 {
+                0 => Interest::Jobs(jobs[..1].to_vec()),
+                1 => Interest::Jobs(jobs[..5].to_vec()),
+                2 => Interest::Jobs(jobs[..12].to_vec()),
+                _ => Interest::Owner(plan.owner(index / 4)),
+            };
+            Walker::new(format!("walker {index}"), interest, random.u64(..))
+        })
+        .collect()
+}
+
+/// Walkers on their way, to be told when the workers are done.
+struct Walk {
+    tasks: JoinSet<Walked>,
+    /// Carries what was published to the walkers once it is known.
+    done: watch::Sender<Option<Published>>,
+}
+
+impl Walk {
+    fn start(walkers: Vec<Walker>, address: &str) -> Self {
+        let (done, waiting) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        for walker in walkers {
+            tasks.spawn(walker.walk(address.to_owned(), waiting.clone()));
+        }
+        Self { tasks, done }
+    }
+
+    async fn end(mut self, published: Published) -> Vec<Walked> {
+        self.done.send(Some(published)).unwrap();
+        let mut walked = Vec::new();
+        while let Some(one) = self.tasks.join_next().await {
+            walked.push(one.unwrap());
+        }
+        walked
+    }
+}
+
+/// Everybody must be content; gaps are allowed only where a test says so.
+fn judge(walked: &[Walked], published: &Published, relay: &RelayServer) {
+    let breaches: Vec<&String> = walked.iter().flat_map(|one| &one.breaches).collect();
+    let sum = |count: fn(&Walked) -> usize| walked.iter().map(count).sum::<usize>();
+    eprintln!(
+        "{} updates of {} jobs, {} walkers, {} legs, {} milestones seen, {} gaps, {} snapshots in place of a recovery",
+        published.len(),
+        published.0.len(),
+        walked.len(),
+        sum(|one| one.legs),
+        sum(|one| one.milestones),
+        sum(|one| one.gaps),
+        sum(|one| one.unrecovered),
+    );
+    if !breaches.is_empty() {
+        let told: Vec<&str> = breaches
+            .iter()
+            .take(6)
+            .map(|breach| breach.as_str())
+            .collect();
+        let log = relay.logs();
+        let tail: Vec<&str> = log.lines().rev().take(30).collect();
+        panic!(
+            "{} broken words, the first of them:\n{}\nthe relay's last words, newest first:\n{}",
+            breaches.len(),
+            told.join("\n"),
+            tail.join("\n"),
+        );
+    }
+    assert_eq!(
+        sum(|one| one.gaps),
+        0,
+        "gaps were told, though nothing was lost"
+    );
+    assert!(
+        sum(|one| one.milestones) > 0,
+        "no milestone was seen: the test tests nothing"
+    );
+}
+
+#[tokio::test]
+async fn watchers_that_come_and_go_on_all_transports_miss_nothing() {
+    let plan = Plan {
+        seed: seed(),
+        jobs: 48,
+        owners: 4,
+        steps: 50,
+        pause: 0.1,
+        spread: 3.0,
+    };
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let walk = Walk::start(walkers(&plan, 24), &relay.address());
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    assert!(
+        published.len() > 2000,
+        "{} updates are too few",
+        published.len()
+    );
+    let walked = walk.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+    assert_eq!(walked.iter().map(|one| one.unrecovered).sum::<usize>(), 0);
+}
+
+/// A fleet small enough to leave time for what happens to it.
+fn short_plan() -> Plan {
+    Plan {
+        seed: seed(),
+        jobs: 20,
+        owners: 4,
+        steps: 40,
+        pause: 0.1,
+        spread: 1.0,
+    }
+}
+
+async fn half_way(fleet: &Fleet, plan: &Plan) {
+    let half = plan.jobs * plan.steps / 2;
+    wait::until(SOON, "half of the updates", || fleet.acknowledged() >= half)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn nats_killed_in_the_middle_costs_no_watcher_anything() {
+    let plan = short_plan();
+    let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let walk = Walk::start(walkers(&plan, 12), &relay.address());
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    half_way(&fleet, &plan).await;
+    nats.kill();
+    // long enough for everybody to notice, and for watchers to join meanwhile
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    nats.restart().await.unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    let walked = walk.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+}
+
+#[tokio::test]
+async fn a_relay_killed_in_the_middle_costs_no_watcher_anything() {
+    let plan = short_plan();
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mut relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let walkers = walkers(&plan, 12)
+        .into_iter()
+        .map(Walker::relay_may_go)
+        .collect();
+    let walk = Walk::start(walkers, &relay.address());
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    half_way(&fleet, &plan).await;
+    relay.kill();
+    relay.restart().await.unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    let walked = walk.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+}
+
+#[tokio::test]
+async fn a_relay_that_drains_in_the_middle_costs_no_watcher_anything() {
+    let plan = short_plan();
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mut relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let walkers = walkers(&plan, 12)
+        .into_iter()
+        .map(Walker::relay_may_go)
+        .collect();
+    let walk = Walk::start(walkers, &relay.address());
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    half_way(&fleet, &plan).await;
+    let status = relay.terminate(SOON).await.unwrap();
+    assert!(status.success(), "{status}\n{}", relay.logs());
+    relay.restart().await.unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    let walked = walk.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+}
+
+#[tokio::test]
+async fn a_cursor_of_one_relay_resumes_on_another() {
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let first = RelayServer::start(settings(&nats)).await.unwrap();
+    let second = RelayServer::start(settings(&nats)).await.unwrap();
+    first
+        .publish("j", "o", &json!({"status": "running", "progress": 10}))
+        .await
+        .unwrap();
+    for (step, pair) in Transport::ALL[..3]
+        .iter()
+        .zip(Transport::ALL[..3].iter().cycle().skip(1))
+        .enumerate()
+    {
+        let (before, after) = pair;
+        let mut watcher = Watcher::connect(*before, &first.address(), Watch::topics(["job:j"]))
+            .await
+            .unwrap();
+        watcher
+            .until(SOON, "the snapshot", |frame| frame.kind() == "state")
+            .await
+            .unwrap();
+        let cursor = watcher.cursor();
+        watcher.close().await;
+        first
+            .milestone("j", "o", "page_ready", &json!({"step": step}))
+            .await
+            .unwrap();
+        let watch = Watch::topics(["job:j"]).from(cursor);
+        let mut watcher = Watcher::connect(*after, &second.address(), watch)
+            .await
+            .unwrap();
+        let frame = watcher
+            .until(SOON, "what was missed", |frame| {
+                matches!(frame.kind(), "state" | "milestone" | "gap")
+            })
+            .await
+            .unwrap();
+        assert_eq!(frame.kind(), "milestone", "{before} to {after}: {frame}");
+        assert_eq!(
+            frame.0["data"]["step"], step,
+            "{before} to {after}: {frame}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_before_nats_serves_as_soon_as_nats_is_there() {
+    let mut nats = NatsServer::absent(&Options::jetstream()).unwrap();
+    let mut relay = RelayServer::start(settings(&nats).only_live())
+        .await
+        .unwrap();
+    let ready = relay_testkit::http::get(&relay.admin_address(), "/readyz")
+        .await
+        .unwrap();
+    assert_eq!(ready.status.as_u16(), 503, "{}", ready.text());
+
+    nats.restart().await.unwrap();
+    relay.ready().await.unwrap();
+    let mut watchers = Vec::new();
+    for transport in Transport::ALL {
+        let watch = Watch::topics(["job:o0-j0"]);
+        watchers.push(
+            Watcher::connect(transport, &relay.address(), watch)
+                .await
+                .unwrap(),
+        );
+    }
+    let plan = Plan {
+        seed: seed(),
+        jobs: 1,
+        owners: 1,
+        steps: 3,
+        pause: 0.01,
+        spread: 0.0,
+    };
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    for watcher in &mut watchers {
+        watcher
+            .until(SOON, "the ending", Frame::is_ending)
+            .await
+            .unwrap();
+    }
+    fleet.finish(SOON).await.unwrap();
+}

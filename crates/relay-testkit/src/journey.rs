@@ -1,0 +1,502 @@
+//! Holds what one watcher saw, over all its comings and goings, against what was published.
+//!
+//! Workers number the updates of each job from 1 on, states and milestones in one row, and write the
+//! number, the *mark*, into `meta.mark` of a state and `mark` of a milestone's data. From the marks alone
+//! a [`Ledger`] tells whether the relay kept its word: forward only, nothing twice, every milestone,
+//! every ending once, and the last state at the end. It knows nothing of time or of transports, but that
+//! a client that asks for documents sees no milestones ([`Ledger::polled`]).
+//!
+//! Invariant: a breach once noted stays; [`Ledger::verdict`] only adds to them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde_json::Value;
+
+use crate::client::Frame;
+
+/// How many of the last things seen are told with a breach.
+const TRAIL: usize = 40;
+
+/// One update of a job, as it was published and acknowledged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// Its number within its job.
+    pub mark: u64,
+    /// The milestone's name; `None` for a state.
+    pub milestone: Option<String>,
+    /// The body.
+    pub body: Value,
+}
+
+/// All that was published, by job, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Published(pub BTreeMap<String, Vec<Update>>);
+
+impl Published {
+    /// Reads one JSON document a line: `{"job":…,"mark":…,"milestone":name or null,"body":…}`.
+    /// Lines that are something else are left out.
+    pub fn parse(lines: &str) -> Self {
+        let mut published = Self::default();
+        for line in lines.lines() {
+            let Ok(value) = serde_json::from_str::<Value>(line) else {
+                continue;
+            };
+            if let (Some(job), Some(mark)) = (value["job"].as_str(), value["mark"].as_u64()) {
+                published.add(
+                    job,
+                    Update {
+                        mark,
+                        milestone: value["milestone"].as_str().map(str::to_owned),
+                        body: value["body"].clone(),
+                    },
+                );
+            }
+        }
+        published
+    }
+
+    /// Notes one update.
+    pub fn add(&mut self, job: &str, update: Update) {
+        self.0.entry(job.to_owned()).or_default().push(update);
+    }
+
+    /// How many updates there are.
+    pub fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+
+    /// Whether nothing was published.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What one watcher knows of one job.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The highest mark that came by a stream of frames.
+    mark: u64,
+    /// The state with the highest mark, however it came.
+    held: Option<(u64, Value)>,
+    /// How often an ending came that was not a snapshot of one already held.
+    endings: u32,
+    milestones: Vec<u64>,
+    /// Marks whose milestones were rightly not sent: before the first snapshot, or within a told gap.
+    excused: Vec<std::ops::RangeInclusive<u64>>,
+    /// A gap was told; the next state says how far it goes.
+    gap_open: bool,
+    /// Whether a state has come in this leg.
+    told_this_leg: bool,
+}
+
+/// What one watcher saw, and each word the relay broke to it.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    watcher: String,
+    jobs: BTreeMap<String, Seen>,
+    breaches: Vec<String>,
+    trail: VecDeque<String>,
+    /// Snapshots announced by `subscribed` and not here yet, by topic.
+    snapshots_due: BTreeMap<String, u64>,
+    /// Topics that said `recovered:true` in this leg.
+    recovered: Vec<String>,
+    gaps: usize,
+    unrecovered: usize,
+    legs: usize,
+}
+
+impl Ledger {
+    /// An empty ledger of the watcher called so.
+    pub fn new(watcher: impl Into<String>) -> Self {
+        Self {
+            watcher: watcher.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The watcher connects, for the first time or again; `how` is told with a breach.
+    pub fn joined(&mut self, how: &str) {
+        self.legs += 1;
+        self.note(format!("-- leg {}: {how}", self.legs));
+        self.snapshots_due.clear();
+        self.recovered.clear();
+        for seen in self.jobs.values_mut() {
+            seen.told_this_leg = false;
+        }
+    }
+
+    /// A frame came on a stream: WebSocket, SSE or long-poll.
+    pub fn saw(&mut self, frame: &Frame) {
+        self.note(summary(frame));
+        match frame.kind() {
+            "subscribed" => self.subscribed(frame),
+            "state" => self.state(frame),
+            "milestone" => self.milestone(frame),
+            "gap" => {
+                self.gaps += 1;
+                self.job(frame).gap_open = true;
+            }
+            "hello" | "pong" | "server_shutdown" | "connection_recovery" => {}
+            other => self.breach(format!("unexpected {other}: {frame}")),
+        }
+    }
+
+    /// A document was asked for and had changed.
+    pub fn polled(&mut self, frame: &Frame) {
+        self.note(format!("polled {}", summary(frame)));
+        let (job, mark) = (frame.job_id().to_owned(), state_mark(frame));
+        let seen = self.jobs.entry(job.clone()).or_default();
+        if seen.held.is_none() {
+            // a first look at the document is a snapshot like any other
+            seen.excused.push(0..=mark);
+        }
+        let held = seen.held.as_ref().map_or(0, |(held, _)| *held);
+        if mark < held {
+            self.breach(format!("{job}: the document fell from {held} to {mark}"));
+        } else {
+            seen.held = Some((mark, frame.job().clone()));
+        }
+    }
+
+    /// The watcher goes on from the tag of `job`'s document as its cursor: what was before it is its own
+    /// loss.
+    pub fn resumes_from_document(&mut self, job: &str) {
+        let Some(seen) = self.jobs.get_mut(job) else {
+            return;
+        };
+        let Some((held, body)) = &seen.held else {
+            return;
+        };
+        if *held > seen.mark {
+            seen.excused.push(seen.mark..=*held);
+            seen.mark = *held;
+            seen.endings += u32::from(is_ending(body));
+        }
+    }
+
+    fn subscribed(&mut self, frame: &Frame) {
+        let topic = frame.topic().to_owned();
+        if frame.0["recovered"] == true {
+            self.recovered.push(topic.clone());
+        } else if self.legs > 1 {
+            self.unrecovered += 1;
+        }
+        let due = frame.0["jobs"].as_u64().unwrap_or_default();
+        self.snapshots_due.insert(topic, due);
+    }
+
+    fn state(&mut self, frame: &Frame) {
+        let mark = state_mark(frame);
+        let job = frame.job_id().to_owned();
+        let is_snapshot = self.takes_snapshot(frame);
+        let recovered = self.recovered.iter().any(|topic| topic == frame.topic());
+        let seen = self.jobs.entry(job.clone()).or_default();
+        // a snapshot may say what is known already; anything else must be new
+        let repeats = is_snapshot && !recovered && mark == seen.mark && !seen.told_this_leg;
+        if mark <= seen.mark && !repeats {
+            let last = seen.mark;
+            self.breach(format!("{job}: state {mark} after {last}"));
+            return;
+        }
+        if is_snapshot && seen.mark == 0 {
+            seen.excused.push(0..=mark);
+        }
+        if std::mem::take(&mut seen.gap_open) {
+            seen.excused.push(seen.mark..=mark);
+        }
+        if frame.is_ending() && !repeats {
+            seen.endings += 1;
+        }
+        seen.mark = mark;
+        seen.told_this_leg = true;
+        if seen.held.as_ref().is_none_or(|(held, _)| *held <= mark) {
+            seen.held = Some((mark, frame.job().clone()));
+        }
+    }
+
+    fn milestone(&mut self, frame: &Frame) {
+        let mark = frame.0["data"]["mark"].as_u64().unwrap_or_default();
+        let seen = self.job(frame);
+        let last = seen.mark;
+        seen.mark = last.max(mark);
+        seen.milestones.push(mark);
+        if mark <= last {
+            let job = frame.job_id();
+            self.breach(format!("{job}: milestone {mark} after {last}"));
+        }
+    }
+
+    /// Whether this state is one of the snapshots its topic's `subscribed` announced. Without a
+    /// `subscribed`, the first state of a job in a leg counts as one.
+    fn takes_snapshot(&mut self, frame: &Frame) -> bool {
+        match self.snapshots_due.get_mut(frame.topic()) {
+            Some(0) => false,
+            Some(due) => {
+                *due -= 1;
+                true
+            }
+            None => self
+                .jobs
+                .get(frame.job_id())
+                .is_none_or(|seen| !seen.told_this_leg),
+        }
+    }
+
+    fn job(&mut self, frame: &Frame) -> &mut Seen {
+        self.jobs.entry(frame.job_id().to_owned()).or_default()
+    }
+
+    fn note(&mut self, what: String) {
+        if self.trail.len() == TRAIL {
+            self.trail.pop_front();
+        }
+        self.trail.push_back(what);
+    }
+
+    fn breach(&mut self, what: String) {
+        let trail: Vec<&str> = self.trail.iter().map(String::as_str).collect();
+        self.breaches.push(format!(
+            "{}: {what}\n    {}",
+            self.watcher,
+            trail.join("\n    ")
+        ));
+    }
+
+    /// Whether the watcher holds the last state of every job of `published` that is `watched`, and the
+    /// milestones too where it can have seen them.
+    pub fn is_complete(&self, published: &Published, watched: impl Fn(&str) -> bool) -> bool {
+        self.missing(published, watched).is_empty()
+    }
+
+    fn missing(&self, published: &Published, watched: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut missing = Vec::new();
+        let nothing = Seen::default();
+        for (job, updates) in published.0.iter().filter(|(job, _)| watched(job)) {
+            let seen = self.jobs.get(job).unwrap_or(&nothing);
+            if let Some(last) = updates.iter().rfind(|update| update.milestone.is_none()) {
+                match &seen.held {
+                    Some((mark, body)) if *mark == last.mark => {
+                        if !contains(body, &last.body) {
+                            missing.push(format!("{job}: holds {body}, not {}", last.body));
+                        }
+                    }
+                    held => {
+                        let mark = held.as_ref().map(|(mark, _)| mark);
+                        missing.push(format!("{job}: holds state {mark:?}, not {}", last.mark));
+                    }
+                }
+            }
+            for owed in updates.iter().filter(|update| update.milestone.is_some()) {
+                let excused = seen.excused.iter().any(|marks| marks.contains(&owed.mark));
+                if !excused && !seen.milestones.contains(&owed.mark) {
+                    missing.push(format!("{job}: milestone {} never came", owed.mark));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Every broken word: those noted on the way, and what is missing or doubled at the end.
+    pub fn verdict(&self, published: &Published, watched: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut breaches = self.breaches.clone();
+        for what in self.missing(published, &watched) {
+            let trail: Vec<&str> = self.trail.iter().map(String::as_str).collect();
+            let trail = trail.join("\n    ");
+            breaches.push(format!("{}: {what}\n    {trail}", self.watcher));
+        }
+        for (job, seen) in &self.jobs {
+            if !watched(job) {
+                breaches.push(format!(
+                    "{}: was sent {job}, which it does not watch",
+                    self.watcher
+                ));
+            }
+            if seen.endings > 1 {
+                breaches.push(format!(
+                    "{}: {job} ended {} times",
+                    self.watcher, seen.endings
+                ));
+            }
+        }
+        breaches
+    }
+
+    /// How many gaps were told.
+    pub fn gaps(&self) -> usize {
+        self.gaps
+    }
+
+    /// How many times a topic started over with a snapshot although the watcher came with a cursor.
+    pub fn unrecovered(&self) -> usize {
+        self.unrecovered
+    }
+
+    /// How many times the watcher connected.
+    pub fn legs(&self) -> usize {
+        self.legs
+    }
+
+    /// How many milestones came.
+    pub fn milestones(&self) -> usize {
+        self.jobs.values().map(|seen| seen.milestones.len()).sum()
+    }
+}
+
+fn state_mark(frame: &Frame) -> u64 {
+    frame.job()["meta"]["mark"].as_u64().unwrap_or_default()
+}
+
+fn is_ending(job: &Value) -> bool {
+    matches!(
+        job["status"].as_str(),
+        Some("completed" | "failed" | "cancelled")
+    )
+}
+
+fn summary(frame: &Frame) -> String {
+    let what = match frame.kind() {
+        "state" => format!("{} {}", state_mark(frame), frame.status()),
+        "milestone" => format!("{} {}", frame.0["data"]["mark"], frame.name()),
+        _ => return frame.to_string(),
+    };
+    let cursor = frame.cursor().unwrap_or("no cursor");
+    format!("{} {} {what} [{cursor}]", frame.kind(), frame.job_id())
+}
+
+/// Whether `whole` has everything that is in `part`; numbers by value, further fields allowed.
+pub fn contains(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => part
+            .iter()
+            .all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part))),
+        (Value::Number(whole), Value::Number(part)) => whole.as_f64() == part.as_f64(),
+        (whole, part) => whole == part,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn state(mark: u64, status: &str) -> Frame {
+        Frame(json!({"type": "state", "topic": "job:j", "cursor": "c",
+            "job": {"job_id": "j", "status": status, "meta": {"mark": mark}}}))
+    }
+
+    fn milestone(mark: u64) -> Frame {
+        Frame(
+            json!({"type": "milestone", "topic": "job:j", "job_id": "j", "name": "m",
+            "data": {"mark": mark}}),
+        )
+    }
+
+    fn subscribed(recovered: bool, jobs: u64) -> Frame {
+        Frame(json!({"type": "subscribed", "topic": "job:j", "recovered": recovered, "jobs": jobs}))
+    }
+
+    fn published() -> Published {
+        Published::parse(
+            r#"
+            {"job":"j","mark":1,"milestone":null,"body":{"status":"running"}}
+            {"job":"j","mark":2,"milestone":"m","body":{"mark":2}}
+            {"job":"j","mark":3,"milestone":null,"body":{"status":"running"}}
+            {"job":"j","mark":4,"milestone":"m","body":{"mark":4}}
+            {"job":"j","mark":5,"milestone":null,"body":{"status":"completed"}}
+            "#,
+        )
+    }
+
+    fn verdict(legs: &[&[Frame]]) -> Vec<String> {
+        let mut ledger = Ledger::new("w");
+        for leg in legs {
+            ledger.joined("again");
+            for frame in *leg {
+                ledger.saw(frame);
+            }
+        }
+        ledger.verdict(&published(), |job| job == "j")
+    }
+
+    #[test]
+    fn a_watcher_told_everything_in_order_over_two_legs_has_no_complaint() {
+        let first = [subscribed(false, 0), state(1, "running"), milestone(2)];
+        let second = [subscribed(true, 0), milestone(4), state(5, "completed")];
+        assert_eq!(verdict(&[&first, &second]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn milestones_before_the_first_snapshot_are_not_owed() {
+        let leg = [
+            subscribed(false, 1),
+            state(3, "running"),
+            milestone(4),
+            state(5, "completed"),
+        ];
+        assert_eq!(verdict(&[&leg]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_snapshot_may_repeat_what_is_known_when_the_cursor_was_not_good() {
+        let first = [subscribed(false, 1), state(5, "completed")];
+        let second = [subscribed(false, 1), state(5, "completed")];
+        assert_eq!(verdict(&[&first, &second]), Vec::<String>::new());
+        let second = [subscribed(true, 0), state(5, "completed")];
+        assert!(verdict(&[&first, &second])[0].contains("state 5 after 5"));
+    }
+
+    #[test]
+    fn each_broken_word_is_noted() {
+        let lost = [subscribed(false, 0), milestone(2), state(5, "completed")];
+        assert!(verdict(&[&lost])[0].contains("milestone 4 never came"));
+        let back = [
+            subscribed(false, 1),
+            state(5, "completed"),
+            state(3, "running"),
+        ];
+        assert!(verdict(&[&back])[0].contains("state 3 after 5"));
+        let twice = [
+            subscribed(false, 1),
+            state(3, "running"),
+            milestone(4),
+            milestone(4),
+        ];
+        assert!(verdict(&[&twice])[0].contains("milestone 4 after 4"));
+        let unfinished = [subscribed(false, 1), state(3, "running"), milestone(4)];
+        assert!(verdict(&[&unfinished])[0].contains("holds state Some(3), not 5"));
+    }
+
+    #[test]
+    fn a_told_gap_excuses_what_it_covers() {
+        let gap =
+            Frame(json!({"type": "gap", "topic": "job:j", "job_id": "j", "reason": "history"}));
+        let leg = [
+            subscribed(false, 0),
+            state(1, "running"),
+            gap,
+            state(5, "completed"),
+        ];
+        assert_eq!(verdict(&[&leg]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn documents_only_go_forward_and_excuse_what_they_skip() {
+        let mut ledger = Ledger::new("w");
+        ledger.joined("state");
+        ledger.polled(&state(3, "running"));
+        ledger.resumes_from_document("j");
+        ledger.joined("sse");
+        ledger.saw(&milestone(4));
+        ledger.saw(&state(5, "completed"));
+        assert_eq!(ledger.verdict(&published(), |_| true), Vec::<String>::new());
+        ledger.polled(&state(4, "running"));
+        assert!(ledger.verdict(&published(), |_| true)[0].contains("fell from 5 to 4"));
+    }
+
+    #[test]
+    fn a_document_may_have_more_than_was_published() {
+        let whole = json!({"a": 1.0, "b": {"c": [1], "d": 2}});
+        assert!(contains(&whole, &json!({"a": 1, "b": {"c": [1]}})));
+        assert!(!contains(&whole, &json!({"b": {"c": [2]}})));
+    }
+}
