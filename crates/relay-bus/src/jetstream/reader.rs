@@ -78,6 +78,8 @@ enum Trouble {
     Lost,
     #[error("the connection to NATS was lost and is back")]
     Reconnected,
+    #[error("the stream was deleted")]
+    Deleted,
     #[error("the stream was deleted and made anew")]
     Recreated,
     #[error("the stream has lost its last messages")]
@@ -435,6 +437,7 @@ impl<'r, 'a> Follow<'r, 'a> {
         self.next_check = now + self.reader.shared.settings.check_interval;
         let facts = match facts {
             Ok(facts) => facts,
+            Err(error) if stream::is_missing(&error) => return Err(Trouble::Deleted),
             Err(error) => {
                 tracing::debug!(%error, "could not check the stream");
                 self.next_check = now + PAUSE;

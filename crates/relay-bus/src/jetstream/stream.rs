@@ -108,6 +108,11 @@ pub(super) async fn facts(asker: &Asker) -> Result<Facts, AskError> {
     info(asker).await.map(|info| info.facts())
 }
 
+/// Whether there is no such stream.
+pub(super) fn is_missing(error: &AskError) -> bool {
+    matches!(error, AskError::Refused { code: NOT_FOUND, .. })
+}
+
 async fn info(asker: &Asker) -> Result<Info, AskError> {
     asker.api("STREAM.INFO", &json!({})).await
 }
@@ -131,10 +136,10 @@ pub(super) async fn fit(
     }
     let info = match info(asker).await {
         Ok(info) => info,
-        Err(AskError::Refused { code: NOT_FOUND, .. }) if settings.create => {
+        Err(error) if is_missing(&error) && settings.create => {
             create(asker, settings, subjects).await.map_err(unanswered)?
         }
-        Err(AskError::Refused { code: NOT_FOUND, .. }) => {
+        Err(error) if is_missing(&error) => {
             return Err(StreamError::Missing { stream: stream() });
         }
         Err(error) => return Err(unanswered(error)),

@@ -12,11 +12,11 @@ use relay_core::id::Name;
 use relay_testkit::wait;
 use tokio::task::JoinSet;
 
-pub const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// What a reader said.
 #[derive(Debug, Clone)]
-pub enum Said {
+pub(crate) enum Said {
     Live(u64, u64),
     Lost(String),
     Dropped(&'static str),
@@ -25,7 +25,7 @@ pub enum Said {
 
 /// Keeps what it is told, in order.
 #[derive(Debug, Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     said: Mutex<Vec<Said>>,
 }
 
@@ -48,11 +48,11 @@ impl Intake for Recorder {
 }
 
 impl Recorder {
-    pub fn said(&self) -> Vec<Said> {
+    pub(crate) fn said(&self) -> Vec<Said> {
         self.said.lock().clone()
     }
 
-    pub fn updates(&self) -> Vec<Incoming> {
+    pub(crate) fn updates(&self) -> Vec<Incoming> {
         let said = self.said();
         let updates = said.into_iter().filter_map(|each| match each {
             Said::Update(update) => Some(*update),
@@ -62,7 +62,7 @@ impl Recorder {
     }
 
     /// Epoch and number of each time it went live.
-    pub fn lives(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn lives(&self) -> Vec<(u64, u64)> {
         let said = self.said();
         let lives = said.into_iter().filter_map(|each| match each {
             Said::Live(epoch, from_seq) => Some((epoch, from_seq)),
@@ -71,7 +71,7 @@ impl Recorder {
         lives.collect()
     }
 
-    pub fn losses(&self) -> Vec<String> {
+    pub(crate) fn losses(&self) -> Vec<String> {
         let said = self.said();
         let losses = said.into_iter().filter_map(|each| match each {
             Said::Lost(reason) => Some(reason),
@@ -80,7 +80,7 @@ impl Recorder {
         losses.collect()
     }
 
-    pub fn drops(&self) -> Vec<&'static str> {
+    pub(crate) fn drops(&self) -> Vec<&'static str> {
         let said = self.said();
         let drops = said.into_iter().filter_map(|each| match each {
             Said::Dropped(reason) => Some(reason),
@@ -89,39 +89,39 @@ impl Recorder {
         drops.collect()
     }
 
-    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         if wait::until(SOON, what, || holds(self)).await.is_err() {
             panic!("waited for {what}; said so far: {:#?}", self.said());
         }
     }
 
     /// Waits until it went live `times` times, and gives the last.
-    pub async fn live(&self, times: usize) -> (u64, u64) {
+    pub(crate) async fn live(&self, times: usize) -> (u64, u64) {
         self.until("going live", |said| said.lives().len() >= times).await;
         self.lives()[times - 1]
     }
 
-    pub async fn updates_until(&self, count: usize) -> Vec<Incoming> {
+    pub(crate) async fn updates_until(&self, count: usize) -> Vec<Incoming> {
         self.until("updates", |said| said.updates().len() >= count).await;
         self.updates()
     }
 
-    pub async fn lost_with(&self, part: &str) {
+    pub(crate) async fn lost_with(&self, part: &str) {
         self.until(part, |said| said.losses().iter().any(|reason| reason.contains(part))).await;
     }
 }
 
 /// The two halves of the mode, running.
 #[derive(Debug)]
-pub struct Mode {
-    pub store: Arc<JetStreamStore>,
-    pub heard: Arc<Recorder>,
+pub(crate) struct Mode {
+    pub(crate) store: Arc<JetStreamStore>,
+    pub(crate) heard: Arc<Recorder>,
     /// The reader; ends with this.
     _tasks: JoinSet<()>,
 }
 
 impl Mode {
-    pub fn start(settings: JetStreamSettings, connection: &ConnectionSettings) -> Self {
+    pub(crate) fn start(settings: JetStreamSettings, connection: &ConnectionSettings) -> Self {
         let (store, reader) = jetstream(settings, connection).unwrap();
         let heard = Arc::new(Recorder::default());
         let mut tasks = JoinSet::new();
@@ -137,31 +137,31 @@ impl Mode {
         }
     }
 
-    pub fn at(url: &str) -> Self {
+    pub(crate) fn at(url: &str) -> Self {
         Self::start(settings(), &connection(url))
     }
 }
 
 /// As the relay's own, but checked often enough for a test.
-pub fn settings() -> JetStreamSettings {
+pub(crate) fn settings() -> JetStreamSettings {
     JetStreamSettings {
         check_interval: Duration::from_millis(500),
         ..JetStreamSettings::default()
     }
 }
 
-pub fn connection(url: &str) -> ConnectionSettings {
+pub(crate) fn connection(url: &str) -> ConnectionSettings {
     ConnectionSettings {
         urls: vec![url.to_owned()],
         ..ConnectionSettings::default()
     }
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
 
-pub fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Outgoing {
+pub(crate) fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Outgoing {
     Outgoing {
         owner: name(owner),
         job: name(job),
@@ -173,7 +173,7 @@ pub fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Outgoing {
     }
 }
 
-pub fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+pub(crate) fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
         headers.append(*name, *value);
@@ -183,13 +183,13 @@ pub fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 
 /// A worker: publishes and waits for the stream's word.
 #[derive(Debug)]
-pub struct Worker {
-    pub client: async_nats::Client,
-    pub jetstream: async_nats::jetstream::Context,
+pub(crate) struct Worker {
+    pub(crate) client: async_nats::Client,
+    pub(crate) jetstream: async_nats::jetstream::Context,
 }
 
 impl Worker {
-    pub async fn at(url: &str) -> Self {
+    pub(crate) async fn at(url: &str) -> Self {
         let client = async_nats::connect(url).await.unwrap();
         Self {
             jetstream: async_nats::jetstream::new(client.clone()),
@@ -197,11 +197,11 @@ impl Worker {
         }
     }
 
-    pub async fn publish(&self, subject: &str, payload: &str) -> u64 {
+    pub(crate) async fn publish(&self, subject: &str, payload: &str) -> u64 {
         self.publish_with(subject, &[], payload).await
     }
 
-    pub async fn publish_with(
+    pub(crate) async fn publish_with(
         &self,
         subject: &str,
         pairs: &[(&'static str, &str)],
@@ -216,6 +216,6 @@ impl Worker {
 }
 
 /// Number and the number before it, of each.
-pub fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
+pub(crate) fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
     updates.iter().map(|update| (update.seq, update.previous)).collect()
 }

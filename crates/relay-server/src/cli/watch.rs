@@ -322,6 +322,8 @@ impl Watch {
             } => {
                 if recovered {
                     self.ask_for_what_the_cursor_left_out(&topic).await?;
+                } else if jobs == 0 {
+                    self.board.forgotten(&topic);
                 }
                 if jobs == 0 {
                     self.view.subscribed(&self.board)?;

@@ -122,6 +122,18 @@ impl Board {
         }
     }
 
+    /// The server knows nothing of this topic, whatever it knew before: a relay without a store that was
+    /// restarted, for one. What goes on is waited for anew; what has ended stays so.
+    pub(crate) fn forgotten(&mut self, topic: &str) {
+        match topic.split_once(':') {
+            Some(("job", id)) => {
+                self.live.remove(id);
+            }
+            _ if self.named.is_empty() => self.live.clear(),
+            _ => {}
+        }
+    }
+
     /// The worst ending, once there is nothing left to wait for.
     pub(crate) fn verdict(&self) -> Option<Ending> {
         let all_named_ended = self.named.iter().all(|id| self.ended.contains_key(id));
@@ -152,6 +164,11 @@ impl Board {
     /// One that goes on.
     pub(crate) fn live_job(&self, id: &str) -> Option<&Job> {
         self.live.get(id)
+    }
+
+    /// Whether there is more to come of this job, as far as is known.
+    pub(crate) fn is_awaited(&self, id: &str) -> bool {
+        self.live.contains_key(id) || (self.is_named(id) && !self.ended.contains_key(id))
     }
 
     /// The named jobs nothing is known of.
@@ -246,6 +263,17 @@ mod tests {
         assert_eq!(board.state(job("a", Status::Running)), News::Live);
         assert_eq!(board.verdict(), None);
         assert_eq!(board.tally().running, 1);
+    }
+
+    #[test]
+    fn a_job_the_server_has_forgotten_is_waited_for_anew() {
+        let mut board = board(&["job:a", "job:b"], None);
+        board.state(job("a", Status::Running));
+        board.state(job("b", Status::Completed));
+        board.forgotten("job:a");
+        board.forgotten("job:b");
+        assert_eq!(board.unknown().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(board.tally().completed, 1);
     }
 
     #[test]

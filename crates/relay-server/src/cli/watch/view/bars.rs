@@ -163,6 +163,11 @@ impl Bars {
 
 impl View for Bars {
     fn subscribed(&mut self, board: &Board) -> io::Result<()> {
+        let rows = self.rows.keys();
+        let over: Vec<_> = rows.filter(|id| !board.is_awaited(id)).cloned().collect();
+        for id in over {
+            self.drop_row(board, &id);
+        }
         for id in board.unknown() {
             if let Some(row) = self.row(id, WAITING) {
                 row.bar.set_message("waiting for its first update");
