@@ -14,8 +14,11 @@ use serde::Serialize;
 
 /// A clock tick of `/proc`, in microseconds: `USER_HZ` is 100 on every Linux there is a relay for.
 const TICK_MICROS: u64 = 10_000;
-/// Above any number of connections or updates a second that a run can make.
+/// Above any number of connections that a run can make.
 const NO_LIMIT: u32 = 1_000_000;
+/// The most updates a second of one job that a relay can be told to pass on; a closed loop with more than
+/// a handful of watchers never gets there.
+const MOST_UPDATES_PER_SECOND: u32 = 10_000;
 
 /// Which relay to measure.
 #[derive(Debug, clap::Args)]
@@ -76,7 +79,7 @@ impl Relay {
             .set("limits.connections", NO_LIMIT)
             .set("limits.connections_per_user", NO_LIMIT)
             .set("limits.connections_per_address", NO_LIMIT)
-            .set("delivery.updates_per_second", NO_LIMIT);
+            .set("delivery.updates_per_second", MOST_UPDATES_PER_SECOND);
         let relay = RelayServer::start(settings).await?;
         Ok(Self {
             address: relay.address().parse()?,

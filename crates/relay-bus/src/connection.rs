@@ -318,7 +318,7 @@ impl Prepared {
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     client: Client,
-    /// Filled by the client's events, read by the one task that owns the mode's reader.
+    /// Filled by the client's events.
     signals: Arc<Signals>,
 }
 
@@ -356,14 +356,24 @@ impl Link {
         limit.await.unwrap_or_default();
     }
 
+    /// Ends when the connection is lost, even if it is back at once: what was asked over it will not be
+    /// answered any more.
+    pub(crate) async fn broken(&self) {
+        let connects = self.connects();
+        while self.is_up() && self.connects() == connects {
+            self.changed().await;
+        }
+    }
+
     /// Why the connection is down, in a sentence's end.
     pub(crate) fn failure(&self) -> String {
         self.signals.failure()
     }
 
-    /// Messages dropped so far because the reader was slow.
-    pub(crate) fn slow_consumers(&self) -> u64 {
-        self.signals.slow_consumers()
+    /// How many messages were dropped because the reader was slow, beyond those `known`.
+    pub(crate) fn newly_dropped(&self, known: &mut u64) -> u64 {
+        let now = self.signals.slow_consumers();
+        now - std::mem::replace(known, now)
     }
 
     /// A mark for [`Link::refusal_since`].

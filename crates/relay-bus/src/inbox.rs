@@ -35,8 +35,8 @@ pub enum Message {
     Joined(Box<Joined>),
     /// Milestones of a job are lost on their way here.
     Gap(Box<LostMilestones>),
-    /// No cursor may name a number above this until further notice; `u64::MAX` lifts it.
-    Ceiling(u64),
+    /// A repair began or ended.
+    Repair(Repairing),
     /// Whether what the relay knows may be out of date.
     Stale(bool),
     /// The bus began a new life: numbers start again, and old cursors mean nothing.
@@ -64,6 +64,39 @@ pub struct Joined {
     pub publications: Vec<Arc<Publication>>,
     /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
     pub high: u64,
+}
+
+/// A repair as far as a shard is concerned.
+#[derive(Debug, Clone)]
+pub enum Repairing {
+    /// Who watches the job is told nothing above a number until it is released.
+    Hold(Hold),
+    /// The repair is done.
+    Release(JobId),
+}
+
+/// A job being repaired.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    /// The job.
+    pub job: JobId,
+    /// Its owner.
+    pub owner: Owner,
+    /// Its parent; where that is not known, any group may be its own.
+    pub parent: Option<Name>,
+    /// What its watchers have been told up to.
+    pub seq: u64,
+}
+
+impl Hold {
+    /// Whether the job may be seen under `topic`.
+    pub fn concerns(&self, topic: &Topic) -> bool {
+        match topic {
+            Topic::Job(job) => *job == self.job,
+            Topic::User(owner) => *owner == self.owner,
+            Topic::Group(group) => self.parent.as_ref().is_none_or(|parent| parent == group),
+        }
+    }
 }
 
 /// Which milestones are lost.

@@ -1,1 +1,217 @@
-//! In the making.
+//! Core NATS: a bus that carries and forgets.
+//!
+//! The reader subscribes to what workers publish and numbers it itself, so numbers mean nothing on
+//! another node or after a restart: the epoch is this node's. There is nothing to load from; the hub's
+//! memory is all there is. If a stream captures the same subjects, that does no harm here.
+//!
+//! Invariant: a number is given to each update once, in the order of reading.
+
+mod reader;
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use relay_core::id::{JobId, Owner};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::connection::{ConnectionError, ConnectionSettings, Link, Prepared};
+use crate::seam::{Held, Incoming, Intake, Outgoing, Store, StoreError, What};
+use crate::subject::{PrefixError, Subjects};
+
+/// Our own message is known by it when it comes back.
+const RELAY_ID: &str = "Relay-Id";
+/// How long a published message may take to come back with its number.
+const ECHO_LIMIT: Duration = Duration::from_secs(2);
+/// Messages on their way back at once; the rest wait.
+const ECHOES: usize = 1024;
+
+/// How updates are read from core NATS.
+#[derive(Debug, Clone)]
+pub struct NatsSettings {
+    /// What workers publish under.
+    pub prefix: String,
+    /// The epoch of the numbers given here: different at each start of a node.
+    pub epoch: u64,
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// Of the connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// Of the prefix.
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+}
+
+/// Makes the two halves of the mode: the store, which only publishes, and the reader to be run.
+///
+/// # Errors
+/// When the settings cannot work, whatever NATS says.
+pub fn nats(
+    settings: NatsSettings,
+    connection: &ConnectionSettings,
+) -> Result<(Arc<NatsStore>, NatsReader), SetupError> {
+    let shared = Arc::new(Shared {
+        subjects: Subjects::not_republished(&settings.prefix)?,
+        settings,
+        link: OnceLock::new(),
+        echoes: Mutex::default(),
+        publishing: Semaphore::new(ECHOES),
+    });
+    let prepared = connection.prepare()?;
+    let store = Arc::new(NatsStore {
+        shared: shared.clone(),
+    });
+    Ok((store, NatsReader { shared, prepared }))
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: NatsSettings,
+    subjects: Subjects,
+    /// Set once, when the reader connects.
+    link: OnceLock<Link>,
+    /// Who waits for the number of a message of ours, by its id. The reader holds the other end.
+    echoes: Mutex<HashMap<String, oneshot::Sender<u64>>>,
+    /// A permit is one message on its way back; bounds `echoes`.
+    publishing: Semaphore,
+}
+
+/// Reads what workers publish, for as long as it is run.
+#[derive(Debug)]
+pub struct NatsReader {
+    shared: Arc<Shared>,
+    prepared: Prepared,
+}
+
+impl NatsReader {
+    /// Connects and reads, comes back after every loss, and hands everything to `intake`. NATS may be
+    /// absent at first. The connection lives on the runtime that runs this.
+    ///
+    /// # Errors
+    /// Only with what no retry can mend.
+    pub async fn run(self, intake: Arc<dyn Intake>) -> Result<Infallible, ConnectionError> {
+        let link = self.prepared.connect().await?;
+        let link = self.shared.link.get_or_init(|| link);
+        Ok(reader::read(&self.shared, link, &*intake).await)
+    }
+}
+
+/// Publishes over core NATS. It remembers nothing: every load is empty. Whether a subject's last number
+/// is still the one expected, core NATS cannot say; the last to publish wins.
+#[derive(Debug)]
+pub struct NatsStore {
+    shared: Arc<Shared>,
+}
+
+impl Store for NatsStore {
+    fn load_job(&self, _: JobId, _: u64) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn load_last_states(
+        &self,
+        _: Option<Owner>,
+        _: u64,
+        _: usize,
+    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn changed(&self, _: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.publish_and_hear(outgoing).boxed()
+    }
+}
+
+impl NatsStore {
+    /// Publishes, and waits until the message has come back and got its number.
+    async fn publish_and_hear(&self, outgoing: Outgoing) -> Result<u64, StoreError> {
+        if outgoing.what == What::Gone {
+            return Err(StoreError::Refused("that a job is gone is for the bus to say".to_owned()));
+        }
+        let away = |reason: String| StoreError::Unreachable(reason);
+        let Some(link) = self.shared.link.get() else {
+            return Err(away("the relay has not connected to NATS yet".to_owned()));
+        };
+        if !link.is_up() {
+            return Err(away(link.failure()));
+        }
+        let mark = link.refusals();
+        let hearing = async {
+            // Held until the message is back.
+            let _turn = self.shared.publishing.acquire().await;
+            let echo = Echo::expect(&self.shared);
+            let number = self.send(link, outgoing, &echo.id).await;
+            match number {
+                Ok(()) => Ok(echo.number().await),
+                Err(error) => Err(error),
+            }
+        };
+        tokio::select! {
+            heard = tokio::time::timeout(ECHO_LIMIT, hearing) => match heard {
+                Ok(Ok(Some(number))) => Ok(number),
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(None)) | Err(_) => Err(match link.refusal_since(mark) {
+                    Some(refusal) => StoreError::Refused(refusal),
+                    None => away("NATS did not hand back what was published".to_owned()),
+                }),
+            },
+            () = link.broken() => Err(away(link.failure())),
+        }
+    }
+
+    async fn send(&self, link: &Link, outgoing: Outgoing, id: &str) -> Result<(), StoreError> {
+        let subject = self.shared.subjects.of(&outgoing.owner, &outgoing.job, &outgoing.what);
+        let mut headers = HeaderMap::new();
+        headers.insert(RELAY_ID, id);
+        if let Some(message_id) = &outgoing.message_id {
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
+        }
+        let sent = link.client().publish_with_headers(subject, headers, outgoing.payload).await;
+        sent.map_err(|error| StoreError::Refused(error.to_string()))
+    }
+}
+
+/// A message of ours that has not come back yet.
+struct Echo<'a> {
+    id: String,
+    shared: &'a Shared,
+    number: Option<oneshot::Receiver<u64>>,
+}
+
+impl<'a> Echo<'a> {
+    fn expect(shared: &'a Shared) -> Self {
+        let id = format!("{:032x}", fastrand::u128(..));
+        let (sender, number) = oneshot::channel();
+        shared.echoes.lock().insert(id.clone(), sender);
+        Self {
+            id,
+            shared,
+            number: Some(number),
+        }
+    }
+
+    async fn number(mut self) -> Option<u64> {
+        self.number.take()?.await.ok()
+    }
+}
+
+impl Drop for Echo<'_> {
+    /// Nobody waits any more.
+    fn drop(&mut self) {
+        self.shared.echoes.lock().remove(&self.id);
+    }
+}

@@ -79,15 +79,11 @@ impl Subjects {
     /// # Errors
     /// When one of them is not a prefix, or live messages would fall under `prefix` again.
     pub fn new(prefix: &str, live_prefix: &str) -> Result<Self, PrefixError> {
-        for each in [prefix, live_prefix] {
-            if !each.split('.').all(is_token) {
-                return Err(PrefixError::Malformed {
-                    prefix: each.to_owned(),
-                });
-            }
-        }
+        check_prefix(prefix)?;
+        check_prefix(live_prefix)?;
         let stem = format!("{prefix}.");
         let live_stem = format!("{live_prefix}.{stem}");
+        // The server refuses such a stream, too.
         if live_stem.starts_with(&stem) {
             return Err(PrefixError::Overlap {
                 live: live_prefix.to_owned(),
@@ -95,6 +91,19 @@ impl Subjects {
             });
         }
         Ok(Self { stem, live_stem })
+    }
+
+    /// The subjects under `prefix` where nothing is republished: what is live is what is published.
+    ///
+    /// # Errors
+    /// When it is not a prefix.
+    pub fn not_republished(prefix: &str) -> Result<Self, PrefixError> {
+        check_prefix(prefix)?;
+        let stem = format!("{prefix}.");
+        Ok(Self {
+            live_stem: stem.clone(),
+            stem,
+        })
     }
 
     /// The subject of one kind of message of a job; an expiry marker stands on the state's.
@@ -170,6 +179,15 @@ fn parse_under(stem: &str, subject: &str) -> Result<Address, SubjectError> {
     })
 }
 
+fn check_prefix(prefix: &str) -> Result<(), PrefixError> {
+    if prefix.split('.').all(is_token) {
+        return Ok(());
+    }
+    Err(PrefixError::Malformed {
+        prefix: prefix.to_owned(),
+    })
+}
+
 fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text
@@ -209,6 +227,8 @@ mod tests {
         let address = subjects.parse_live("edge.live.acme.jobs.u.j.state").unwrap();
         assert_eq!(address.what, What::State);
         assert_eq!(subjects.of(&address.owner, &address.job, &What::Gone), "acme.jobs.u.j.state");
+        let core = Subjects::not_republished("live").unwrap();
+        assert_eq!((core.all(), core.all_live()), ("live.>".to_owned(), "live.>".to_owned()));
     }
 
     #[test]

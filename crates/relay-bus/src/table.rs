@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::hub::{HubSettings, JoinRequest, Lookup};
+use crate::inbox::{Hold, Repairing};
 use crate::seam::{Held, Incoming, What};
 
 /// Which shards: bit `n` is shard `n`.
@@ -123,8 +124,10 @@ pub(crate) struct Table {
     pub(crate) waiting: HashMap<LoadKey, Vec<JoinRequest>>,
     /// What the hub has to load next.
     pub(crate) to_load: VecDeque<LoadKey>,
-    /// Jobs under repair that clients were told about, with the number up to which they were.
-    pub(crate) holds: HashMap<JobId, u64>,
+    /// Jobs under repair that clients are owed something of.
+    holds: HashSet<JobId>,
+    /// What of `holds` the shards have not been told.
+    pub(crate) unsaid: Vec<Repairing>,
     /// Groups somebody watches.
     pub(crate) watched_groups: HashSet<Name>,
     /// Joins of owners and groups that wait for the repair of single jobs.
@@ -162,7 +165,8 @@ impl Table {
             complete: false,
             waiting: HashMap::new(),
             to_load: VecDeque::new(),
-            holds: HashMap::new(),
+            holds: HashSet::new(),
+            unsaid: Vec::new(),
             watched_groups: HashSet::new(),
             deferred: Vec::new(),
             counts: HashMap::new(),
@@ -319,19 +323,37 @@ impl Table {
     pub(crate) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
         let entry = self.entry(id);
         if entry.repair.is_none() {
-            let hold = entry.job.is_some().then(|| entry.last_seq());
             entry.repair = Some(Box::default());
+            let known = entry.job.as_ref().map(|job| job.owner.clone());
+            let last = entry.last_seq();
             self.to_load.push_back(LoadKey::Job(id.clone()));
-            if let Some(hold) = hold {
-                self.holds.insert(id.clone(), hold);
+            if let Some(owner) = known {
+                self.hold(id, &owner, last);
             }
         }
         self.entry(id).repair.get_or_insert_default()
     }
 
-    /// How far cursors may go while repairs of jobs that clients were told about are under way.
-    pub(crate) fn ceiling(&self) -> u64 {
-        self.holds.values().min().copied().unwrap_or(u64::MAX)
+    /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
+    /// would say that what is being repaired has been told.
+    pub(crate) fn hold(&mut self, id: &JobId, owner: &Owner, seq: u64) {
+        if self.holds.insert(id.clone()) {
+            let parent = self.jobs.get(id).and_then(|entry| entry.state()?.parent.clone());
+            self.unsaid.push(Repairing::Hold(Hold {
+                job: id.clone(),
+                owner: owner.clone(),
+                parent,
+                seq,
+            }));
+        }
+    }
+
+    /// The job's repair is done, unless another has begun.
+    pub(crate) fn release(&mut self, id: &JobId) {
+        let again = self.jobs.get(id).is_some_and(|entry| entry.repair.is_some());
+        if !again && self.holds.remove(id) {
+            self.unsaid.push(Repairing::Release(id.clone()));
+        }
     }
 
     /// Whether any shard watches `topic`; its mask, to be changed.

@@ -1,6 +1,8 @@
 //! JetStream mode against a real nats-server: what is read, what is loaded, and what happens when
 //! servers and streams go away.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 #[path = "jetstream/cluster.rs"]
 mod cluster;
 #[path = "jetstream/faults.rs"]

@@ -280,7 +280,7 @@ impl Job {
         let Some(since) = since.filter(|since| *since >= self.known_from) else {
             return Replay {
                 recovered: false,
-                publications: self.state.iter().cloned().collect(),
+                publications: self.snapshot(),
             };
         };
         let mut publications: Vec<_> = self
@@ -315,6 +315,13 @@ impl Job {
     /// Notes that updates up to `seq` may have been missed.
     pub fn doubt(&mut self, seq: u64) {
         self.known_from = self.known_from.max(seq);
+    }
+
+    /// What is told first to somebody who knows nothing: the state, and the milestones that are newer.
+    pub fn snapshot(&self) -> Vec<Arc<Publication>> {
+        let since = self.state.as_ref().map_or(0, |state| state.seq);
+        let newer = self.history.iter().filter(|each| each.seq > since);
+        self.state.iter().chain(newer).cloned().collect()
     }
 
     /// Takes over what another copy of the same job knows, keeping this one's key.

@@ -6,8 +6,8 @@
 //!
 //! The outbox decides what is due and in which order; it does not know frames, sockets or bytes written.
 //!
-//! Invariants: items ascend by `seq` within a job; at most one state per job that a newer one may
-//! supersede; the cursor handed out never falls, and never passes an item still here.
+//! Invariants: items ascend by `seq` and leave in that order; at most one state per job that a newer one
+//! may supersede; the cursor handed out never falls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,7 +166,7 @@ impl Outbox {
         }
         let due = self.due(publication, now);
         if publication.is_terminal() {
-            self.hurry(publication.key, now);
+            self.hurry(now);
         }
         self.push(Item {
             seq: publication.seq,
@@ -207,13 +207,14 @@ impl Outbox {
         self.recount();
     }
 
-    /// Whether a subscription still waits for something at or below what the cursor names, so that the
-    /// cursor does not speak for it.
-    pub fn owes(&self, via: SubscriptionId) -> bool {
+    /// How far a subscription has been told, where that is less than the cursor's number says: it still
+    /// waits for something at or below it.
+    pub fn behind(&self, via: SubscriptionId) -> Option<u64> {
         self.items
             .iter()
             .take_while(|item| item.seq <= self.told)
-            .any(|item| item.via == via)
+            .find(|item| item.via == via)
+            .map(|owed| owed.seq.saturating_sub(1))
     }
 
     /// Says that milestones of a job are lost to this client.
@@ -258,11 +259,17 @@ impl Outbox {
         self.told
     }
 
-    /// Takes the next thing that is due, oldest first. `ceiling` is how far any cursor on this shard may
-    /// go (a repair under way holds it back); `u64::MAX` where nothing does.
+    /// Takes the oldest thing if it is due. Nothing above `ceiling` is taken while a repair holds the
+    /// connection back; `u64::MAX` where none does.
+    ///
+    /// What is newer waits behind what is older, also when only the older is held back by its pace: so
+    /// one number says exactly what the client has been told, and a client that returns is told nothing
+    /// twice. The wait is at most one interval, and endings end it.
     pub fn take(&mut self, now: Moment, ceiling: u64, bounds: &OutboxBounds) -> Option<Taken> {
-        let at = self.items.iter().position(|item| item.due <= now)?;
-        let item = self.items.remove(at);
+        if !self.has_due(now, ceiling) {
+            return None;
+        }
+        let item = self.items.remove(0);
         if self.items.is_empty() && self.items.capacity() > 4 {
             // Memory exists only while something waits.
             self.items = Vec::new();
@@ -274,11 +281,7 @@ impl Outbox {
         if item.publication().is_some_and(Publication::is_state) {
             self.pace(item.key, now + bounds.interval, now);
         }
-        let owed = self
-            .items
-            .first()
-            .map_or(u64::MAX, |first| first.seq.saturating_sub(1));
-        self.told = self.told.max(item.seq.min(owed).min(ceiling));
+        self.told = self.told.max(item.seq);
         Some(Taken {
             telling: item.telling,
             via: item.via,
@@ -287,9 +290,16 @@ impl Outbox {
         })
     }
 
-    /// When the next thing is due; `None` while nothing waits.
-    pub fn next_due(&self) -> Option<Moment> {
-        self.items.iter().map(|item| item.due).min()
+    /// Whether [`Outbox::take`] would take something.
+    pub fn has_due(&self, now: Moment, ceiling: u64) -> bool {
+        let first = self.items.first();
+        first.is_some_and(|first| first.due <= now && first.seq <= ceiling)
+    }
+
+    /// When the oldest thing is due; `None` while nothing waits, or a repair holds it back.
+    pub fn next_due(&self, ceiling: u64) -> Option<Moment> {
+        let first = self.items.first().filter(|first| first.seq <= ceiling);
+        first.map(|first| first.due)
     }
 
     /// Forgets what waits under a subscription that ended.
@@ -336,19 +346,16 @@ impl Outbox {
         if publication.is_terminal() {
             return now;
         }
-        let paced = self.paced.iter().find(|paced| paced.key == publication.key);
-        let next = paced.map_or(now, |paced| paced.next.max(now));
-        if publication.is_state() {
-            return next;
+        if !publication.is_state() {
+            return now;
         }
-        // A milestone goes at once, but not before a state of its job that waits and is older.
-        let waiting = self.items.iter().rfind(|item| item.key == publication.key);
-        waiting.map_or(now, |item| item.due.max(now))
+        let paced = self.paced.iter().find(|paced| paced.key == publication.key);
+        paced.map_or(now, |paced| paced.next.max(now))
     }
 
-    /// What waits of a job goes before its ending, and the ending goes now.
-    fn hurry(&mut self, key: JobKey, now: Moment) {
-        for item in self.items.iter_mut().filter(|item| item.key == key) {
+    /// What waits goes before an ending, and the ending goes now.
+    fn hurry(&mut self, now: Moment) {
+        for item in &mut self.items {
             item.due = item.due.min(now);
         }
     }

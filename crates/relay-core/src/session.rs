@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::cursor::{Cursor, Scope};
+use crate::cursor::{Cursor, Scope, Told};
 use crate::moment::Moment;
 use crate::outbox::SubscriptionId;
 use crate::topic::{Topic, TopicError};
@@ -349,10 +349,22 @@ impl Session {
         Ok(id)
     }
 
-    /// The scope of a cursor handed out now, where `owes` says whether a subscription is still behind.
-    pub fn scope(&self, owes: impl Fn(SubscriptionId) -> bool) -> Scope {
-        let told = self.subscriptions.iter().filter(|each| each.live && !owes(each.id));
-        Scope::of(told.map(|subscription| &subscription.topic))
+    /// The scope of a cursor handed out now. `behind` says how far a subscription has been told where it
+    /// is not as far as the cursor; `carried` are topics the client brought a cursor for and has not
+    /// (again) been told anything of, so that a cursor handed out meanwhile still speaks for them.
+    pub fn scope(
+        &self,
+        behind: impl Fn(SubscriptionId) -> Option<u64>,
+        carried: &[Told],
+    ) -> Scope {
+        let live = || self.subscriptions.iter().filter(|each| each.live);
+        let apart = live().any(|each| behind(each.id).is_some());
+        if !apart && carried.is_empty() {
+            return Scope::of(live().map(|each| &each.topic));
+        }
+        let told = live().map(|each| Told::new(&each.topic, behind(each.id)));
+        let carried = carried.iter().filter(|told| !live().any(|each| told.is(&each.topic)));
+        Scope::told(told.chain(carried.copied()))
     }
 
     fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {

@@ -84,6 +84,12 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
     Ok(Request { id, ack: message.ack.unwrap_or(false), command })
 }
 
+/// The id of a message that is not going to be read further.
+pub fn id_of(text: &str) -> Option<Value> {
+    let message = serde_json::from_str::<Message>(text).ok()?;
+    message.id.filter(|id| id.is_string() || id.is_number())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,8 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// When `log.level` is no filter.
 pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::try_new(&log.level)?;
+    // The NATS client tells every event twice; what matters of it the bus says itself.
+    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", log.level))?;
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Text => false,

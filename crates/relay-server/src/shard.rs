@@ -29,7 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_bus::clock::Clock;
 use relay_bus::hub::{Hub, JoinRequest};
-use relay_bus::inbox::{ConnectionId, Inbox, Message};
+use relay_bus::inbox::{ConnectionId, Hold, Inbox, Message};
 use relay_core::moment::Moment;
 use relay_core::outbox::OutboxBounds;
 use relay_core::session::{CloseReason, Session, SessionBounds};
@@ -116,8 +116,8 @@ struct State {
     timers: Timers,
     /// Slots of connections with something to write.
     dirty: Vec<usize>,
-    /// No cursor may name a number above this.
-    ceiling: u64,
+    /// Jobs being repaired; nearly always none.
+    holds: Vec<Hold>,
     /// The highest number everything up to which this shard has handled.
     frontier: u64,
     epoch: u64,
@@ -186,7 +186,7 @@ impl Shard {
                 registry: Registry::default(),
                 timers: Timers::default(),
                 dirty: Vec::new(),
-                ceiling: u64::MAX,
+                holds: Vec::new(),
                 frontier: 0,
                 epoch: common.hub.epoch(),
                 stale: common.hub.is_stale(),
@@ -271,7 +271,7 @@ impl Shard {
             Message::Publish(publication) => self.offer(state, &publication, now),
             Message::Joined(joined) => self.on_joined(state, *joined, now),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
-            Message::Ceiling(ceiling) => state.ceiling = ceiling,
+            Message::Repair(repairing) => self.on_repair(state, repairing),
             Message::Stale(stale) => state.stale = stale,
             Message::NewEpoch => self.on_new_epoch(state, now),
         }
@@ -377,7 +377,7 @@ impl Shard {
         let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
         match connection.writer.deadline(self.common.write_timeout) {
             Some(deadline) => want(Some(deadline)),
-            None => want(connection.outbox.next_due()),
+            None => want(connection.outbox.next_due(deliver::ceiling(&state.holds, connection))),
         }
         want(connection.leaves_at);
         let extras = connection.extras.iter();

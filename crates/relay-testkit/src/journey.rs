@@ -8,14 +8,17 @@
 //!
 //! Invariant: a breach once noted stays; [`Ledger::verdict`] only adds to them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
 use crate::client::Frame;
 
-/// How many of the last things seen are told with a breach.
-const TRAIL: usize = 40;
+/// How many of the last things seen are remembered, and how many of those about one job are told with a
+/// breach.
+const TRAIL: usize = 5000;
+const TOLD: usize = 120;
 
 /// One update of a job, as it was published and acknowledged.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,17 +79,31 @@ impl Published {
 struct Seen {
     /// The highest mark that came by a stream of frames.
     mark: u64,
+    /// The highest mark that came on this connection.
+    leg_mark: u64,
+    /// The highest mark of a state that came by a stream of frames.
+    state_mark: u64,
     /// The state with the highest mark, however it came.
     held: Option<(u64, Value)>,
     /// How often an ending came that was not a snapshot of one already held.
     endings: u32,
     milestones: Vec<u64>,
     /// Marks whose milestones were rightly not sent: before the first snapshot, or within a told gap.
-    excused: Vec<std::ops::RangeInclusive<u64>>,
+    excused: Vec<RangeInclusive<u64>>,
+    /// The states with which the watcher was let in; milestones right after one may be from before it came.
+    joined_at: Vec<u64>,
     /// A gap was told; the next state says how far it goes.
     gap_open: bool,
-    /// Whether a state has come in this leg.
-    told_this_leg: bool,
+}
+
+impl Seen {
+    /// Whether the milestone with this mark came, or need not have; `state` is the mark of the state
+    /// before it.
+    fn has_or_need_not(&self, mark: u64, state: u64) -> bool {
+        self.milestones.contains(&mark)
+            || self.excused.iter().any(|marks| marks.contains(&mark))
+            || self.joined_at.contains(&state)
+    }
 }
 
 /// What one watcher saw, and each word the relay broke to it.
@@ -99,7 +116,9 @@ pub struct Ledger {
     /// Snapshots announced by `subscribed` and not here yet, by topic.
     snapshots_due: BTreeMap<String, u64>,
     /// Topics that said `recovered:true` in this leg.
-    recovered: Vec<String>,
+    recovered: BTreeSet<String>,
+    /// Topics that were subscribed in this leg or an earlier one.
+    known: BTreeSet<String>,
     gaps: usize,
     unrecovered: usize,
     legs: usize,
@@ -121,7 +140,7 @@ impl Ledger {
         self.snapshots_due.clear();
         self.recovered.clear();
         for seen in self.jobs.values_mut() {
-            seen.told_this_leg = false;
+            seen.leg_mark = 0;
         }
     }
 
@@ -137,7 +156,7 @@ impl Ledger {
                 self.job(frame).gap_open = true;
             }
             "hello" | "pong" | "server_shutdown" | "connection_recovery" => {}
-            other => self.breach(format!("unexpected {other}: {frame}")),
+            _ => self.breach(frame.job_id(), &format!("unexpected {frame}")),
         }
     }
 
@@ -149,10 +168,11 @@ impl Ledger {
         if seen.held.is_none() {
             // a first look at the document is a snapshot like any other
             seen.excused.push(0..=mark);
+            seen.joined_at.push(mark);
         }
         let held = seen.held.as_ref().map_or(0, |(held, _)| *held);
         if mark < held {
-            self.breach(format!("{job}: the document fell from {held} to {mark}"));
+            self.breach(&job, &format!("the document fell from {held} to {mark}"));
         } else {
             seen.held = Some((mark, frame.job().clone()));
         }
@@ -170,15 +190,17 @@ impl Ledger {
         if *held > seen.mark {
             seen.excused.push(seen.mark..=*held);
             seen.mark = *held;
+            seen.state_mark = *held;
             seen.endings += u32::from(is_ending(body));
         }
     }
 
     fn subscribed(&mut self, frame: &Frame) {
         let topic = frame.topic().to_owned();
+        let is_new = self.known.insert(topic.clone());
         if frame.0["recovered"] == true {
-            self.recovered.push(topic.clone());
-        } else if self.legs > 1 {
+            self.recovered.insert(topic.clone());
+        } else if !is_new {
             self.unrecovered += 1;
         }
         let due = frame.0["jobs"].as_u64().unwrap_or_default();
@@ -189,40 +211,55 @@ impl Ledger {
         let mark = state_mark(frame);
         let job = frame.job_id().to_owned();
         let is_snapshot = self.takes_snapshot(frame);
-        let recovered = self.recovered.iter().any(|topic| topic == frame.topic());
+        let recovered = self.recovered.contains(frame.topic());
         let seen = self.jobs.entry(job.clone()).or_default();
-        // a snapshot may say what is known already; anything else must be new
-        let repeats = is_snapshot && !recovered && mark == seen.mark && !seen.told_this_leg;
-        if mark <= seen.mark && !repeats {
-            let last = seen.mark;
-            self.breach(format!("{job}: state {mark} after {last}"));
-            return;
-        }
+        let (before, in_leg) = (seen.state_mark, seen.leg_mark);
         if is_snapshot && seen.mark == 0 {
             seen.excused.push(0..=mark);
+            seen.joined_at.push(mark);
         }
         if std::mem::take(&mut seen.gap_open) {
             seen.excused.push(seen.mark..=mark);
         }
-        if frame.is_ending() && !repeats {
+        // what is known already may come again as a snapshot; an ending that a good cursor covers may not
+        if frame.is_ending() && (mark > before || recovered) {
             seen.endings += 1;
         }
-        seen.mark = mark;
-        seen.told_this_leg = true;
+        seen.mark = seen.mark.max(mark);
+        seen.leg_mark = in_leg.max(mark);
+        seen.state_mark = before.max(mark);
         if seen.held.as_ref().is_none_or(|(held, _)| *held <= mark) {
             seen.held = Some((mark, frame.job().clone()));
+        }
+        if mark <= in_leg {
+            self.breach(
+                &job,
+                &format!("state {mark} after {in_leg} on one connection"),
+            );
+        } else if mark < before {
+            self.breach(&job, &format!("state {mark}, though it had state {before}"));
         }
     }
 
     fn milestone(&mut self, frame: &Frame) {
         let mark = frame.0["data"]["mark"].as_u64().unwrap_or_default();
+        let job = frame.job_id().to_owned();
         let seen = self.job(frame);
-        let last = seen.mark;
-        seen.mark = last.max(mark);
+        let in_leg = seen.leg_mark;
+        let last = seen.milestones.iter().max().copied().unwrap_or_default();
+        let again = seen.milestones.contains(&mark);
+        seen.mark = seen.mark.max(mark);
+        seen.leg_mark = in_leg.max(mark);
         seen.milestones.push(mark);
-        if mark <= last {
-            let job = frame.job_id();
-            self.breach(format!("{job}: milestone {mark} after {last}"));
+        if mark <= in_leg {
+            self.breach(
+                &job,
+                &format!("milestone {mark} after {in_leg} on one connection"),
+            );
+        } else if again {
+            self.breach(&job, &format!("milestone {mark} twice"));
+        } else if mark < last {
+            self.breach(&job, &format!("milestone {mark} after milestone {last}"));
         }
     }
 
@@ -238,7 +275,7 @@ impl Ledger {
             None => self
                 .jobs
                 .get(frame.job_id())
-                .is_none_or(|seen| !seen.told_this_leg),
+                .is_none_or(|seen| seen.leg_mark == 0),
         }
     }
 
@@ -253,13 +290,21 @@ impl Ledger {
         self.trail.push_back(what);
     }
 
-    fn breach(&mut self, what: String) {
-        let trail: Vec<&str> = self.trail.iter().map(String::as_str).collect();
-        self.breaches.push(format!(
-            "{}: {what}\n    {}",
-            self.watcher,
-            trail.join("\n    ")
-        ));
+    fn breach(&mut self, job: &str, what: &str) {
+        self.breaches.push(self.tell(job, what));
+    }
+
+    /// What is wrong with a job, and the last things seen of it and of the connections.
+    fn tell(&self, job: &str, what: &str) -> String {
+        // a job's id may begin another's
+        let ids = [' ', '"'].map(|end| format!("{job}{end}"));
+        let about = |line: &&String| {
+            line.starts_with("--") || ids.iter().any(|id| line.contains(id.as_str()))
+        };
+        let mut trail: Vec<&String> = self.trail.iter().rev().filter(about).take(TOLD).collect();
+        trail.reverse();
+        let trail: String = trail.iter().map(|line| format!("\n    {line}")).collect();
+        format!("{}: {job}: {what}{trail}", self.watcher)
     }
 
     /// Whether the watcher holds the last state of every job of `published` that is `watched`, and the
@@ -268,28 +313,39 @@ impl Ledger {
         self.missing(published, watched).is_empty()
     }
 
-    fn missing(&self, published: &Published, watched: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Each job and what it lacks.
+    fn missing<'a>(
+        &self,
+        published: &'a Published,
+        watched: impl Fn(&str) -> bool,
+    ) -> Vec<(&'a str, String)> {
         let mut missing = Vec::new();
         let nothing = Seen::default();
-        for (job, updates) in published.0.iter().filter(|(job, _)| watched(job)) {
+        for (job, updates) in &published.0 {
+            let job = job.as_str();
+            if !watched(job) {
+                continue;
+            }
             let seen = self.jobs.get(job).unwrap_or(&nothing);
             if let Some(last) = updates.iter().rfind(|update| update.milestone.is_none()) {
                 match &seen.held {
                     Some((mark, body)) if *mark == last.mark => {
                         if !contains(body, &last.body) {
-                            missing.push(format!("{job}: holds {body}, not {}", last.body));
+                            missing.push((job, format!("holds {body}, not {}", last.body)));
                         }
                     }
                     held => {
                         let mark = held.as_ref().map(|(mark, _)| mark);
-                        missing.push(format!("{job}: holds state {mark:?}, not {}", last.mark));
+                        missing.push((job, format!("holds state {mark:?}, not {}", last.mark)));
                     }
                 }
             }
-            for owed in updates.iter().filter(|update| update.milestone.is_some()) {
-                let excused = seen.excused.iter().any(|marks| marks.contains(&owed.mark));
-                if !excused && !seen.milestones.contains(&owed.mark) {
-                    missing.push(format!("{job}: milestone {} never came", owed.mark));
+            let mut state = 0;
+            for update in updates {
+                if update.milestone.is_none() {
+                    state = update.mark;
+                } else if !seen.has_or_need_not(update.mark, state) {
+                    missing.push((job, format!("milestone {} never came", update.mark)));
                 }
             }
         }
@@ -299,23 +355,15 @@ impl Ledger {
     /// Every broken word: those noted on the way, and what is missing or doubled at the end.
     pub fn verdict(&self, published: &Published, watched: impl Fn(&str) -> bool) -> Vec<String> {
         let mut breaches = self.breaches.clone();
-        for what in self.missing(published, &watched) {
-            let trail: Vec<&str> = self.trail.iter().map(String::as_str).collect();
-            let trail = trail.join("\n    ");
-            breaches.push(format!("{}: {what}\n    {trail}", self.watcher));
+        for (job, what) in self.missing(published, &watched) {
+            breaches.push(self.tell(job, &what));
         }
         for (job, seen) in &self.jobs {
             if !watched(job) {
-                breaches.push(format!(
-                    "{}: was sent {job}, which it does not watch",
-                    self.watcher
-                ));
+                breaches.push(self.tell(job, "was sent, but is not watched"));
             }
             if seen.endings > 1 {
-                breaches.push(format!(
-                    "{}: {job} ended {} times",
-                    self.watcher, seen.endings
-                ));
+                breaches.push(self.tell(job, &format!("ended {} times", seen.endings)));
             }
         }
         breaches
@@ -326,7 +374,7 @@ impl Ledger {
         self.gaps
     }
 
-    /// How many times a topic started over with a snapshot although the watcher came with a cursor.
+    /// How many times a topic that was subscribed before started over with a snapshot.
     pub fn unrecovered(&self) -> usize {
         self.unrecovered
     }
@@ -442,7 +490,7 @@ mod tests {
         let second = [subscribed(false, 1), state(5, "completed")];
         assert_eq!(verdict(&[&first, &second]), Vec::<String>::new());
         let second = [subscribed(true, 0), state(5, "completed")];
-        assert!(verdict(&[&first, &second])[0].contains("state 5 after 5"));
+        assert!(verdict(&[&first, &second])[0].contains("j: ended 2 times"));
     }
 
     #[test]
@@ -454,14 +502,17 @@ mod tests {
             state(5, "completed"),
             state(3, "running"),
         ];
-        assert!(verdict(&[&back])[0].contains("state 3 after 5"));
+        assert!(verdict(&[&back])[0].contains("state 3 after 5 on one connection"));
         let twice = [
             subscribed(false, 1),
             state(3, "running"),
             milestone(4),
             milestone(4),
         ];
-        assert!(verdict(&[&twice])[0].contains("milestone 4 after 4"));
+        assert!(verdict(&[&twice])[0].contains("milestone 4 after 4 on one connection"));
+        let first = [subscribed(false, 1), state(3, "running"), milestone(4)];
+        let again = [subscribed(true, 0), milestone(4), state(5, "completed")];
+        assert!(verdict(&[&first, &again])[0].contains("milestone 4 twice"));
         let unfinished = [subscribed(false, 1), state(3, "running"), milestone(4)];
         assert!(verdict(&[&unfinished])[0].contains("holds state Some(3), not 5"));
     }

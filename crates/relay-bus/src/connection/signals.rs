@@ -20,7 +20,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Signals {
     /// The servers, for log lines.
     servers: String,
-    /// Wakes the mode's reader.
+    /// Wakes whoever waits; a permit is left for the next if nobody does.
     changed: Notify,
     slow_consumers: AtomicU64,
     told: Mutex<Told>,
@@ -101,6 +101,7 @@ impl Signals {
             Event::Draining => {}
         }
         drop(told);
+        self.changed.notify_waiters();
         self.changed.notify_one();
     }
 }

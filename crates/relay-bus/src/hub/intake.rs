@@ -81,7 +81,10 @@ impl Hub {
                 repair.queued.clear();
                 repair.again = true;
             }
-            repair.queued.push(incoming);
+            repair.queued.push(incoming.clone());
+            // Watchers of its owner or group are owed it, though nothing of it was known.
+            table.hold(&incoming.job, &incoming.owner, incoming.seq - 1);
+            self.tell_holds(table);
             return Ok(None);
         }
         if incoming.what == What::Gone {
@@ -96,11 +99,9 @@ impl Hub {
             }
             Standing::Hole if self.is_wanted(table, &incoming) => {
                 table.count("deferred");
-                let (job, before) = (incoming.job.clone(), incoming.seq - 1);
-                table.start_repair(&job).queued.push(incoming);
-                // Watchers of its owner or group are owed it, though nothing of it was known.
-                table.holds.entry(job).or_insert(before);
-                self.tell_ceiling(table);
+                table.start_repair(&incoming.job).queued.push(incoming.clone());
+                table.hold(&incoming.job, &incoming.owner, incoming.seq - 1);
+                self.tell_holds(table);
                 self.work.notify_one();
                 Ok(None)
             }
@@ -279,8 +280,10 @@ impl Hub {
         }
     }
 
-    pub(super) fn tell_ceiling(&self, table: &Table) {
-        let ceiling = table.ceiling();
-        self.tell_all(|| Message::Ceiling(ceiling));
+    /// Passes on which jobs are held and which are released.
+    pub(super) fn tell_holds(&self, table: &mut Table) {
+        for repairing in table.unsaid.drain(..) {
+            self.tell_all(|| Message::Repair(repairing.clone()));
+        }
     }
 }

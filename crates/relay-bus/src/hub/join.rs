@@ -51,7 +51,7 @@ impl Hub {
             self.answer_job(table, id, request);
         } else {
             table.start_repair(id).waiters.push(Waiter::Join(request));
-            self.tell_ceiling(table);
+            self.tell_holds(table);
             self.work.notify_one();
         }
     }
@@ -112,7 +112,7 @@ impl Hub {
             table.start_repair(id);
         }
         table.deferred.push((unsure, request));
-        self.tell_ceiling(table);
+        self.tell_holds(table);
         self.work.notify_one();
     }
 
@@ -162,10 +162,8 @@ impl Hub {
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
 fn since(table: &Table, request: &JoinRequest) -> Option<u64> {
     let cursor = request.cursor.as_ref()?;
-    let good = cursor.epoch == table.epoch
-        && cursor.seq <= table.high
-        && cursor.scope.speaks_for(&request.topic, &request.asked);
-    good.then_some(cursor.seq)
+    let since = cursor.since(&request.topic, &request.asked)?;
+    (cursor.epoch == table.epoch && since <= table.high).then_some(since)
 }
 
 /// The most recently updated jobs of an owner or a group.

@@ -139,7 +139,7 @@ impl Hub {
         if !table.watched_groups.is_empty() && !table.waiting.contains_key(&LoadKey::Everything) {
             table.to_load.push_back(LoadKey::Everything);
         }
-        self.tell_ceiling(table);
+        self.tell_holds(table);
         self.freshen(table);
         self.work.notify_one();
     }
@@ -184,7 +184,7 @@ impl Hub {
             self.answer_many(table, request);
         }
         table.evict();
-        self.tell_ceiling(table);
+        self.tell_holds(table);
         self.work.notify_one();
     }
 
@@ -202,7 +202,6 @@ impl Hub {
             self.work.notify_one();
             return;
         }
-        table.holds.remove(id);
         let rebuilt = self.rebuild(table, id, &updates);
         self.adopt(table, id, rebuilt, &updates);
         for incoming in repair.queued {
@@ -211,7 +210,8 @@ impl Hub {
                 table.count(declined.code());
             }
         }
-        self.tell_ceiling(table);
+        table.release(id);
+        self.tell_holds(table);
         let stale = table.stale;
         for waiter in repair.waiters {
             match waiter {
@@ -318,7 +318,7 @@ impl Hub {
 }
 
 /// What `rebuilt` holds that watchers of the known job have not been told. Of a job nothing was known of,
-/// they are told the state: its milestones are history from before they watched.
+/// they are told what anybody is told first.
 fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
     match &entry.job {
         Some(known) => rebuilt
@@ -330,7 +330,7 @@ fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
                     || known.state().is_none_or(|state| publication.seq > state.seq)
             })
             .collect(),
-        None => rebuilt.state().cloned().into_iter().collect(),
+        None => rebuilt.snapshot(),
     }
 }
 

@@ -153,13 +153,23 @@ impl Asker {
         verb: &'static str,
         body: &impl Serialize,
     ) -> Result<T, AskError> {
+        self.api_within(ASK_LIMIT, verb, body).await
+    }
+
+    /// The same, for a question that is asked again if there is no leader to answer it.
+    pub(super) async fn api_within<T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        verb: &'static str,
+        body: &impl Serialize,
+    ) -> Result<T, AskError> {
         let body = serde_json::to_vec(body).map_err(|source| AskError::Unreadable { what: verb, source })?;
         let subject = format!("$JS.API.{verb}.{}", self.stream);
         // With an inbox of its own nothing is left behind in the client when no answer comes.
         let request = Request::new()
             .payload(body.into())
             .inbox(self.link.client().new_inbox());
-        self.request(verb, subject, request).await
+        self.request(limit, verb, subject, request).await
     }
 
     /// Publishes and waits for the stream's word that it is stored.
@@ -170,18 +180,19 @@ impl Asker {
         payload: Bytes,
     ) -> Result<T, AskError> {
         let request = Request::new().headers(headers).payload(payload);
-        self.request("publishing", subject, request).await
+        self.request(ASK_LIMIT, "publishing", subject, request).await
     }
 
     async fn request<T: DeserializeOwned>(
         &self,
+        limit: Duration,
         what: &'static str,
         subject: String,
         request: Request,
     ) -> Result<T, AskError> {
         let mark = self.link.refusals();
-        let asked = self.link.client().send_request(subject, request.timeout(Some(ASK_LIMIT)));
-        let reply = tokio::time::timeout(ASK_LIMIT, asked).await;
+        let asked = self.link.client().send_request(subject, request.timeout(Some(limit)));
+        let reply = tokio::time::timeout(limit, asked).await;
         let message = match reply {
             Ok(Ok(message)) => message,
             Err(_) => return Err(self.timed_out(what, mark)),

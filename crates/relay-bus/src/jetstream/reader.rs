@@ -201,7 +201,6 @@ impl Reader<'_> {
     async fn attach(&mut self) -> Result<Attached, AttachError> {
         let link = self.asker.link();
         if !link.is_up() {
-            self.go_away(link.failure());
             link.changed().await;
             if !link.is_up() {
                 return Err(AttachError::Away(link.failure()));
@@ -383,11 +382,10 @@ impl<'r, 'a> Follow<'r, 'a> {
     }
 
     fn count_slow_consumers(&mut self) {
-        let now = self.reader.asker.link().slow_consumers();
-        for _ in self.reader.slow_consumers..now {
+        let link = self.reader.asker.link();
+        for _ in 0..link.newly_dropped(&mut self.reader.slow_consumers) {
             self.reader.intake.dropped("slow_consumer");
         }
-        self.reader.slow_consumers = now;
     }
 
     /// Looks after what is due.

@@ -127,7 +127,7 @@ impl JetStreamStore {
             let _turn = self.shared.loads.acquire().await;
             ask(asker).await
         };
-        match tokio::time::timeout(LOAD_LIMIT, work).await {
+        match tokio::time::timeout(LOAD_LIMIT, unless_broken(asker, work)).await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::Unreachable(format!(
                 "the stream took longer than {} s",
@@ -414,13 +414,16 @@ impl JetStreamStore {
         let asker = self.shared.asker()?;
         let subject = self.shared.subjects.of(&outgoing.owner, &outgoing.job, &outgoing.what);
         let headers = self.headers(&outgoing);
-        match asker.publish::<Stored>(subject, headers, outgoing.payload).await {
-            Ok(stored) => Ok(stored.seq),
-            Err(AskError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => {
-                Err(StoreError::Conflict)
+        let publishing = async {
+            match asker.publish::<Stored>(subject, headers, outgoing.payload).await {
+                Ok(stored) => Ok(stored.seq),
+                Err(AskError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => {
+                    Err(StoreError::Conflict)
+                }
+                Err(error) => Err(error.into()),
             }
-            Err(error) => Err(error.into()),
-        }
+        };
+        unless_broken(asker, publishing).await
     }
 
     fn headers(&self, outgoing: &Outgoing) -> HeaderMap {
@@ -443,6 +446,18 @@ impl JetStreamStore {
             headers.insert(NATS_MESSAGE_TTL, format!("{ttl}s"));
         }
         headers
+    }
+}
+
+/// Waits no longer than the connection lasts over which the answer would come.
+async fn unless_broken<T>(
+    asker: &Asker,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let link = asker.link();
+    tokio::select! {
+        answer = work => answer,
+        () = link.broken() => Err(StoreError::Unreachable(link.failure())),
     }
 }
 

@@ -18,6 +18,8 @@ use crate::subject::{Subjects, covers};
 const MARKER_TTL: Duration = Duration::from_secs(60);
 /// How long a repeated `Nats-Msg-Id` is recognised: longer than workers retry.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// A stream that has no leader for the moment does not answer.
+const INFO_LIMIT: Duration = Duration::from_secs(1);
 const MANY_MESSAGES: i64 = 4096;
 const NOT_FOUND: u64 = 10059;
 const NAME_IN_USE: u64 = 10058;
@@ -114,7 +116,7 @@ pub(super) fn is_missing(error: &AskError) -> bool {
 }
 
 async fn info(asker: &Asker) -> Result<Info, AskError> {
-    asker.api("STREAM.INFO", &json!({})).await
+    asker.api_within(INFO_LIMIT, "STREAM.INFO", &json!({})).await
 }
 
 /// Finds the stream, or makes it, and holds it against what the relay needs.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::say;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Loaded};
 use crate::logging;
 use crate::serve::{self, Extras};
 
@@ -24,14 +24,17 @@ pub struct ServeArgs {
 
 /// Runs a relay until it is told to stop.
 pub fn run(args: &ServeArgs) -> ExitCode {
-    let config = match Config::load(args.config.as_deref(), config::environment()) {
-        Ok(config) => config,
+    let loaded = match Loaded::load(args.config.as_deref(), config::environment()) {
+        Ok(loaded) => loaded,
         Err(errors) => {
             say(&format!("the configuration is wrong\n{errors}"));
             return ExitCode::from(2);
         }
     };
-    start(&config, Extras::default())
+    for warning in &loaded.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    start(&loaded.config, Extras::default())
 }
 
 /// Starts logging and a relay.

@@ -267,10 +267,7 @@ impl Watch {
 
     async fn wait(&mut self, why: &str, wait: Duration) -> Result<(), Outcome> {
         let again_at = Instant::now() + wait;
-        self.view.connection(Some(&format!(
-            "{why}; trying again in {:.1} s",
-            wait.as_secs_f64()
-        )))?;
+        self.view.connection(Some((why, wait)))?;
         while Instant::now() < again_at {
             tokio::time::sleep_until(again_at.min(Instant::now() + TICK)).await;
             self.view.tick(&self.board)?;

@@ -13,6 +13,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_core::cursor::{Cursor, Scope, Told};
 use relay_core::id::Name;
 use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
@@ -118,6 +119,9 @@ pub(super) struct Extras {
     pub(super) unproven: Vec<SubscriptionId>,
     /// Subscriptions that came with a cursor, until their join is answered.
     pub(super) resuming: Vec<SubscriptionId>,
+    /// Topics the client brought a cursor for; until they are live here, cursors handed out go on
+    /// speaking for them as that one did.
+    pub(super) carried: Vec<Told>,
 }
 
 impl Extras {
@@ -164,6 +168,23 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
+    }
+
+    /// What cursors handed out still say of topics that are not (yet) live on this connection.
+    pub(super) fn carried(&self) -> &[Told] {
+        self.extras.as_ref().map_or(&[], |extras| &extras.carried)
+    }
+
+    /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.
+    pub(super) fn carry(&mut self, cursor: &Cursor, epoch: u64) {
+        if let Scope::Listed(told) = &cursor.scope
+            && cursor.epoch == epoch
+        {
+            let carried = &mut self.extras().carried;
+            if carried.is_empty() {
+                carried.extend(told.iter().map(|told| told.at(cursor.seq)));
+            }
+        }
     }
 
     pub(super) fn user(&self) -> Option<&Name> {

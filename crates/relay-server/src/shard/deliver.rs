@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_bus::inbox::{Joined, LostMilestones};
+use relay_bus::inbox::{Hold, Joined, LostMilestones, Repairing};
 use relay_core::cursor::{Cursor, Scope};
 use relay_core::moment::Moment;
 use relay_core::outbox::{Offered, Taken, Telling};
@@ -69,6 +69,26 @@ impl Shard {
         }
     }
 
+    /// A repair began: who watches the job waits. It ended: they go on.
+    pub(super) fn on_repair(&self, state: &mut State, repairing: Repairing) {
+        let job = match repairing {
+            Repairing::Hold(hold) => return state.holds.push(hold),
+            Repairing::Release(job) => job,
+        };
+        let Some(at) = state.holds.iter().position(|hold| hold.job == job) else {
+            return;
+        };
+        let released = state.holds.swap_remove(at);
+        let waited = state.connections.iter().filter(|(_, connection)| {
+            let subscriptions = connection.session.subscriptions();
+            !connection.outbox.is_empty()
+                && subscriptions.iter().any(|each| released.concerns(&each.topic))
+        });
+        for slot in waited.map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.mark(state, slot);
+        }
+    }
+
     /// Milestones were lost before they reached this shard: everybody who watches the job is told.
     pub(super) fn on_lost(&self, state: &mut State, lost: &LostMilestones, now: Moment) {
         for topic in &lost.topics {
@@ -122,7 +142,7 @@ impl Shard {
         for publication in &joined.publications {
             connection.outbox.owe(publication, joined.subscription, now);
         }
-        connection.outbox.advance(joined.high.min(state.ceiling));
+        connection.outbox.advance(joined.high.min(ceiling(&state.holds, connection)));
         let jobs: HashSet<JobKey> = joined
             .publications
             .iter()
@@ -134,6 +154,7 @@ impl Shard {
         let mut id = None;
         if let Some(extras) = &mut connection.extras {
             id = extras.take_id(joined.subscription);
+            extras.carried.retain(|told| !told.is(&joined.topic));
             if let Some(at) = extras.resuming.iter().position(|each| *each == joined.subscription) {
                 extras.resuming.swap_remove(at);
                 self.common.telemetry.resume(joined.recovered);
@@ -222,9 +243,10 @@ impl Shard {
             }
             state.frames.clear();
             connection.writer.take_replies(&mut state.frames);
+            let ceiling = ceiling(&state.holds, connection);
             let mut bytes: usize = state.frames.iter().map(Bytes::len).sum();
             while bytes < WRITE_BYTES
-                && let Some(taken) = connection.outbox.take(now, state.ceiling, &self.common.outbox)
+                && let Some(taken) = connection.outbox.take(now, ceiling, &self.common.outbox)
             {
                 let frame = render(connection, &taken, state.epoch, state.stale);
                 bytes += frame.len();
@@ -232,7 +254,7 @@ impl Shard {
                 self.account(connection, &state.metrics, taken, now);
             }
             if state.frames.is_empty() {
-                let seen = state.frontier.min(state.ceiling);
+                let seen = state.frontier.min(ceiling);
                 state.connections[slot].outbox.advance(seen);
                 break;
             }
@@ -344,8 +366,9 @@ impl Shard {
         let Transport::Poll(Some(poll)) = &connection.transport else {
             return;
         };
-        let refused = poll.forbidden;
-        if poll.waiting > 0 || (connection.outbox.is_empty() && !refused) {
+        let ceiling = ceiling(&state.holds, connection);
+        let news = poll.forbidden || connection.outbox.has_due(now, ceiling);
+        if poll.waiting > 0 || !news {
             self.reschedule(state, slot);
             return;
         }
@@ -354,9 +377,10 @@ impl Shard {
 
     /// Answers a poll with what there is, and ends it.
     pub(super) fn finish_poll(&self, state: &mut State, slot: usize, now: Moment, shutdown: bool) {
-        let (ceiling, epoch, stale) = (state.ceiling, state.epoch, state.stale);
-        let seen = state.frontier.min(ceiling);
+        let (epoch, stale) = (state.epoch, state.stale);
         let connection = &mut state.connections[slot];
+        let ceiling = ceiling(&state.holds, connection);
+        let seen = state.frontier.min(ceiling);
         let mut frames = Vec::new();
         while frames.len() < super::watch::MAX_POLL_FRAMES
             && let Some(taken) = connection.outbox.take(now, ceiling, &self.common.outbox)
@@ -400,6 +424,14 @@ impl Shard {
         // It is leaving either way; whether the goodbye arrives changes nothing.
         self.write_frames(state, slot, now);
     }
+}
+
+/// What a connection may be told up to while jobs it watches are being repaired.
+pub(super) fn ceiling(holds: &[Hold], connection: &Connection) -> u64 {
+    let concerned = holds.iter().filter(|hold| {
+        connection.session.subscriptions().iter().any(|each| hold.concerns(&each.topic))
+    });
+    concerned.map(|hold| hold.seq).min().unwrap_or(u64::MAX)
 }
 
 enum Loss {
@@ -458,19 +490,22 @@ fn render(connection: &Connection, taken: &Taken, epoch: u64, stale: bool) -> By
         && taken.position == publication.seq
         && !stale
         && wire != Wire::Json
-        && !connection.outbox.owes(taken.via);
+        && connection.carried().is_empty()
+        && connection.outbox.behind(taken.via).is_none();
     if in_step {
         return frame::in_step(publication, topic, wire);
     }
-    let scope = connection.session.scope(|id| connection.outbox.owes(id));
-    let cursor = Cursor { epoch, seq: taken.position, scope };
+    let cursor = Cursor { epoch, seq: taken.position, scope: scope_of(connection) };
     frame::at_cursor(publication, topic, &cursor, wire, stale)
+}
+
+fn scope_of(connection: &Connection) -> Scope {
+    connection.session.scope(|id| connection.outbox.behind(id), connection.carried())
 }
 
 /// Where a connection stands now.
 pub(super) fn cursor_of(connection: &Connection, epoch: u64) -> String {
-    let scope: Scope = connection.session.scope(|id| connection.outbox.owes(id));
-    Cursor { epoch, seq: connection.outbox.position(), scope }.to_string()
+    Cursor { epoch, seq: connection.outbox.position(), scope: scope_of(connection) }.to_string()
 }
 
 /// The close code and sentence for a reason; `None` where the client is past hearing.

@@ -96,18 +96,18 @@ impl Shard {
             Inbound::Pong => self.on_pong(state, slot, now),
             Inbound::Close(code) => self.on_close(state, slot, code),
             Inbound::Ping(payload) => {
-                if self.admit_message(state, slot) {
+                if self.admit_message(state, slot, None) {
                     self.reply(state, slot, websocket::pong(&payload));
                 }
             }
             Inbound::Binary => {
-                if self.admit_message(state, slot) {
+                if self.admit_message(state, slot, None) {
                     let message = "this protocol speaks text frames with JSON";
                     self.refuse(state, slot, None, "binary_unsupported", message);
                 }
             }
             Inbound::Text(text) => {
-                if self.admit_message(state, slot) {
+                if self.admit_message(state, slot, Some(&text)) {
                     self.on_text(state, slot, &text, now);
                 }
             }
@@ -221,8 +221,10 @@ impl Shard {
             Some(cursor) if matches!(cursor.scope, Scope::Many(_)) => cursor.scope.clone(),
             _ => Scope::empty(),
         };
-        if cursor.is_some() {
-            state.connections[slot].extras().resuming.push(subscription);
+        if let Some(cursor) = &cursor {
+            let connection = &mut state.connections[slot];
+            connection.extras().resuming.push(subscription);
+            connection.carry(cursor, state.epoch);
         }
         self.join(state, slot, Join { subscription, topic, cursor, asked });
     }
@@ -288,6 +290,10 @@ impl Shard {
 
     fn ping(&self, state: &mut State, slot: usize, now: Moment) {
         let connection = &mut state.connections[slot];
+        if let Some(extras) = &mut connection.extras {
+            // What was not asked for again by now is no longer wanted; if it is, it starts anew.
+            extras.carried = Vec::new();
+        }
         let frame = match connection.transport {
             Transport::WebSocket(_) => {
                 connection.pinged = Some(now);
@@ -338,8 +344,9 @@ impl Shard {
         self.end_if_there(state, slot, CloseReason::Protocol);
     }
 
-    /// Whether the client's allowance covers one more message; it is told if not.
-    fn admit_message(&self, state: &mut State, slot: usize) -> bool {
+    /// Whether the client's allowance covers one more message. If not, that message is answered with an
+    /// error, so the client knows which one was not heard; who goes on regardless is ended.
+    fn admit_message(&self, state: &mut State, slot: usize, text: Option<&str>) -> bool {
         let (per_second, burst) = (self.common.messages_per_second, self.common.messages_burst);
         let limiter = state.connections[slot]
             .messages
@@ -349,14 +356,13 @@ impl Shard {
         };
         if limiter.refused > MAX_TOO_FREQUENT {
             self.end(state, slot, CloseReason::TooFrequent);
-        } else if limiter.refused == 1 {
-            let message = format!(
-                "more than {per_second} messages a second (limits.messages_per_second); what comes in the next {wait_ms} ms is not heard"
-            );
-            self.refuse(state, slot, None, "rate_limited", &message);
-        } else {
-            self.common.telemetry.client_error("rate_limited");
+            return false;
         }
+        let id = text.and_then(command::id_of);
+        let message = format!(
+            "not heard: more than {per_second} messages a second, bursts of {burst} (limits.messages_per_second, limits.messages_burst); send it again in {wait_ms} ms"
+        );
+        self.refuse(state, slot, id.as_ref(), "rate_limited", &message);
         false
     }
 

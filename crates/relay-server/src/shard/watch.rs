@@ -274,9 +274,10 @@ impl Shard {
             let Ok(subscription) = session.subscribe(topic.clone(), &self.common.session) else {
                 continue;
             };
-            if cursor.is_some() {
-                let extras = state.connections[slot].extras();
-                extras.resuming.push(subscription);
+            if let Some(cursor) = &cursor {
+                let connection = &mut state.connections[slot];
+                connection.extras().resuming.push(subscription);
+                connection.carry(cursor, state.epoch);
             }
             let (cursor, asked) = (cursor.clone(), asked.clone());
             self.join(state, slot, Join { subscription, topic, cursor, asked });

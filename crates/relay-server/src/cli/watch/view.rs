@@ -9,11 +9,12 @@ mod bars;
 mod lines;
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::board::{Board, News};
-use super::frame::Job;
+use super::frame::{Job, printable};
 
 /// What can be shown. An error means that nobody reads any more.
 pub(crate) trait View {
@@ -52,8 +53,9 @@ pub(crate) trait View {
         Ok(())
     }
 
-    /// The state of the connection: why there is none, or `None` when it stands.
-    fn connection(&mut self, _trouble: Option<&str>) -> io::Result<()> {
+    /// The state of the connection: why there is none and when it is tried again, or `None` when it
+    /// stands.
+    fn connection(&mut self, _trouble: Option<(&str, Duration)>) -> io::Result<()> {
         Ok(())
     }
 
@@ -84,7 +86,7 @@ pub(crate) fn view(wanted: Wanted, board: &Board) -> Box<dyn View> {
     match wanted {
         Wanted::People if io::stdout().is_terminal() => Box::new(bars::Bars::new(board.is_crowd())),
         Wanted::People => Box::new(lines::Lines::default()),
-        Wanted::Json => Box::new(Json),
+        Wanted::Json => Box::new(Json::default()),
         Wanted::Quiet => Box::new(Quiet),
     }
 }
@@ -95,7 +97,10 @@ struct Quiet;
 impl View for Quiet {}
 
 /// Shows the frames themselves.
-struct Json;
+#[derive(Default)]
+struct Json {
+    log: ConnectionLog,
+}
 
 impl View for Json {
     fn frame(&mut self, text: &str) -> io::Result<()> {
@@ -104,9 +109,27 @@ impl View for Json {
         writeln!(io::stdout().lock(), "{line}")
     }
 
-    fn connection(&mut self, trouble: Option<&str>) -> io::Result<()> {
+    fn connection(&mut self, trouble: Option<(&str, Duration)>) -> io::Result<()> {
+        self.log.connection(trouble)
+    }
+}
+
+/// Tells on stderr what becomes of the connection, and the same reason once, however often it is tried.
+#[derive(Debug, Default)]
+struct ConnectionLog {
+    told: Option<String>,
+}
+
+impl ConnectionLog {
+    fn connection(&mut self, trouble: Option<(&str, Duration)>) -> io::Result<()> {
+        let mut log = io::stderr().lock();
         match trouble {
-            Some(trouble) => writeln!(io::stderr().lock(), "relay watch: {trouble}"),
+            Some((why, _)) if self.told.as_deref() == Some(why) => Ok(()),
+            Some((why, _)) => {
+                self.told = Some(why.to_owned());
+                writeln!(log, "relay watch: {}; trying again", printable(why))
+            }
+            None if self.told.take().is_some() => writeln!(log, "relay watch: connected again"),
             None => Ok(()),
         }
     }

@@ -223,14 +223,18 @@ impl View for Bars {
         Ok(())
     }
 
-    fn connection(&mut self, trouble: Option<&str>) -> io::Result<()> {
+    fn connection(&mut self, trouble: Option<(&str, Duration)>) -> io::Result<()> {
         match trouble {
-            Some(words) => {
+            Some((why, wait)) => {
                 let screen = &self.screen;
                 let bar = self
                     .trouble
                     .get_or_insert_with(|| screen.add(line(TROUBLE)));
-                bar.set_message(printable(words));
+                let seconds = wait.as_secs_f64();
+                bar.set_message(format!(
+                    "{}; trying again in {seconds:.1} s",
+                    printable(why)
+                ));
                 bar.tick();
             }
             None => {

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use super::View;
+use super::{ConnectionLog, View};
 use crate::cli::watch::board::{Board, News};
 use crate::cli::watch::frame::{Job, duration, printable};
 
@@ -18,6 +19,7 @@ use crate::cli::watch::frame::{Job, duration, printable};
 pub(super) struct Lines {
     /// The last line of each job that goes on.
     last: HashMap<String, String>,
+    log: ConnectionLog,
     waiting_told: bool,
     stale_told: bool,
 }
@@ -89,11 +91,8 @@ impl View for Lines {
         writeln!(io::stderr().lock(), "relay watch: {what}")
     }
 
-    fn connection(&mut self, trouble: Option<&str>) -> io::Result<()> {
-        match trouble {
-            Some(trouble) => writeln!(io::stderr().lock(), "relay watch: {trouble}"),
-            None => Ok(()),
-        }
+    fn connection(&mut self, trouble: Option<(&str, Duration)>) -> io::Result<()> {
+        self.log.connection(trouble)
     }
 }
 

@@ -1,0 +1,209 @@
+//! The reader of core NATS: one subscription that is never given up, numbered as it is read.
+//!
+//! Invariant: reading never waits. Whether the subscription is in place is found out beside it.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use async_nats::{Message, Subscriber};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use super::{RELAY_ID, Shared};
+use crate::clock::Clock;
+use crate::connection::{BarrierError, Link, Seldom};
+use crate::seam::{Incoming, Intake};
+
+/// In a cluster the interest in a subscription travels for a moment after its server has confirmed it.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Messages read before looking at anything else.
+const BURST: usize = 64;
+/// Between two attempts to get the subscription in place.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why the subscription is not in place.
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error("NATS refuses the subscription: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Barrier(#[from] BarrierError),
+}
+
+/// Where the reader is with one connection.
+enum Phase {
+    Away,
+    /// Finding out whether the subscription is in place.
+    Joining(BoxFuture<'static, Result<(), JoinError>>),
+    Live,
+}
+
+struct Reader<'a> {
+    shared: &'a Shared,
+    link: &'a Link,
+    intake: &'a dyn Intake,
+    subscription: Subscriber,
+    phase: Phase,
+    /// Which connection the phase is about.
+    connects: u64,
+    /// What was refused before this connection.
+    refusals: u64,
+    seq: u64,
+    slow_consumers: u64,
+    often: Seldom,
+    /// Why nothing can be read now, as last told.
+    away: Option<String>,
+    clock: Clock,
+}
+
+/// Reads for ever.
+pub(super) async fn read(shared: &Shared, link: &Link, intake: &dyn Intake) -> Infallible {
+    let mut reader = Reader {
+        shared,
+        link,
+        intake,
+        subscription: subscribe(shared, link).await,
+        phase: Phase::Away,
+        connects: 0,
+        refusals: 0,
+        seq: 0,
+        slow_consumers: 0,
+        often: Seldom::default(),
+        away: None,
+        clock: Clock::start(),
+    };
+    loop {
+        reader.step().await;
+    }
+}
+
+/// The client sends it when it is connected, and again after each reconnect.
+async fn subscribe(shared: &Shared, link: &Link) -> Subscriber {
+    loop {
+        match link.client().subscribe(shared.subjects.all_live()).await {
+            Ok(subscription) => return subscription,
+            Err(error) => {
+                tracing::warn!(%error, "cannot subscribe; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    async fn step(&mut self) {
+        let joining = async {
+            match &mut self.phase {
+                Phase::Joining(joined) => joined.await,
+                Phase::Away | Phase::Live => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = self.subscription.next() => match message {
+                Some(message) => self.take_burst(message),
+                None => self.subscription = subscribe(self.shared, self.link).await,
+            },
+            joined = joining => self.joined(joined).await,
+            () = self.link.changed() => {}
+        }
+        self.look();
+    }
+
+    /// Follows the connection.
+    fn look(&mut self) {
+        for _ in 0..self.link.newly_dropped(&mut self.slow_consumers) {
+            self.intake.dropped("slow_consumer");
+        }
+        let connects = self.link.connects();
+        if !self.link.is_up() {
+            self.refusals = self.link.refusals();
+            self.phase = Phase::Away;
+            self.go_away(self.link.failure());
+        } else if connects != self.connects {
+            if matches!(self.phase, Phase::Live) {
+                self.go_away("the connection to NATS was lost and is back".to_owned());
+            }
+            self.connects = connects;
+            self.join(Duration::ZERO);
+        }
+    }
+
+    fn go_away(&mut self, reason: String) {
+        if self.away.as_ref() != Some(&reason) {
+            self.intake.lost(&reason);
+            self.away = Some(reason);
+        }
+    }
+
+    fn join(&mut self, after: Duration) {
+        let (link, refusals) = (self.link.clone(), self.refusals);
+        let joined = async move {
+            tokio::time::sleep(after).await;
+            link.barrier().await?;
+            tokio::time::sleep(SETTLE).await;
+            match link.refusal_since(refusals) {
+                Some(refusal) => Err(JoinError::Refused(refusal)),
+                None => Ok(()),
+            }
+        };
+        self.phase = Phase::Joining(joined.boxed());
+    }
+
+    async fn joined(&mut self, joined: Result<(), JoinError>) {
+        let Err(error) = joined else {
+            self.phase = Phase::Live;
+            self.away = None;
+            tracing::info!(epoch = self.shared.settings.epoch, from_seq = self.seq, "reading from NATS");
+            self.intake.live(self.shared.settings.epoch, self.seq);
+            return;
+        };
+        self.go_away(error.to_string());
+        if self.often.allow().is_some() {
+            tracing::warn!(reason = %error, "cannot read from NATS yet; trying again");
+        }
+        if let JoinError::Refused(_) = error {
+            // The server has forgotten the one it refused.
+            self.refusals = self.link.refusals();
+            self.subscription = subscribe(self.shared, self.link).await;
+        }
+        self.join(PAUSE);
+    }
+
+    /// Takes a message and those that wait behind it, up to a bound.
+    fn take_burst(&mut self, first: Message) {
+        self.take(first);
+        for _ in 1..BURST {
+            let Some(Some(message)) = self.subscription.next().now_or_never() else {
+                return;
+            };
+            self.take(message);
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let address = match self.shared.subjects.parse_live(&message.subject) {
+            Ok(address) => address,
+            Err(error) => {
+                tracing::debug!(subject = %message.subject, reason = %error, "dropped a message");
+                self.intake.dropped("bad_subject");
+                return;
+            }
+        };
+        self.seq += 1;
+        self.intake.ingest(Incoming {
+            owner: address.owner,
+            job: address.job,
+            what: address.what,
+            payload: message.payload,
+            seq: self.seq,
+            previous: None,
+            stored_at: self.clock.wall(),
+        });
+        let id = message.headers.as_ref().and_then(|headers| headers.get_last(RELAY_ID));
+        let echo = id.and_then(|id| self.shared.echoes.lock().remove(id.as_str()));
+        if let Some(echo) = echo {
+            // Whoever published may have stopped waiting.
+            echo.send(self.seq).unwrap_or_default();
+        }
+    }
+}
