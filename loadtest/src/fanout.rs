@@ -102,11 +102,6 @@ pub(crate) async fn run(args: &FanoutArgs) -> Result<FanoutReport> {
         let run = measure(args, server.address, server.process, &job, args.payload).await;
         let run = run.with_context(|| format!("run {turn} of the relay"))?;
         // The floor writes as many bytes as the relay just did, envelope and all.
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a mean of lengths"
-        )]
         let length = run.bytes_per_delivery.round() as usize;
         let body = length.saturating_sub(args.transport.overhead(length));
         relay.push(run);

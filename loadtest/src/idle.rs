@@ -37,7 +37,7 @@ pub(crate) struct IdleArgs {
     /// How they connect
     #[arg(long, value_enum, default_value_t = Transport::Ws)]
     transport: Transport,
-    /// Connection n watches the topic <prefix>n
+    /// Connection number n watches the topic of this beginning and n
     #[arg(long, default_value = "job:idle-")]
     topic_prefix: String,
 }

@@ -60,12 +60,6 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 
 /// The value below which `part` (0 to 1) of `sorted` lies.
 pub(crate) fn quantile(sorted: &[u32], part: f64) -> u32 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index into a slice"
-    )]
     let at = (sorted.len() as f64 * part) as usize;
     sorted
         .get(at.min(sorted.len().saturating_sub(1)))
@@ -74,10 +68,6 @@ pub(crate) fn quantile(sorted: &[u32], part: f64) -> u32 {
 }
 
 /// `numerator / denominator` for numbers far below 2^52; 0 if there is nothing to divide by.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts and microseconds of one run"
-)]
 pub(crate) fn ratio(numerator: u64, denominator: u64) -> f64 {
     if denominator == 0 {
         0.0

@@ -146,7 +146,10 @@ pub enum ConnectionError {
 impl ConnectionSettings {
     /// The servers without credentials, for people to read.
     fn shown_urls(&self) -> Vec<String> {
-        self.urls.iter().map(|url| without_credentials(url)).collect()
+        self.urls
+            .iter()
+            .map(|url| without_credentials(url))
+            .collect()
     }
 
     /// Checks everything that can be checked without a server.
@@ -223,11 +226,13 @@ impl ConnectionSettings {
             return options.credentials(&creds).map_err(unusable);
         }
         let decoded = |text: Option<&str>| text.map(percent_decoded);
-        Ok(match (decoded(server.username()), decoded(server.password())) {
-            (Some(user), Some(password)) => options.user_and_password(user, password),
-            (Some(token), None) => options.token(token),
-            (None, _) => options,
-        })
+        Ok(
+            match (decoded(server.username()), decoded(server.password())) {
+                (Some(user), Some(password)) => options.user_and_password(user, password),
+                (Some(token), None) => options.token(token),
+                (None, _) => options,
+            },
+        )
     }
 
     fn secure(&self, mut options: ConnectOptions) -> Result<ConnectOptions, ConnectionError> {
@@ -324,7 +329,9 @@ pub(crate) struct Link {
 
 /// Why a barrier was not passed.
 #[derive(Debug, thiserror::Error)]
-#[error("NATS does not hand our own message back; may this user publish and subscribe to {inbox}.>?")]
+#[error(
+    "NATS does not hand our own message back; may this user publish and subscribe to {inbox}.>?"
+)]
 pub(crate) struct BarrierError {
     inbox: String,
 }
@@ -381,10 +388,10 @@ impl Link {
         self.signals.refusals()
     }
 
-    /// What the server refused since, in its own words. It says so on the side: a refused request is
-    /// simply never answered.
-    pub(crate) fn refusal_since(&self, mark: u64) -> Option<String> {
-        self.signals.refusal_since(mark)
+    /// What the server refused since, in its own words, if it was about that subject. It says so on the
+    /// side: a refused request is simply never answered.
+    pub(crate) fn refusal_since(&self, mark: u64, subject: &str) -> Option<String> {
+        self.signals.refusal_since(mark, &format!("\"{subject}\""))
     }
 
     /// Passes when the server has seen everything sent before on this connection. The client's `flush`
@@ -393,13 +400,19 @@ impl Link {
         let inbox = self.client.new_inbox();
         let round_trip = async {
             let mut echo = self.client.subscribe(inbox.clone()).await.ok()?;
-            self.client.publish(inbox.clone(), Bytes::new()).await.ok()?;
+            self.client
+                .publish(inbox.clone(), Bytes::new())
+                .await
+                .ok()?;
             echo.next().await
         };
         match tokio::time::timeout(BARRIER_LIMIT, round_trip).await {
             Ok(Some(_)) => Ok(()),
             Ok(None) | Err(_) => Err(BarrierError {
-                inbox: inbox.rsplit_once('.').map_or(&*inbox, |(prefix, _)| prefix).to_owned(),
+                inbox: inbox
+                    .rsplit_once('.')
+                    .map_or(&*inbox, |(prefix, _)| prefix)
+                    .to_owned(),
             }),
         }
     }
@@ -431,18 +444,35 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_work_say_what_to_change() {
-        assert_eq!(error(|s| s.urls.clear()), "no NATS server is given: set nats.url");
+        assert_eq!(
+            error(|s| s.urls.clear()),
+            "no NATS server is given: set nats.url"
+        );
         let bad = error(|s| s.urls = vec!["http://u:canary@host".into()]);
-        assert_eq!(bad, "\"http://host\" is not a NATS server: write nats://host:port or tls://host:port");
-        assert_eq!(error(|s| s.user = Some("u".into())), "nats.user is given without nats.password");
+        assert_eq!(
+            bad,
+            "\"http://host\" is not a NATS server: write nats://host:port or tls://host:port"
+        );
+        assert_eq!(
+            error(|s| s.user = Some("u".into())),
+            "nats.user is given without nats.password"
+        );
         let two = error(|s| {
             s.token = Some("t".into());
             s.creds_file = Some("c".into());
         });
-        assert_eq!(two, "nats.token and nats.creds_file are both given: use one way to authenticate");
-        assert!(error(|s| s.creds_file = Some("/nowhere".into())).starts_with("nats.creds_file \"/nowhere\""));
+        assert_eq!(
+            two,
+            "nats.token and nats.creds_file are both given: use one way to authenticate"
+        );
+        assert!(
+            error(|s| s.creds_file = Some("/nowhere".into()))
+                .starts_with("nats.creds_file \"/nowhere\"")
+        );
         assert!(error(|s| s.tls_ca_file = Some("/nowhere".into())).starts_with("nats.tls_ca_file"));
-        assert!(error(|s| s.tls_cert_file = Some("/x".into())).ends_with("without nats.tls_key_file"));
+        assert!(
+            error(|s| s.tls_cert_file = Some("/x".into())).ends_with("without nats.tls_key_file")
+        );
     }
 
     #[test]
@@ -455,7 +485,10 @@ mod tests {
     fn the_way_back_is_jittered_and_never_longer_than_four_seconds() {
         for attempts in 1..100 {
             let delay = reconnect_delay(attempts).as_millis();
-            assert!(delay <= 4_000 && (attempts < 10 || delay >= 2_000), "{attempts}: {delay}");
+            assert!(
+                delay <= 4_000 && (attempts < 10 || delay >= 2_000),
+                "{attempts}: {delay}"
+            );
         }
         assert!(reconnect_delay(1).as_millis() <= 8);
         let delays: std::collections::HashSet<_> = (0..50).map(|_| reconnect_delay(50)).collect();

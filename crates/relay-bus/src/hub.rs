@@ -188,7 +188,10 @@ impl Hub {
         match self.lookup_or_wait(job) {
             Ok(found) => found,
             // The sender is dropped only with the hub.
-            Err(waiting) => waiting.await.unwrap_or(Lookup { state: None, stale: true }),
+            Err(waiting) => waiting.await.unwrap_or(Lookup {
+                state: None,
+                stale: true,
+            }),
         }
     }
 
@@ -196,7 +199,8 @@ impl Hub {
         let mut table = self.table.lock();
         let stale = table.stale;
         let entry = table.jobs.get(job);
-        let known = entry.is_some_and(|entry| entry.job.is_some() && entry.repair.is_none() && !entry.partial);
+        let known = entry
+            .is_some_and(|entry| entry.job.is_some() && entry.repair.is_none() && !entry.partial);
         if known || self.backing.memory().is_none() {
             let state = entry.and_then(|entry| entry.state().cloned());
             return Ok(Lookup { state, stale });
@@ -218,7 +222,11 @@ impl Hub {
             jobs: table.jobs.len(),
             bytes: table.bytes,
             high: table.high,
-            repairs: table.jobs.values().filter(|entry| entry.repair.is_some()).count(),
+            repairs: table
+                .jobs
+                .values()
+                .filter(|entry| entry.repair.is_some())
+                .count(),
             evicted: table.evicted,
             stale: table.stale,
             counts,

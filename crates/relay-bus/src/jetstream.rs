@@ -188,7 +188,9 @@ impl Shared {
         match self.asker.get() {
             Some(asker) if asker.link().is_up() => Ok(asker),
             Some(asker) => Err(StoreError::Unreachable(asker.link().failure())),
-            None => Err(StoreError::Unreachable("the relay has not connected to NATS yet".to_owned())),
+            None => Err(StoreError::Unreachable(
+                "the relay has not connected to NATS yet".to_owned(),
+            )),
         }
     }
 }

@@ -4,11 +4,11 @@
 //! of each job, and hands each accepted one, once, to every shard with a watcher for it.
 
 pub mod clock;
+pub mod connection;
 pub mod hub;
 pub mod inbox;
-pub mod seam;
-mod table;
-pub mod subject;
-pub mod connection;
 pub mod jetstream;
 pub mod nats;
+pub mod seam;
+pub mod subject;
+mod table;

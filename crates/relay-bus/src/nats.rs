@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderValue};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
@@ -140,7 +140,9 @@ impl NatsStore {
     /// Publishes, and waits until the message has come back and got its number.
     async fn publish_and_hear(&self, outgoing: Outgoing) -> Result<u64, StoreError> {
         if outgoing.what == What::Gone {
-            return Err(StoreError::Refused("that a job is gone is for the bus to say".to_owned()));
+            return Err(StoreError::Refused(
+                "that a job is gone is for the bus to say".to_owned(),
+            ));
         }
         let away = |reason: String| StoreError::Unreachable(reason);
         let Some(link) = self.shared.link.get() else {
@@ -150,11 +152,15 @@ impl NatsStore {
             return Err(away(link.failure()));
         }
         let mark = link.refusals();
+        let subject = self
+            .shared
+            .subjects
+            .of(&outgoing.owner, &outgoing.job, &outgoing.what);
         let hearing = async {
             // Held until the message is back.
             let _turn = self.shared.publishing.acquire().await;
             let echo = Echo::expect(&self.shared);
-            let number = self.send(link, outgoing, &echo.id).await;
+            let number = self.send(link, &subject, outgoing, &echo.id).await;
             match number {
                 Ok(()) => Ok(echo.number().await),
                 Err(error) => Err(error),
@@ -164,7 +170,7 @@ impl NatsStore {
             heard = tokio::time::timeout(ECHO_LIMIT, hearing) => match heard {
                 Ok(Ok(Some(number))) => Ok(number),
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(None)) | Err(_) => Err(match link.refusal_since(mark) {
+                Ok(Ok(None)) | Err(_) => Err(match link.refusal_since(mark, &subject) {
                     Some(refusal) => StoreError::Refused(refusal),
                     None => away("NATS did not hand back what was published".to_owned()),
                 }),
@@ -173,16 +179,30 @@ impl NatsStore {
         }
     }
 
-    async fn send(&self, link: &Link, outgoing: Outgoing, id: &str) -> Result<(), StoreError> {
-        let subject = self.shared.subjects.of(&outgoing.owner, &outgoing.job, &outgoing.what);
+    async fn send(
+        &self,
+        link: &Link,
+        subject: &str,
+        outgoing: Outgoing,
+        relay_id: &str,
+    ) -> Result<(), StoreError> {
         let mut headers = HeaderMap::new();
-        headers.insert(RELAY_ID, id);
-        if let Some(message_id) = &outgoing.message_id {
-            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
+        headers.insert(RELAY_ID, relay_id);
+        if let Some(id) = &outgoing.message_id {
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id(id)?);
         }
-        let sent = link.client().publish_with_headers(subject, headers, outgoing.payload).await;
+        let sent = link
+            .client()
+            .publish_with_headers(subject.to_owned(), headers, outgoing.payload)
+            .await;
         sent.map_err(|error| StoreError::Refused(error.to_string()))
     }
+}
+
+/// A caller's id for a message, as a header's value. The client panics at a line break.
+pub(crate) fn message_id(id: &str) -> Result<HeaderValue, StoreError> {
+    id.parse()
+        .map_err(|_| StoreError::Refused("a message id must not contain a line break".to_owned()))
 }
 
 /// A message of ours that has not come back yet.

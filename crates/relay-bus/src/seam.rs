@@ -94,7 +94,11 @@ pub enum StoreError {
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Everything still stored about one job (all owners' subjects that end in it), oldest first, with
     /// `previous` = the number of the message before it on its subject *within the answer* (0 for the first).
-    fn load_job(&self, job: JobId, at_least: u64) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
+    fn load_job(
+        &self,
+        job: JobId,
+        at_least: u64,
+    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
 
     /// The last state of each job of one owner, or of everybody (`None`), at most `limit` jobs
     /// (the most recent ones), ascending by `seq`.

@@ -37,13 +37,17 @@ pub struct Address {
 #[non_exhaustive]
 pub enum PrefixError {
     /// An empty token, a wildcard, a blank or a `$` in front.
-    #[error("{prefix:?} is not a subject prefix: use tokens of A-Z a-z 0-9 _ - with dots between them")]
+    #[error(
+        "{prefix:?} is not a subject prefix: use tokens of A-Z a-z 0-9 _ - with dots between them"
+    )]
     Malformed {
         /// The prefix as given.
         prefix: String,
     },
     /// Republished messages would be captured by the stream again.
-    #[error("the live prefix {live:?} puts live messages under the prefix {prefix:?} again; choose another")]
+    #[error(
+        "the live prefix {live:?} puts live messages under the prefix {prefix:?} again; choose another"
+    )]
     Overlap {
         /// The live prefix as given.
         live: String,
@@ -60,7 +64,9 @@ pub enum SubjectError {
     #[error("the subject is not under {0:?}")]
     ForeignPrefix(String),
     /// There are not three tokens behind the prefix.
-    #[error("the subject has {0} tokens behind the prefix; it takes <owner>.<job>.<state or milestone>")]
+    #[error(
+        "the subject has {0} tokens behind the prefix; it takes <owner>.<job>.<state or milestone>"
+    )]
     Tokens(usize),
     /// The owner's token is not a name.
     #[error("the owner {0}")]
@@ -224,22 +230,39 @@ mod tests {
         let subjects = Subjects::new("acme.jobs", "edge.live").unwrap();
         assert_eq!(subjects.all(), "acme.jobs.>");
         assert_eq!(subjects.all_live(), "edge.live.acme.jobs.>");
-        let address = subjects.parse_live("edge.live.acme.jobs.u.j.state").unwrap();
+        let address = subjects
+            .parse_live("edge.live.acme.jobs.u.j.state")
+            .unwrap();
         assert_eq!(address.what, What::State);
-        assert_eq!(subjects.of(&address.owner, &address.job, &What::Gone), "acme.jobs.u.j.state");
+        assert_eq!(
+            subjects.of(&address.owner, &address.job, &What::Gone),
+            "acme.jobs.u.j.state"
+        );
         let core = Subjects::not_republished("live").unwrap();
-        assert_eq!((core.all(), core.all_live()), ("live.>".to_owned(), "live.>".to_owned()));
+        assert_eq!(
+            (core.all(), core.all_live()),
+            ("live.>".to_owned(), "live.>".to_owned())
+        );
     }
 
     #[test]
     fn a_prefix_that_is_none_is_refused() {
         for bad in ["", ".", "a.", "a..b", "a.*", ">", "a b", "$JS", "a\n"] {
-            assert!(matches!(Subjects::new(bad, "live"), Err(PrefixError::Malformed { .. })), "{bad:?}");
+            assert!(
+                matches!(
+                    Subjects::new(bad, "live"),
+                    Err(PrefixError::Malformed { .. })
+                ),
+                "{bad:?}"
+            );
             assert!(Subjects::new("progress", bad).is_err(), "{bad:?}");
         }
         for (prefix, live) in [("live", "live"), ("a", "a.b")] {
             let overlap = Subjects::new(prefix, live);
-            assert!(matches!(overlap, Err(PrefixError::Overlap { .. })), "{prefix} {live}");
+            assert!(
+                matches!(overlap, Err(PrefixError::Overlap { .. })),
+                "{prefix} {live}"
+            );
         }
     }
 
@@ -248,17 +271,35 @@ mod tests {
         let parse = |text| subjects().parse(text).unwrap_err();
         assert_eq!(parse("progress.a.b"), SubjectError::Tokens(2));
         assert_eq!(parse("progress.a.b.c.d"), SubjectError::Tokens(4));
-        assert_eq!(parse("progress"), SubjectError::ForeignPrefix("progress".into()));
-        assert_eq!(parse("live.progress.a.b.state"), SubjectError::ForeignPrefix("progress".into()));
-        assert_eq!(parse("progressive.a.b.state"), SubjectError::ForeignPrefix("progress".into()));
+        assert_eq!(
+            parse("progress"),
+            SubjectError::ForeignPrefix("progress".into())
+        );
+        assert_eq!(
+            parse("live.progress.a.b.state"),
+            SubjectError::ForeignPrefix("progress".into())
+        );
+        assert_eq!(
+            parse("progressive.a.b.state"),
+            SubjectError::ForeignPrefix("progress".into())
+        );
     }
 
     #[test]
     fn a_subject_with_a_bad_name_says_which() {
         let parse = |text| subjects().parse(text).unwrap_err();
-        assert_eq!(parse("progress..b.state"), SubjectError::Owner(NameError::Empty));
-        assert_eq!(parse("progress.a.b c.state"), SubjectError::Job(NameError::BadCharacter(' ')));
-        assert_eq!(parse("progress.a.b.ä"), SubjectError::Milestone(NameError::BadCharacter('ä')));
+        assert_eq!(
+            parse("progress..b.state"),
+            SubjectError::Owner(NameError::Empty)
+        );
+        assert_eq!(
+            parse("progress.a.b c.state"),
+            SubjectError::Job(NameError::BadCharacter(' '))
+        );
+        assert_eq!(
+            parse("progress.a.b.ä"),
+            SubjectError::Milestone(NameError::BadCharacter('ä'))
+        );
         assert_eq!(
             parse("progress.a.b.c!").to_string(),
             "the milestone's name contains '!'; use only A-Z a-z 0-9 _ -"

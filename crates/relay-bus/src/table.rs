@@ -86,7 +86,11 @@ impl Entry {
 
     pub(crate) fn note(&mut self, what: &What, seq: u64) {
         let name = subject_name(what);
-        match self.subjects.iter_mut().find(|(each, _)| each.as_ref() == name) {
+        match self
+            .subjects
+            .iter_mut()
+            .find(|(each, _)| each.as_ref() == name)
+        {
             Some((_, last)) => *last = (*last).max(seq),
             None => self.subjects.push((name.cloned(), seq)),
         }
@@ -199,7 +203,14 @@ impl Table {
             self.touches += 1;
             let (touched, queued) = (self.touches, self.touches);
             self.eviction.push_back((id.clone(), queued));
-            self.jobs.insert(id.clone(), Entry { touched, queued, ..Entry::default() });
+            self.jobs.insert(
+                id.clone(),
+                Entry {
+                    touched,
+                    queued,
+                    ..Entry::default()
+                },
+            );
             if self.eviction.len() > 2 * self.jobs.len() + 1024 {
                 let jobs = &self.jobs;
                 let current = |id: &JobId, queued| jobs.get(id).is_some_and(|e| e.queued == queued);
@@ -221,7 +232,11 @@ impl Table {
 
     /// Shards that watch what `publication` is about.
     pub(crate) fn watchers_of(&self, publication: &Publication) -> Shards {
-        self.watchers(&publication.job, &publication.owner, publication.parent.as_ref())
+        self.watchers(
+            &publication.job,
+            &publication.owner,
+            publication.parent.as_ref(),
+        )
     }
 
     /// Enters a job's current state into the indices and accounts for its size.
@@ -264,7 +279,9 @@ impl Table {
                 continue;
             }
             self.evicted += 1;
-            self.known_from = self.known_from.max(self.jobs.get(&id).map_or(0, Entry::last_seq));
+            self.known_from = self
+                .known_from
+                .max(self.jobs.get(&id).map_or(0, Entry::last_seq));
             self.forget(&id);
         }
     }
@@ -338,7 +355,10 @@ impl Table {
     /// would say that what is being repaired has been told.
     pub(crate) fn hold(&mut self, id: &JobId, owner: &Owner, seq: u64) {
         if self.holds.insert(id.clone()) {
-            let parent = self.jobs.get(id).and_then(|entry| entry.state()?.parent.clone());
+            let parent = self
+                .jobs
+                .get(id)
+                .and_then(|entry| entry.state()?.parent.clone());
             self.unsaid.push(Repairing::Hold(Hold {
                 job: id.clone(),
                 owner: owner.clone(),
@@ -350,7 +370,10 @@ impl Table {
 
     /// The job's repair is done, unless another has begun.
     pub(crate) fn release(&mut self, id: &JobId) {
-        let again = self.jobs.get(id).is_some_and(|entry| entry.repair.is_some());
+        let again = self
+            .jobs
+            .get(id)
+            .is_some_and(|entry| entry.repair.is_some());
         if !again && self.holds.remove(id) {
             self.unsaid.push(Repairing::Release(id.clone()));
         }
@@ -382,7 +405,11 @@ impl Table {
             }
             Topic::User(owner) => prune(&mut self.owners, owner),
             Topic::Group(parent) => {
-                if self.groups.get(parent).is_none_or(|members| members.shards == 0) {
+                if self
+                    .groups
+                    .get(parent)
+                    .is_none_or(|members| members.shards == 0)
+                {
                     self.watched_groups.remove(parent);
                 }
                 prune(&mut self.groups, parent);

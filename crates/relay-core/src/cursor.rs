@@ -112,7 +112,10 @@ pub struct Told {
 impl Told {
     /// A topic told as far as the cursor's sequence, or as far as `behind`.
     pub fn new(topic: &Topic, behind: Option<u64>) -> Self {
-        Self { print: short(fingerprint(topic)), behind }
+        Self {
+            print: short(fingerprint(topic)),
+            behind,
+        }
     }
 
     /// Whether this is about `topic`.
@@ -122,7 +125,10 @@ impl Told {
 
     /// The same topic as a cursor at `seq` told of it.
     pub fn at(self, seq: u64) -> Self {
-        Self { behind: Some(self.behind.unwrap_or(seq)), ..self }
+        Self {
+            behind: Some(self.behind.unwrap_or(seq)),
+            ..self
+        }
     }
 }
 
@@ -149,7 +155,10 @@ impl Scope {
         if prints.len() > MAX_LISTED {
             return Self::Many(prints.iter().fold(0, |sum, print| sum.wrapping_add(*print)));
         }
-        Self::told(prints.into_iter().map(|print| Told { print: short(print), behind: None }))
+        Self::told(prints.into_iter().map(|print| Told {
+            print: short(print),
+            behind: None,
+        }))
     }
 
     /// The scope of topics told unequally far; those past the eighth are left out, and start anew.
@@ -199,7 +208,11 @@ impl Scope {
         };
         let scope = Self::Listed(listed);
         // One set has one spelling.
-        if scope.version() == version { Ok(scope) } else { Err(CursorError) }
+        if scope.version() == version {
+            Ok(scope)
+        } else {
+            Err(CursorError)
+        }
     }
 }
 
@@ -212,18 +225,28 @@ fn listed<const N: usize>(
         return Err(CursorError);
     }
     let told = topics.iter().map(|told| Told {
-        print: told.first_chunk::<4>().map_or(0, |print| u32::from_be_bytes(*print)),
+        print: told
+            .first_chunk::<4>()
+            .map_or(0, |print| u32::from_be_bytes(*print)),
         behind: behind(told),
     });
     let told: SmallVec<[Told; 1]> = told.collect();
-    if told.is_sorted_by(|a, b| a.print < b.print) { Ok(told) } else { Err(CursorError) }
+    if told.is_sorted_by(|a, b| a.print < b.print) {
+        Ok(told)
+    } else {
+        Err(CursorError)
+    }
 }
 
 /// FNV-1a (64 bit): the same on every node and in every version, which a hasher's default is not.
 fn fingerprint(topic: &Topic) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let kind = topic.kind().as_bytes();
-    for byte in kind.iter().chain(b":").chain(topic.id().as_str().as_bytes()) {
+    for byte in kind
+        .iter()
+        .chain(b":")
+        .chain(topic.id().as_str().as_bytes())
+    {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
     hash
@@ -244,7 +267,11 @@ mod tests {
     }
 
     fn at(seq: u64, scope: Scope) -> Cursor {
-        Cursor { epoch: 1, seq, scope }
+        Cursor {
+            epoch: 1,
+            seq,
+            scope,
+        }
     }
 
     #[test]
@@ -260,7 +287,10 @@ mod tests {
     #[test]
     fn a_topic_that_is_behind_keeps_its_own_number() {
         let (a, b) = (topic(1), topic(2));
-        let held = at(120, Scope::told([Told::new(&a, None), Told::new(&b, Some(80))]));
+        let held = at(
+            120,
+            Scope::told([Told::new(&a, None), Told::new(&b, Some(80))]),
+        );
         let held = Cursor::parse(&held.to_string()).unwrap();
         assert_eq!(held.since(&a, &Scope::empty()), Some(120));
         assert_eq!(held.since(&b, &Scope::empty()), Some(80));
@@ -270,13 +300,24 @@ mod tests {
     fn a_large_set_speaks_for_itself_unchanged_only() {
         let topics: Vec<Topic> = (0..20).map(topic).collect();
         let held = at(7, Scope::of(&topics));
-        assert_eq!(held.since(&topics[3], &Scope::of(topics.iter().rev())), Some(7));
+        assert_eq!(
+            held.since(&topics[3], &Scope::of(topics.iter().rev())),
+            Some(7)
+        );
         assert_eq!(held.since(&topics[3], &Scope::of(&topics[..19])), None);
     }
 
     #[test]
     fn garbage_is_not_a_cursor() {
-        for text in ["", "x", "AQ", "====", &"A".repeat(MAX_CHARS), &"A".repeat(500), "ünïcode"] {
+        for text in [
+            "",
+            "x",
+            "AQ",
+            "====",
+            &"A".repeat(MAX_CHARS),
+            &"A".repeat(500),
+            "ünïcode",
+        ] {
             assert_eq!(Cursor::parse(text), Err(CursorError), "{text}");
         }
     }

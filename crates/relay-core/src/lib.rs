@@ -4,16 +4,16 @@
 //! facts, which a client's outbox hands on in order; [`cursor`] says how far it has come.
 
 pub mod backoff;
+pub mod cursor;
 pub mod document;
+pub mod eta;
 pub mod guard;
 pub mod id;
+pub mod job;
 pub mod latency;
 pub mod limits;
 pub mod moment;
-pub mod topic;
-pub mod cursor;
-pub mod job;
 pub mod outbox;
 pub mod publication;
 pub mod session;
-pub mod eta;
+pub mod topic;

@@ -121,7 +121,8 @@ impl Item {
 
     /// Whether the bound on milestones counts it: what no newer state makes needless.
     fn counts(&self) -> bool {
-        self.publication().is_some_and(|publication| !publication.is_state())
+        self.publication()
+            .is_some_and(|publication| !publication.is_state())
     }
 
     fn bytes(&self) -> usize {
@@ -392,7 +393,8 @@ impl Outbox {
     }
 
     fn pace(&mut self, key: JobKey, next: Moment, now: Moment) {
-        self.paced.retain(|paced| paced.next > now && paced.key != key);
+        self.paced
+            .retain(|paced| paced.next > now && paced.key != key);
         self.paced.push(Paced { key, next });
         if self.paced.len() == 1 && self.paced.spilled() {
             self.paced.shrink_to_fit();

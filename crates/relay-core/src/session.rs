@@ -128,7 +128,9 @@ pub enum CommandError {
     #[error("the cursor is not one of this relay; leave it out to start from a snapshot")]
     BadCursor,
     /// The bound on subscriptions.
-    #[error("{limit} subscriptions are open, the limit of one connection (limits.subscriptions_per_connection); unsubscribe from one first")]
+    #[error(
+        "{limit} subscriptions are open, the limit of one connection (limits.subscriptions_per_connection); unsubscribe from one first"
+    )]
     TooManySubscriptions {
         /// The bound.
         limit: usize,
@@ -292,10 +294,14 @@ impl Session {
 
     /// When the next [`Event::Tick`] is wanted, at the latest.
     pub fn next_tick(&self, bounds: &SessionBounds) -> Moment {
-        let life = self.next_ping.min(self.last_sign_of_life + bounds.dead_after);
+        let life = self
+            .next_ping
+            .min(self.last_sign_of_life + bounds.dead_after);
         match self.phase {
             Phase::Unauthenticated { deadline } => life.min(deadline),
-            Phase::Open { expires_at: Some(at) } => life.min(at),
+            Phase::Open {
+                expires_at: Some(at),
+            } => life.min(at),
             Phase::Open { expires_at: None } | Phase::Closed => life,
         }
     }
@@ -345,25 +351,27 @@ impl Session {
         }
         let id = SubscriptionId(self.next_subscription);
         self.next_subscription = self.next_subscription.wrapping_add(1);
-        self.subscriptions.push(Subscription { id, topic, live: false });
+        self.subscriptions.push(Subscription {
+            id,
+            topic,
+            live: false,
+        });
         Ok(id)
     }
 
     /// The scope of a cursor handed out now. `behind` says how far a subscription has been told where it
     /// is not as far as the cursor; `carried` are topics the client brought a cursor for and has not
     /// (again) been told anything of, so that a cursor handed out meanwhile still speaks for them.
-    pub fn scope(
-        &self,
-        behind: impl Fn(SubscriptionId) -> Option<u64>,
-        carried: &[Told],
-    ) -> Scope {
+    pub fn scope(&self, behind: impl Fn(SubscriptionId) -> Option<u64>, carried: &[Told]) -> Scope {
         let live = || self.subscriptions.iter().filter(|each| each.live);
         let apart = live().any(|each| behind(each.id).is_some());
         if !apart && carried.is_empty() {
             return Scope::of(live().map(|each| &each.topic));
         }
         let told = live().map(|each| Told::new(&each.topic, behind(each.id)));
-        let carried = carried.iter().filter(|told| !live().any(|each| told.is(&each.topic)));
+        let carried = carried
+            .iter()
+            .filter(|told| !live().any(|each| told.is(&each.topic)));
         Scope::told(told.chain(carried.copied()))
     }
 
@@ -394,7 +402,11 @@ impl Session {
         let topic = parse_topic(topic)?;
         let cursor = cursor.map(parse_cursor).transpose()?;
         let subscription = self.subscribe(topic.clone(), bounds)?;
-        Ok(Action::Join { subscription, topic, cursor })
+        Ok(Action::Join {
+            subscription,
+            topic,
+            cursor,
+        })
     }
 
     fn on_unsubscribe(&mut self, topic: &str) -> Result<Action, CommandError> {
@@ -403,7 +415,10 @@ impl Session {
             return Err(CommandError::NotSubscribed { topic });
         };
         self.leave(subscription);
-        Ok(Action::Leave { subscription, topic })
+        Ok(Action::Leave {
+            subscription,
+            topic,
+        })
     }
 
     fn on_ack(&self, topic: &str, cursor: &str) -> Result<Action, CommandError> {
@@ -423,7 +438,9 @@ impl Session {
             Phase::Unauthenticated { deadline } if now >= deadline => {
                 Some(CloseReason::Unauthenticated)
             }
-            Phase::Open { expires_at: Some(at) } if now >= at => Some(CloseReason::Expired),
+            Phase::Open {
+                expires_at: Some(at),
+            } if now >= at => Some(CloseReason::Expired),
             _ if now - self.last_sign_of_life >= bounds.dead_after => Some(CloseReason::Dead),
             _ => None,
         };

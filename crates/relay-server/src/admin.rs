@@ -58,7 +58,12 @@ pub fn router(admin: Admin) -> Router {
         .route("/healthz", get(readyz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
-        .fallback(async || (StatusCode::NOT_FOUND, "this listener has /metrics /livez /readyz /status\n"))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                "this listener has /metrics /livez /readyz /status\n",
+            )
+        })
         .with_state(admin)
 }
 
@@ -86,9 +91,15 @@ impl Admin {
 async fn metrics(State(admin): State<Admin>) -> Response<Body> {
     let telemetry = &admin.common.telemetry;
     let hub = admin.common.hub.stats();
-    telemetry.bound("connections", admin.common.admissions.total(), admin.connection_limit);
+    telemetry.bound(
+        "connections",
+        admin.common.admissions.total(),
+        admin.connection_limit,
+    );
     telemetry.bound("jobs", hub.jobs, admin.job_limit);
-    telemetry.draining.set(i64::from(admin.draining.load(Ordering::Relaxed)));
+    telemetry
+        .draining
+        .set(i64::from(admin.draining.load(Ordering::Relaxed)));
     match telemetry.scrape(&hub) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
@@ -113,5 +124,8 @@ async fn readyz(State(admin): State<Admin>) -> Response<Body> {
 }
 
 async fn status(State(admin): State<Admin>) -> Response<Body> {
-    answer::json(StatusCode::OK, serde_json::to_vec(&admin.status()).unwrap_or_default())
+    answer::json(
+        StatusCode::OK,
+        serde_json::to_vec(&admin.status()).unwrap_or_default(),
+    )
 }

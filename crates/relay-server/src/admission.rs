@@ -20,7 +20,9 @@ pub struct Admissions {
 impl Admissions {
     /// An empty ledger.
     pub fn new(limits: ConnectionLimits) -> Self {
-        Self { ledger: Arc::new(Mutex::new(Ledger::new(limits))) }
+        Self {
+            ledger: Arc::new(Mutex::new(Ledger::new(limits))),
+        }
     }
 
     /// Counts one more connection of `user` from `address`.

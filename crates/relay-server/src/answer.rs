@@ -38,7 +38,14 @@ struct Envelope<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, field: None, message: message.into(), retry_after: None, header: None }
+        Self {
+            status,
+            code,
+            field: None,
+            message: message.into(),
+            retry_after: None,
+            header: None,
+        }
     }
 
     /// The word for programs.
@@ -58,19 +65,23 @@ impl ApiError {
 
     /// 403: a topic the client may not watch.
     pub fn forbidden_topic(topic: &Topic) -> Self {
-        let message = format!("{topic} belongs to another user, and your token's topics do not grant it");
+        let message =
+            format!("{topic} belongs to another user, and your token's topics do not grant it");
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
     /// 403: one of several topics.
     pub fn forbidden() -> Self {
-        let message = "one of the topics belongs to another user, and your token's topics do not grant it";
+        let message =
+            "one of the topics belongs to another user, and your token's topics do not grant it";
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
     /// 403: an owner the client may not publish for.
     pub fn may_not_publish(owner: &str) -> Self {
-        let message = format!("your token does not let you publish jobs of owner {owner:?}; its claim \"publish\" has to list that owner, or *");
+        let message = format!(
+            "your token does not let you publish jobs of owner {owner:?}; its claim \"publish\" has to list that owner, or *"
+        );
         Self::new(StatusCode::FORBIDDEN, "may_not_publish", message)
     }
 
@@ -85,7 +96,9 @@ impl ApiError {
         let mut error = Self::new(
             StatusCode::NOT_FOUND,
             "unknown_job",
-            format!("no state of job {job} is known, so far; it may not have begun, or it ended long ago"),
+            format!(
+                "no state of job {job} is known, so far; it may not have begun, or it ended long ago"
+            ),
         );
         error.retry_after = Some(3);
         error
@@ -104,8 +117,13 @@ impl ApiError {
 
     /// 405, where the router adds `Allow`.
     pub fn bad_method(method: &str) -> Self {
-        let message = format!("this path does not take {method}; the Allow header says what it takes");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        let message =
+            format!("this path does not take {method}; the Allow header says what it takes");
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            message,
+        )
     }
 
     /// 413.
@@ -176,8 +194,13 @@ impl IntoResponse for ApiError {
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
-        let header = refused.www_authenticate().map(|value| (header::WWW_AUTHENTICATE, value));
-        Self { header, ..Self::new(refused.status, refused.code, refused.message) }
+        let header = refused
+            .www_authenticate()
+            .map(|value| (header::WWW_AUTHENTICATE, value));
+        Self {
+            header,
+            ..Self::new(refused.status, refused.code, refused.message)
+        }
     }
 }
 
@@ -216,7 +239,10 @@ pub fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

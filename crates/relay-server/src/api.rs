@@ -54,9 +54,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/jobs/{id}", get(state).post(put).patch(patch))
         .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
         .route("/v1/publish", post(batch))
-        .method_not_allowed_fallback(async |method: Method| {
-            ApiError::bad_method(method.as_str())
-        })
+        .method_not_allowed_fallback(async |method: Method| ApiError::bad_method(method.as_str()))
         .fallback(async || ApiError::no_route())
         .layer(middleware::from_fn_with_state(api.clone(), admit))
         .with_state(api)
@@ -64,7 +62,10 @@ pub fn router(api: Api) -> Router {
 
 /// Checks the origin and the credential of every request, and counts its answer.
 async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
     let origins = &api.common.origins;
     let headers = request.headers().clone();
     if request.method() == Method::OPTIONS {
@@ -77,7 +78,9 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
         Ok(standing) => standing,
         Err(refused) => return ApiError::from(refused).into_answer(),
     };
-    let cookie = standing.may_use_cookie().then_some(api.common.cookie.as_str());
+    let cookie = standing
+        .may_use_cookie()
+        .then_some(api.common.cookie.as_str());
     let identity = credential(&headers, request.uri(), cookie)
         .and_then(|credential| api.common.identity.identify(credential.as_ref()));
     let mut response = match identity {
@@ -87,9 +90,13 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
         }
         Err(refused) => ApiError::from(refused).into_answer(),
     };
-    response.headers_mut().extend(origins.response_headers(standing, &headers));
+    response
+        .headers_mut()
+        .extend(origins.response_headers(standing, &headers));
     let route = route.as_deref().unwrap_or("other");
-    api.common.telemetry.request(route, response.status().as_u16());
+    api.common
+        .telemetry
+        .request(route, response.status().as_u16());
     response
 }
 
@@ -113,11 +120,18 @@ async fn state(
     if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
         return Err(ApiError::forbidden_topic(&topic));
     }
-    let cursor = Cursor { epoch: state.epoch, seq: state.seq, scope: Scope::of([&topic]) };
+    let cursor = Cursor {
+        epoch: state.epoch,
+        seq: state.seq,
+        scope: Scope::of([&topic]),
+    };
     let etag = format!("\"{cursor}\"");
-    let seen = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let seen = headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok());
     let unchanged = seen.is_some_and(|seen| {
-        seen.split(',').any(|each| each.trim().trim_start_matches("W/") == etag)
+        seen.split(',')
+            .any(|each| each.trim().trim_start_matches("W/") == etag)
     });
     let mut response = match (&state.body, unchanged) {
         (Content::State { json, .. }, false) => answer::json(StatusCode::OK, json.to_vec()),
@@ -192,14 +206,30 @@ async fn publish_one(
     request: Request,
 ) -> Answer {
     let job = name("job id", id)?;
-    let message_id = request.headers().get("idempotency-key").and_then(|id| id.to_str().ok());
+    let message_id = request
+        .headers()
+        .get("idempotency-key")
+        .and_then(|id| id.to_str().ok());
     let message_id = message_id.map(str::to_owned);
     let payload = body(request, api.update_bytes).await?;
-    let owner = whose.owner.as_deref().map(|owner| name("owner", owner)).transpose()?;
-    let wanted = Wanted { job: job.clone(), owner, verb, payload, message_id };
+    let owner = whose
+        .owner
+        .as_deref()
+        .map(|owner| name("owner", owner))
+        .transpose()?;
+    let wanted = Wanted {
+        job: job.clone(),
+        owner,
+        verb,
+        payload,
+        message_id,
+    };
     let published = publish(&api, &identity, wanted).await?;
     let cursor = cursor_after(published, [&Topic::Job(job)]);
-    Ok(answer::json(StatusCode::ACCEPTED, to_json(&Accepted { cursor })))
+    Ok(answer::json(
+        StatusCode::ACCEPTED,
+        to_json(&Accepted { cursor }),
+    ))
 }
 
 /// One line of a batch, as far as it says where the rest goes.
@@ -236,12 +266,19 @@ async fn batch(
     let lines = body(request, api.update_bytes.saturating_mul(BATCH_FACTOR)).await?;
     let mut answer = BatchAnswer::default();
     let mut last = None;
-    let lines = lines.split(|byte| *byte == b'\n').map(|line| lines.slice_ref(line));
-    let lines = lines.enumerate().filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
+    let lines = lines
+        .split(|byte| *byte == b'\n')
+        .map(|line| lines.slice_ref(line));
+    let lines = lines
+        .enumerate()
+        .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
     for (at, line) in lines {
         let published = match at {
             0..BATCH_LINES => publish_line(&api, &identity, line).await,
-            _ => Err(ApiError::bad_request("too_many_lines", "a batch has at most 10000 lines")),
+            _ => Err(ApiError::bad_request(
+                "too_many_lines",
+                "a batch has at most 10000 lines",
+            )),
         };
         match published {
             Ok(published) => {
@@ -249,7 +286,10 @@ async fn batch(
                 last = last.max(Some((published.seq, published.epoch)));
             }
             Err(error) => {
-                answer.refused.push(RefusedLine { line: at + 1, error });
+                answer.refused.push(RefusedLine {
+                    line: at + 1,
+                    error,
+                });
                 if at >= BATCH_LINES {
                     break;
                 }
@@ -266,21 +306,44 @@ async fn batch(
 
 async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Published, ApiError> {
     let head: Line = serde_json::from_slice(&line).map_err(|error| {
-        ApiError::bad_request("bad_json", &format!("the line is no JSON object of this kind: {error}"))
+        ApiError::bad_request(
+            "bad_json",
+            &format!("the line is no JSON object of this kind: {error}"),
+        )
     })?;
     let Some(job) = head.job_id else {
         return Err(ApiError::bad_request("no_job_id", "the line has no job_id"));
     };
     let job = name("job_id", &job)?;
-    let owner = head.owner.as_deref().map(|owner| name("owner", owner)).transpose()?;
+    let owner = head
+        .owner
+        .as_deref()
+        .map(|owner| name("owner", owner))
+        .transpose()?;
     let (verb, payload) = match head.milestone {
         None => (Verb::Put(What::State), line),
         Some(milestone) => {
-            let data = head.data.map_or(Bytes::new(), |data| Bytes::from(data.get().to_owned()));
-            (Verb::Put(What::Milestone(milestone_name(&milestone)?)), data)
+            let data = head
+                .data
+                .map_or(Bytes::new(), |data| Bytes::from(data.get().to_owned()));
+            (
+                Verb::Put(What::Milestone(milestone_name(&milestone)?)),
+                data,
+            )
         }
     };
-    publish(api, identity, Wanted { job, owner, verb, payload, message_id: None }).await
+    publish(
+        api,
+        identity,
+        Wanted {
+            job,
+            owner,
+            verb,
+            payload,
+            message_id: None,
+        },
+    )
+    .await
 }
 
 /// An update somebody wants published.
@@ -308,7 +371,9 @@ async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Publi
         };
         Ok(hub.publish(request).await?)
     });
-    published.await.unwrap_or_else(|_| Err(ApiError::bus_unavailable()))
+    published
+        .await
+        .unwrap_or_else(|_| Err(ApiError::bus_unavailable()))
 }
 
 async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
@@ -316,13 +381,20 @@ async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     match timeout(BODY_WAIT, body.collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Ok(Err(_)) => Err(ApiError::bad_request("bad_body", "the body ended before it was complete")),
-        Err(_) => Err(ApiError::bad_request("slow_body", "the body took longer than 30 s")),
+        Ok(Err(_)) => Err(ApiError::bad_request(
+            "bad_body",
+            "the body ended before it was complete",
+        )),
+        Err(_) => Err(ApiError::bad_request(
+            "slow_body",
+            "the body took longer than 30 s",
+        )),
     }
 }
 
 fn name(what: &str, text: &str) -> Result<Name, ApiError> {
-    Name::parse(text).map_err(|error| ApiError::bad_request("bad_name", &format!("the {what} {error}")))
+    Name::parse(text)
+        .map_err(|error| ApiError::bad_request("bad_name", &format!("the {what} {error}")))
 }
 
 /// A milestone's name; `state` is the subject of states.
@@ -337,7 +409,12 @@ fn milestone_name(text: &str) -> Result<Name, ApiError> {
 
 fn cursor_after<'a>(published: Published, topics: impl IntoIterator<Item = &'a Topic>) -> String {
     let (epoch, seq) = (published.epoch, published.seq);
-    Cursor { epoch, seq, scope: Scope::of(topics) }.to_string()
+    Cursor {
+        epoch,
+        seq,
+        scope: Scope::of(topics),
+    }
+    .to_string()
 }
 
 fn to_json(answer: &impl Serialize) -> Vec<u8> {

@@ -20,7 +20,12 @@ use clap::{Parser, Subcommand};
 ///
 /// Try it:   relay demo
 #[derive(Debug, Parser)]
-#[command(name = "relay", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "relay",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,7 +60,10 @@ pub fn run(cli: Cli) -> ExitCode {
 }
 
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => {
             say(&format!("the system gives no event loop: {error}"));

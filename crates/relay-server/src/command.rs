@@ -42,9 +42,17 @@ struct Message {
 /// # Errors
 /// Says what is wrong; the connection goes on.
 pub fn parse(text: &str) -> Result<Request, BadRequest> {
-    let refuse = |id: Option<Value>, code, message: &str| BadRequest { id, code, message: message.to_owned() };
+    let refuse = |id: Option<Value>, code, message: &str| BadRequest {
+        id,
+        code,
+        message: message.to_owned(),
+    };
     let message: Message = serde_json::from_str(text).map_err(|error| {
-        refuse(None, "bad_json", &format!("the message is no JSON object of the protocol: {error}"))
+        refuse(
+            None,
+            "bad_json",
+            &format!("the message is no JSON object of the protocol: {error}"),
+        )
     })?;
     let id = message.id.filter(|id| id.is_string() || id.is_number());
     let Some(Value::String(kind)) = message.kind else {
@@ -66,13 +74,17 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
                 some => Some(wanted("cursor", some)?),
             },
         },
-        "unsubscribe" => Command::Unsubscribe { topic: wanted("topic", message.topic)? },
+        "unsubscribe" => Command::Unsubscribe {
+            topic: wanted("topic", message.topic)?,
+        },
         "ack" => Command::Ack {
             topic: wanted("topic", message.topic)?,
             cursor: wanted("cursor", message.cursor)?,
         },
         "ping" => Command::Ping,
-        "auth" => Command::Auth { token: wanted("token", message.token)? },
+        "auth" => Command::Auth {
+            token: wanted("token", message.token)?,
+        },
         unknown => {
             let unknown: String = unknown.chars().take(40).collect();
             let message = format!(
@@ -81,7 +93,11 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
             return Err(refuse(id, "unknown_type", &message));
         }
     };
-    Ok(Request { id, ack: message.ack.unwrap_or(false), command })
+    Ok(Request {
+        id,
+        ack: message.ack.unwrap_or(false),
+        command,
+    })
 }
 
 /// The id of a message that is not going to be read further.

@@ -51,7 +51,12 @@ async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
 }
 
 fn request(publish: &Publish) -> Option<PublishRequest> {
-    let milestone = publish.milestone.as_deref().map(Name::parse).transpose().ok()?;
+    let milestone = publish
+        .milestone
+        .as_deref()
+        .map(Name::parse)
+        .transpose()
+        .ok()?;
     Some(PublishRequest {
         job: Name::parse(&publish.job).ok()?,
         owner: Name::parse(OWNER).ok(),

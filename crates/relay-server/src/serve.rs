@@ -63,7 +63,9 @@ pub enum ServeError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process has the port: stop it, or choose another port",
+        io::ErrorKind::AddrInUse => {
+            "; another process has the port: stop it, or choose another port"
+        }
         io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
         _ => "",
@@ -112,7 +114,12 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let shards = shard_count(config);
     let clock = Clock::start();
     let bus = bus::Bus::new(config)?;
-    let hub = Hub::new(limits::hub(config, shards), bus.backing(), clock, bus::epoch(clock));
+    let hub = Hub::new(
+        limits::hub(config, shards),
+        bus.backing(),
+        clock,
+        bus::epoch(clock),
+    );
     let common = Arc::new(limits::common(
         config,
         hub.clone(),
@@ -122,17 +129,28 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;
     let admin_listener = listen_admin(config.admin.listen).await?;
-    let addresses = Addresses { http, admin: admin_listener.local_addr()? };
+    let addresses = Addresses {
+        http,
+        admin: admin_listener.local_addr()?,
+    };
 
     let (drain, drained) = watch::channel(false);
-    let mut router = api::router(Api { common: common.clone(), update_bytes: config.limits.update_bytes });
+    let mut router = api::router(Api {
+        common: common.clone(),
+        update_bytes: config.limits.update_bytes,
+    });
     if let Some(routes) = extras.routes {
         router = routes.fallback_service(router);
     }
     let (lost, mut shard_lost) = watch::channel(());
     let mut threads = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
-        let part = ShardThread { number, listener, router: router.clone(), drain: drained.clone() };
+        let part = ShardThread {
+            number,
+            listener,
+            router: router.clone(),
+            drain: drained.clone(),
+        };
         threads.push(part.spawn(common.clone(), lost.clone())?);
     }
     drop(lost);
@@ -191,7 +209,11 @@ fn shard_count(config: &Config) -> usize {
 
 /// One listening socket a shard, all on one port.
 fn listen(address: SocketAddr, shards: usize) -> Result<Vec<StdListener>, ServeError> {
-    let failed = |source| ServeError::Listen { key: "http.listen", address, source };
+    let failed = |source| ServeError::Listen {
+        key: "http.listen",
+        address,
+        source,
+    };
     // Shared ports are shared with any process of the same user; a second relay would take half of the
     // first one's clients. A socket that does not share finds that out.
     if address.port() != 0 {
@@ -205,7 +227,11 @@ fn listen(address: SocketAddr, shards: usize) -> Result<Vec<StdListener>, ServeE
 
 async fn listen_admin(address: SocketAddr) -> Result<TcpListener, ServeError> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| ServeError::Listen { key: "admin.listen", address, source })
+    bound.map_err(|source| ServeError::Listen {
+        key: "admin.listen",
+        address,
+        source,
+    })
 }
 
 async fn stop_signal() -> io::Result<()> {
@@ -286,22 +312,24 @@ impl BusThread {
     ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(false);
-        let thread = std::thread::Builder::new().name("bus".to_owned()).spawn(move || {
-            runtime.block_on(async move {
-                let mut tasks = JoinSet::new();
-                tasks.spawn(hub.clone().run());
-                bus.spawn(&hub, &mut tasks);
-                let mut companions = JoinSet::new();
-                if let Some(companion) = companion {
-                    companion(hub, &mut companions);
-                }
-                // Companions publish no more once clients are leaving; the bus is read to the end.
-                drop(drain.changed().await);
-                companions.shutdown().await;
-                drop(stopped.changed().await);
-                tasks.shutdown().await;
-            });
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("bus".to_owned())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let mut tasks = JoinSet::new();
+                    tasks.spawn(hub.clone().run());
+                    bus.spawn(&hub, &mut tasks);
+                    let mut companions = JoinSet::new();
+                    if let Some(companion) = companion {
+                        companion(hub, &mut companions);
+                    }
+                    // Companions publish no more once clients are leaving; the bus is read to the end.
+                    drop(drain.changed().await);
+                    companions.shutdown().await;
+                    drop(stopped.changed().await);
+                    tasks.shutdown().await;
+                });
+            })?;
         Ok(Self { thread, stop })
     }
 

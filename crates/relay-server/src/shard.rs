@@ -106,7 +106,9 @@ pub struct Shard {
 
 impl fmt::Debug for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shard").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Shard")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -280,7 +282,10 @@ impl Shard {
     /// Adds a connection; it is in the slab from now on and has to be given a task if it has a socket.
     fn open(&self, state: &mut State, opening: Opening, now: Moment) -> (usize, ConnectionId) {
         let bounds = &self.common.session;
-        let expires_at = opening.identity.expires_at.map(|at| self.moment_of(at, now));
+        let expires_at = opening
+            .identity
+            .expires_at
+            .map(|at| self.moment_of(at, now));
         let session = if opening.authenticated {
             Session::open(expires_at, now, bounds)
         } else {
@@ -322,7 +327,8 @@ impl Shard {
     }
 
     /// Asks the hub for a subscription's first word.
-    fn join(&self, state: &State, slot: usize, join: Join) {
+    fn join(&self, state: &mut State, slot: usize, join: Join) {
+        state.registry.expect(&join.topic);
         let connection = &state.connections[slot];
         self.common.hub.join(JoinRequest {
             shard: self.number,
@@ -339,7 +345,10 @@ impl Shard {
         self.say_goodbye(state, slot, reason);
         let mut connection = state.connections.remove(slot);
         for subscription in connection.session.subscriptions() {
-            let watcher = registry::Watcher { slot, subscription: subscription.id };
+            let watcher = registry::Watcher {
+                slot,
+                subscription: subscription.id,
+            };
             self.unwatch(&mut state.registry, &subscription.topic, watcher);
         }
         state.metrics.of(&connection.transport).open.dec();
@@ -350,16 +359,22 @@ impl Shard {
             transport,
             user = connection.user().map(relay_core::id::Name::as_str),
             reason = reason.as_str(),
-            open_ms = u64::try_from((self.clock.now() - connection.opened).as_millis()).unwrap_or(u64::MAX),
+            open_ms = u64::try_from((self.clock.now() - connection.opened).as_millis())
+                .unwrap_or(u64::MAX),
             "connection closed"
         );
         connection.writer.wake();
     }
 
     /// A watcher leaves a topic; the hub is told when it was the shard's last.
-    fn unwatch(&self, registry: &mut Registry, topic: &relay_core::topic::Topic, watcher: registry::Watcher) {
+    fn unwatch(
+        &self,
+        registry: &mut Registry,
+        topic: &relay_core::topic::Topic,
+        watcher: registry::Watcher,
+    ) {
         registry.remove(topic, watcher);
-        if !registry.is_watched(topic) {
+        if !registry.is_wanted(topic) {
             self.common.hub.leave(topic, self.number);
         }
     }
@@ -377,11 +392,20 @@ impl Shard {
         let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
         match connection.writer.deadline(self.common.write_timeout) {
             Some(deadline) => want(Some(deadline)),
-            None => want(connection.outbox.next_due(deliver::ceiling(&state.holds, connection))),
+            None => want(
+                connection
+                    .outbox
+                    .next_due(deliver::ceiling(&state.holds, connection)),
+            ),
         }
         want(connection.leaves_at);
         let extras = connection.extras.iter();
-        want(extras.flat_map(|extras| &extras.unacknowledged).map(|each| each.next).min());
+        want(
+            extras
+                .flat_map(|extras| &extras.unacknowledged)
+                .map(|each| each.next)
+                .min(),
+        );
         let (Some(next), current) = (next, connection.timer) else {
             return;
         };
@@ -424,7 +448,11 @@ impl Shard {
                 return Poll::Ready(());
             };
             let writer = &mut state.connections[slot].writer;
-            if !writer.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            if !writer
+                .task
+                .as_ref()
+                .is_some_and(|task| task.will_wake(cx.waker()))
+            {
                 writer.task = Some(cx.waker().clone());
             }
             let blocked = writer.is_blocked();
@@ -456,7 +484,10 @@ impl Shard {
         state.next_gauges = now + GAUGE_INTERVAL;
         let (mut pending, mut oldest) = (0, Duration::ZERO);
         for (_, connection) in &state.connections {
-            let unacknowledged = connection.extras.as_ref().map_or(0, |e| e.unacknowledged.len());
+            let unacknowledged = connection
+                .extras
+                .as_ref()
+                .map_or(0, |e| e.unacknowledged.len());
             pending += unacknowledged;
             if let Some(age) = connection.outbox.oldest_ending(now) {
                 pending += 1;

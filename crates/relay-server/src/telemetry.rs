@@ -15,7 +15,8 @@ use relay_bus::hub::HubStats;
 
 /// From a tenth of a millisecond, a good delivery, to half a minute, a client asleep.
 const DELIVERY_BUCKETS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0, 30.0,
 ];
 
 /// Every metric of the relay.
@@ -89,46 +90,173 @@ impl Telemetry {
     ///
     /// # Errors
     /// When two definitions contradict each other, which a test would show.
-    #[allow(clippy::too_many_lines, reason = "a list of definitions, read from top to bottom")]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "a list of definitions, read from top to bottom"
+    )]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
-        let build = int_gauges(r, "relay_build_info", "1, labelled with the version that runs", &["version"])?;
+        let build = int_gauges(
+            r,
+            "relay_build_info",
+            "1, labelled with the version that runs",
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
         Ok(Self {
-            updates: counters(r, "relay_updates_total", "Updates from the bus by what became of them", &["result"])?,
+            updates: counters(
+                r,
+                "relay_updates_total",
+                "Updates from the bus by what became of them",
+                &["result"],
+            )?,
             update_counts: Mutex::default(),
             jobs: int_gauge(r, "relay_jobs", "Jobs in memory")?,
-            job_bytes: int_gauge(r, "relay_job_payload_bytes", "Bytes of job payloads in memory")?,
+            job_bytes: int_gauge(
+                r,
+                "relay_job_payload_bytes",
+                "Bytes of job payloads in memory",
+            )?,
             repairs: int_gauge(r, "relay_repairs", "Jobs being fetched from the store now")?,
-            evicted: int_gauge(r, "relay_jobs_evicted", "Jobs evicted from memory since the start")?,
-            bus_up: int_gauge(r, "relay_bus_up", "1 while the bus is connected and what is served is fresh")?,
+            evicted: int_gauge(
+                r,
+                "relay_jobs_evicted",
+                "Jobs evicted from memory since the start",
+            )?,
+            bus_up: int_gauge(
+                r,
+                "relay_bus_up",
+                "1 while the bus is connected and what is served is fresh",
+            )?,
             bus_sequence: int_gauge(r, "relay_bus_sequence", "The highest bus sequence seen")?,
-            inbox_messages: int_gauges(r, "relay_shard_inbox_messages", "Messages waiting for a shard", &["shard"])?,
-            inbox_conflated: int_gauges(r, "relay_shard_inbox_conflated", "States conflated before an overloaded shard saw them, since the start", &["shard"])?,
-            inbox_shed: int_gauges(r, "relay_shard_inbox_shed", "Milestones shed before an overloaded shard saw them, each announced as a gap, since the start", &["shard"])?,
+            inbox_messages: int_gauges(
+                r,
+                "relay_shard_inbox_messages",
+                "Messages waiting for a shard",
+                &["shard"],
+            )?,
+            inbox_conflated: int_gauges(
+                r,
+                "relay_shard_inbox_conflated",
+                "States conflated before an overloaded shard saw them, since the start",
+                &["shard"],
+            )?,
+            inbox_shed: int_gauges(
+                r,
+                "relay_shard_inbox_shed",
+                "Milestones shed before an overloaded shard saw them, each announced as a gap, since the start",
+                &["shard"],
+            )?,
             connections: int_gauges(r, "relay_connections", "Open connections", &["transport"])?,
-            opened: counters(r, "relay_connections_opened_total", "Connections opened", &["transport"])?,
-            closed: counters(r, "relay_connections_closed_total", "Connections closed, by why", &["transport", "reason"])?,
-            refused: counters(r, "relay_connections_refused_total", "Connections refused before they were opened, by why", &["reason"])?,
-            requests: counters(r, "relay_http_requests_total", "HTTP requests that are not streams, by route and status", &["route", "code"])?,
-            deliveries: counters(r, "relay_deliveries_total", "Publications written to clients", &["transport"])?,
-            delivery_seconds: histograms(r, "relay_delivery_seconds", "From taking an update in to having written it to one client", &["class"])?,
-            end_to_end_seconds: histograms(r, "relay_end_to_end_seconds", "From the worker's clock (ts) to having written it to one client", &["class"])?,
-            conflated: counter(r, "relay_conflated_total", "States a newer state of the same job took the place of in an outbox")?,
-            gaps: counters(r, "relay_gaps_total", "Gaps announced to clients, by why", &["reason"])?,
-            resumes: counters(r, "relay_resumes_total", "Subscriptions that came with a cursor, by what it was good for", &["result"])?,
-            writes_blocked: counter(r, "relay_writes_blocked_total", "Writes the kernel had no room for")?,
-            write_failures: counter(r, "relay_write_failures_total", "Write deadlines that passed")?,
+            opened: counters(
+                r,
+                "relay_connections_opened_total",
+                "Connections opened",
+                &["transport"],
+            )?,
+            closed: counters(
+                r,
+                "relay_connections_closed_total",
+                "Connections closed, by why",
+                &["transport", "reason"],
+            )?,
+            refused: counters(
+                r,
+                "relay_connections_refused_total",
+                "Connections refused before they were opened, by why",
+                &["reason"],
+            )?,
+            requests: counters(
+                r,
+                "relay_http_requests_total",
+                "HTTP requests that are not streams, by route and status",
+                &["route", "code"],
+            )?,
+            deliveries: counters(
+                r,
+                "relay_deliveries_total",
+                "Publications written to clients",
+                &["transport"],
+            )?,
+            delivery_seconds: histograms(
+                r,
+                "relay_delivery_seconds",
+                "From taking an update in to having written it to one client",
+                &["class"],
+            )?,
+            end_to_end_seconds: histograms(
+                r,
+                "relay_end_to_end_seconds",
+                "From the worker's clock (ts) to having written it to one client",
+                &["class"],
+            )?,
+            conflated: counter(
+                r,
+                "relay_conflated_total",
+                "States a newer state of the same job took the place of in an outbox",
+            )?,
+            gaps: counters(
+                r,
+                "relay_gaps_total",
+                "Gaps announced to clients, by why",
+                &["reason"],
+            )?,
+            resumes: counters(
+                r,
+                "relay_resumes_total",
+                "Subscriptions that came with a cursor, by what it was good for",
+                &["result"],
+            )?,
+            writes_blocked: counter(
+                r,
+                "relay_writes_blocked_total",
+                "Writes the kernel had no room for",
+            )?,
+            write_failures: counter(
+                r,
+                "relay_write_failures_total",
+                "Write deadlines that passed",
+            )?,
             written_bytes: counter(r, "relay_written_bytes_total", "Bytes written to streams")?,
-            endings_reoffered: counter(r, "relay_endings_reoffered_total", "Endings offered again for want of an acknowledgement")?,
-            round_trip_seconds: histogram(r, "relay_round_trip_seconds", "From a WebSocket ping to its pong")?,
-            client_errors: counters(r, "relay_client_errors_total", "Client messages that were refused, by code", &["code"])?,
-            endings_pending: int_gauges(r, "relay_endings_pending", "Endings waiting to be written or acknowledged", &["shard"])?,
-            endings_oldest: gauges(r, "relay_endings_pending_oldest_seconds", "Age of the oldest ending that waits", &["shard"])?,
-            limit_in_use: int_gauges(r, "relay_limit_in_use", "How much of a bound is in use", &["limit"])?,
+            endings_reoffered: counter(
+                r,
+                "relay_endings_reoffered_total",
+                "Endings offered again for want of an acknowledgement",
+            )?,
+            round_trip_seconds: histogram(
+                r,
+                "relay_round_trip_seconds",
+                "From a WebSocket ping to its pong",
+            )?,
+            client_errors: counters(
+                r,
+                "relay_client_errors_total",
+                "Client messages that were refused, by code",
+                &["code"],
+            )?,
+            endings_pending: int_gauges(
+                r,
+                "relay_endings_pending",
+                "Endings waiting to be written or acknowledged",
+                &["shard"],
+            )?,
+            endings_oldest: gauges(
+                r,
+                "relay_endings_pending_oldest_seconds",
+                "Age of the oldest ending that waits",
+                &["shard"],
+            )?,
+            limit_in_use: int_gauges(
+                r,
+                "relay_limit_in_use",
+                "How much of a bound is in use",
+                &["limit"],
+            )?,
             limit: int_gauges(r, "relay_limit", "The bound", &["limit"])?,
             draining: int_gauge(r, "relay_draining", "1 while the relay drains")?,
             registry,
@@ -164,7 +292,9 @@ impl Telemetry {
 
     /// A request was answered.
     pub fn request(&self, route: &str, status: u16) {
-        self.requests.with_label_values(&[route, &status.to_string()]).inc();
+        self.requests
+            .with_label_values(&[route, &status.to_string()])
+            .inc();
     }
 
     /// A gap was announced.
@@ -186,13 +316,19 @@ impl Telemetry {
     /// What a shard has not got rid of.
     pub fn endings(&self, shard: usize, pending: usize, oldest: Duration) {
         let shard = shard.to_string();
-        self.endings_pending.with_label_values(&[&shard]).set(signed(pending));
-        self.endings_oldest.with_label_values(&[&shard]).set(oldest.as_secs_f64());
+        self.endings_pending
+            .with_label_values(&[&shard])
+            .set(signed(pending));
+        self.endings_oldest
+            .with_label_values(&[&shard])
+            .set(oldest.as_secs_f64());
     }
 
     /// A bound and how much of it is in use.
     pub fn bound(&self, name: &str, in_use: usize, limit: usize) {
-        self.limit_in_use.with_label_values(&[name]).set(signed(in_use));
+        self.limit_in_use
+            .with_label_values(&[name])
+            .set(signed(in_use));
         self.limit.with_label_values(&[name]).set(signed(limit));
     }
 
@@ -204,15 +340,23 @@ impl Telemetry {
         self.jobs.set(signed(hub.jobs));
         self.job_bytes.set(signed(hub.bytes));
         self.repairs.set(signed(hub.repairs));
-        self.evicted.set(i64::try_from(hub.evicted).unwrap_or(i64::MAX));
+        self.evicted
+            .set(i64::try_from(hub.evicted).unwrap_or(i64::MAX));
         self.bus_up.set(i64::from(!hub.stale));
-        self.bus_sequence.set(i64::try_from(hub.high).unwrap_or(i64::MAX));
+        self.bus_sequence
+            .set(i64::try_from(hub.high).unwrap_or(i64::MAX));
         for (shard, (waiting, conflated, shed)) in hub.inboxes.iter().enumerate() {
             let shard = shard.to_string();
             let label = [shard.as_str()];
-            self.inbox_messages.with_label_values(&label).set(signed(*waiting));
-            self.inbox_conflated.with_label_values(&label).set(i64::try_from(*conflated).unwrap_or(i64::MAX));
-            self.inbox_shed.with_label_values(&label).set(i64::try_from(*shed).unwrap_or(i64::MAX));
+            self.inbox_messages
+                .with_label_values(&label)
+                .set(signed(*waiting));
+            self.inbox_conflated
+                .with_label_values(&label)
+                .set(i64::try_from(*conflated).unwrap_or(i64::MAX));
+            self.inbox_shed
+                .with_label_values(&label)
+                .set(i64::try_from(*shed).unwrap_or(i64::MAX));
         }
         self.count_updates(&hub.counts);
         let mut text = Vec::with_capacity(16 * 1024);
@@ -224,8 +368,13 @@ impl Telemetry {
     fn count_updates(&self, counts: &[(&'static str, u64)]) {
         let mut before = self.update_counts.lock();
         for (result, count) in counts {
-            let last = before.iter().find(|(each, _)| each == result).map_or(0, |(_, n)| *n);
-            self.updates.with_label_values(&[result]).inc_by(count.saturating_sub(last));
+            let last = before
+                .iter()
+                .find(|(each, _)| each == result)
+                .map_or(0, |(_, n)| *n);
+            self.updates
+                .with_label_values(&[result])
+                .inc_by(count.saturating_sub(last));
         }
         *before = counts.to_vec();
     }
@@ -243,7 +392,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Defined<IntCounter> {
     Ok(metric)
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Defined<IntCounterVec> {
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Defined<IntCounterVec> {
     let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -255,7 +409,12 @@ fn int_gauge(registry: &Registry, name: &str, help: &str) -> Defined<IntGauge> {
     Ok(metric)
 }
 
-fn int_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Defined<IntGaugeVec> {
+fn int_gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Defined<IntGaugeVec> {
     let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -274,7 +433,12 @@ fn histogram(registry: &Registry, name: &str, help: &str) -> Defined<Histogram> 
     Ok(metric)
 }
 
-fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Defined<HistogramVec> {
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Defined<HistogramVec> {
     let options = HistogramOpts::new(name, help).buckets(DELIVERY_BUCKETS.to_vec());
     let metric = HistogramVec::new(options, labels)?;
     registry.register(Box::new(metric.clone()))?;

@@ -57,13 +57,18 @@ pub fn pong(payload: &[u8]) -> Bytes {
 /// A close frame; `reason` is cut to what fits.
 pub fn close_frame(code: u16, reason: &str) -> Bytes {
     let mut payload = code.to_be_bytes().to_vec();
-    let end = (0..=reason.len().min(123)).rev().find(|at| reason.is_char_boundary(*at));
+    let end = (0..=reason.len().min(123))
+        .rev()
+        .find(|at| reason.is_char_boundary(*at));
     payload.extend_from_slice(&reason.as_bytes()[..end.unwrap_or(0)]);
     frame(OpCode::Control(Control::Close), &payload)
 }
 
 fn frame(opcode: OpCode, payload: &[u8]) -> Bytes {
-    let header = FrameHeader { opcode, ..FrameHeader::default() };
+    let header = FrameHeader {
+        opcode,
+        ..FrameHeader::default()
+    };
     let length = payload.len() as u64;
     let mut bytes = Vec::with_capacity(header.len(length) + payload.len());
     // Writing into memory cannot fail.
@@ -159,7 +164,9 @@ impl Decoder {
         while let Some((header, payload, end)) = split(&bytes[used..], limit)? {
             let mut payload = bytes[used..][payload..end].to_vec();
             used += end;
-            let mask = header.mask.ok_or(DecodeError::Protocol("a client's frame is not masked"))?;
+            let mask = header
+                .mask
+                .ok_or(DecodeError::Protocol("a client's frame is not masked"))?;
             for (at, byte) in payload.iter_mut().enumerate() {
                 *byte ^= mask[at % 4];
             }
@@ -192,9 +199,9 @@ impl Decoder {
                 self.fragments = Some(fragments);
                 Ok(None)
             }
-            OpCode::Data(_) if self.fragments.is_some() => {
-                Err(DecodeError::Protocol("a new message inside a fragmented one"))
-            }
+            OpCode::Data(_) if self.fragments.is_some() => Err(DecodeError::Protocol(
+                "a new message inside a fragmented one",
+            )),
             OpCode::Data(data @ (Data::Text | Data::Binary)) => {
                 if header.is_final {
                     return whole(data, payload).map(Some);
@@ -208,10 +215,7 @@ impl Decoder {
 }
 
 /// The first frame in `bytes`: its header, where its payload starts, where it ends.
-fn split(
-    bytes: &[u8],
-    limit: usize,
-) -> Result<Option<(FrameHeader, usize, usize)>, DecodeError> {
+fn split(bytes: &[u8], limit: usize) -> Result<Option<(FrameHeader, usize, usize)>, DecodeError> {
     let mut cursor = Cursor::new(bytes);
     let parsed = FrameHeader::parse(&mut cursor)
         .map_err(|_| DecodeError::Protocol("a header that cannot be read"))?;
@@ -219,7 +223,9 @@ fn split(
         return Ok(None);
     };
     if header.rsv1 || header.rsv2 || header.rsv3 {
-        return Err(DecodeError::Protocol("an extension bit without an extension"));
+        return Err(DecodeError::Protocol(
+            "an extension bit without an extension",
+        ));
     }
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > limit {
@@ -236,7 +242,9 @@ fn control_frame(
     payload: Vec<u8>,
 ) -> Result<Inbound, DecodeError> {
     if !is_final || payload.len() > 125 {
-        return Err(DecodeError::Protocol("a control frame in pieces or above 125 bytes"));
+        return Err(DecodeError::Protocol(
+            "a control frame in pieces or above 125 bytes",
+        ));
     }
     match control {
         Control::Ping => Ok(Inbound::Ping(payload)),
@@ -264,7 +272,9 @@ fn close_payload(payload: &[u8]) -> Result<Option<u16>, DecodeError> {
 
 fn whole(data: Data, payload: Vec<u8>) -> Result<Inbound, DecodeError> {
     if data == Data::Text {
-        String::from_utf8(payload).map(Inbound::Text).map_err(|_| DecodeError::NotUtf8)
+        String::from_utf8(payload)
+            .map(Inbound::Text)
+            .map_err(|_| DecodeError::NotUtf8)
     } else {
         Ok(Inbound::Binary)
     }

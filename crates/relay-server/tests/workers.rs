@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use relay_testkit::client::{Frame, Transport, Watch, Watcher};
@@ -72,19 +73,40 @@ fn with_script(program: &Path, script: &Path) -> Command {
     command
 }
 
-/// The example's binary, next to the relay's. A run of the whole workspace has built it already; building
-/// it again is then a matter of a moment, and keeps a run of this test alone honest.
+/// The example's binary, next to the relay's, where a run of the whole workspace puts it. A run of this
+/// package alone may find none, or an old one, and builds it; which can take a minute.
 fn built_rust_example() -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let manifest = tools::workspace().join("examples/workers/rust/Cargo.toml");
-    let done = Command::new(cargo)
-        .args(["build", "--quiet", "--locked", "--manifest-path"])
-        .arg(manifest)
-        .status()
-        .unwrap();
-    assert!(done.success(), "the Rust example does not build");
-    let relay = Path::new(env!("CARGO_BIN_EXE_relay"));
-    relay.with_file_name("relay-example-worker")
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let binary = Path::new(env!("CARGO_BIN_EXE_relay")).with_file_name("relay-example-worker");
+        let written = |path: &Path| {
+            path.metadata()
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        };
+        if written(&binary).is_none_or(|built| {
+            written(&Example::Rust.source()).is_some_and(|source| source > built)
+        }) {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let done = Command::new(cargo)
+                .args([
+                    "build",
+                    "--quiet",
+                    "--locked",
+                    "--package",
+                    "relay-example-worker",
+                ])
+                .current_dir(tools::workspace())
+                .status()
+                .unwrap();
+            assert!(
+                done.success(),
+                "cargo build -p relay-example-worker: {done}"
+            );
+        }
+        binary
+    });
+    built.clone()
 }
 
 /// A running example.

@@ -8,71 +8,20 @@
 //!
 //! Invariant: a breach once noted stays; [`Ledger::verdict`] only adds to them.
 
+mod published;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
 use crate::client::Frame;
+pub use published::{Published, Update, contains};
 
 /// How many of the last things seen are remembered, and how many of those about one job are told with a
 /// breach.
 const TRAIL: usize = 5000;
 const TOLD: usize = 120;
-
-/// One update of a job, as it was published and acknowledged.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Update {
-    /// Its number within its job.
-    pub mark: u64,
-    /// The milestone's name; `None` for a state.
-    pub milestone: Option<String>,
-    /// The body.
-    pub body: Value,
-}
-
-/// All that was published, by job, in order.
-#[derive(Debug, Clone, Default)]
-pub struct Published(pub BTreeMap<String, Vec<Update>>);
-
-impl Published {
-    /// Reads one JSON document a line: `{"job":…,"mark":…,"milestone":name or null,"body":…}`.
-    /// Lines that are something else are left out.
-    pub fn parse(lines: &str) -> Self {
-        let mut published = Self::default();
-        for line in lines.lines() {
-            let Ok(value) = serde_json::from_str::<Value>(line) else {
-                continue;
-            };
-            if let (Some(job), Some(mark)) = (value["job"].as_str(), value["mark"].as_u64()) {
-                published.add(
-                    job,
-                    Update {
-                        mark,
-                        milestone: value["milestone"].as_str().map(str::to_owned),
-                        body: value["body"].clone(),
-                    },
-                );
-            }
-        }
-        published
-    }
-
-    /// Notes one update.
-    pub fn add(&mut self, job: &str, update: Update) {
-        self.0.entry(job.to_owned()).or_default().push(update);
-    }
-
-    /// How many updates there are.
-    pub fn len(&self) -> usize {
-        self.0.values().map(Vec::len).sum()
-    }
-
-    /// Whether nothing was published.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// What one watcher knows of one job.
 #[derive(Debug, Default)]
@@ -178,21 +127,20 @@ impl Ledger {
         }
     }
 
-    /// The watcher goes on from the tag of `job`'s document as its cursor: what was before it is its own
-    /// loss.
-    pub fn resumes_from_document(&mut self, job: &str) {
+    /// Whether the document of `job` is newer than all that came by a stream, so that its tag may be the
+    /// cursor to go on from. If so, what was before it is the watcher's own loss.
+    pub fn resumes_from_document(&mut self, job: &str) -> bool {
         let Some(seen) = self.jobs.get_mut(job) else {
-            return;
+            return false;
         };
-        let Some((held, body)) = &seen.held else {
-            return;
+        let Some((held, body)) = seen.held.as_ref().filter(|(held, _)| *held > seen.mark) else {
+            return false;
         };
-        if *held > seen.mark {
-            seen.excused.push(seen.mark..=*held);
-            seen.mark = *held;
-            seen.state_mark = *held;
-            seen.endings += u32::from(is_ending(body));
-        }
+        seen.excused.push(seen.mark..=*held);
+        seen.mark = *held;
+        seen.state_mark = *held;
+        seen.endings += u32::from(is_ending(body));
+        true
     }
 
     fn subscribed(&mut self, frame: &Frame) {
@@ -411,17 +359,6 @@ fn summary(frame: &Frame) -> String {
     format!("{} {} {what} [{cursor}]", frame.kind(), frame.job_id())
 }
 
-/// Whether `whole` has everything that is in `part`; numbers by value, further fields allowed.
-pub fn contains(whole: &Value, part: &Value) -> bool {
-    match (whole, part) {
-        (Value::Object(whole), Value::Object(part)) => part
-            .iter()
-            .all(|(key, part)| whole.get(key).is_some_and(|whole| contains(whole, part))),
-        (Value::Number(whole), Value::Number(part)) => whole.as_f64() == part.as_f64(),
-        (whole, part) => whole == part,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -535,19 +472,13 @@ mod tests {
         let mut ledger = Ledger::new("w");
         ledger.joined("state");
         ledger.polled(&state(3, "running"));
-        ledger.resumes_from_document("j");
+        assert!(ledger.resumes_from_document("j"));
+        assert!(!ledger.resumes_from_document("j"), "it is no news now");
         ledger.joined("sse");
         ledger.saw(&milestone(4));
         ledger.saw(&state(5, "completed"));
         assert_eq!(ledger.verdict(&published(), |_| true), Vec::<String>::new());
         ledger.polled(&state(4, "running"));
         assert!(ledger.verdict(&published(), |_| true)[0].contains("fell from 5 to 4"));
-    }
-
-    #[test]
-    fn a_document_may_have_more_than_was_published() {
-        let whole = json!({"a": 1.0, "b": {"c": [1], "d": 2}});
-        assert!(contains(&whole, &json!({"a": 1, "b": {"c": [1]}})));
-        assert!(!contains(&whole, &json!({"b": {"c": [2]}})));
     }
 }

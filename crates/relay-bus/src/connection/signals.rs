@@ -5,6 +5,7 @@
 //!
 //! Invariant: however often a server refuses or is away, the log gets a line a minute about it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+const REFUSALS: usize = 16;
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// What is known of the connection from its events.
@@ -31,7 +33,8 @@ struct Told {
     /// Why it is down; `None` while it is up.
     failure: Option<String>,
     refusals: u64,
-    refusal: Option<String>,
+    /// The last few, in the server's words.
+    refused_lately: VecDeque<String>,
     away: Seldom,
     refused: Seldom,
     slow: Seldom,
@@ -64,9 +67,11 @@ impl Signals {
         self.told.lock().refusals
     }
 
-    pub(super) fn refusal_since(&self, mark: u64) -> Option<String> {
+    pub(super) fn refusal_since(&self, mark: u64, about: &str) -> Option<String> {
         let told = self.told.lock();
-        told.refusal.clone().filter(|_| told.refusals > mark)
+        let since = usize::try_from(told.refusals - mark).unwrap_or(usize::MAX);
+        let mut lately = told.refused_lately.iter().rev().take(since);
+        lately.find(|refusal| refusal.contains(about)).cloned()
     }
 
     /// Takes one event in, and logs it if it is worth a line.
@@ -79,7 +84,10 @@ impl Signals {
                 tracing::info!(servers = %self.servers, "connected to NATS");
             }
             Event::Disconnected | Event::Closed => {
-                told.failure = Some(format!("the connection to NATS at {} is lost", self.servers));
+                told.failure = Some(format!(
+                    "the connection to NATS at {} is lost",
+                    self.servers
+                ));
                 tracing::warn!(servers = %self.servers, "the connection to NATS is lost; trying again until it is back");
             }
             Event::LameDuckMode => {
@@ -110,7 +118,10 @@ impl Told {
     /// The server answered a command with an error; the connection stays.
     fn refuse(&mut self, text: &str) {
         self.refusals += 1;
-        self.refusal = Some(text.to_owned());
+        self.refused_lately.push_back(text.to_owned());
+        if self.refused_lately.len() > REFUSALS {
+            self.refused_lately.pop_front();
+        }
         if let Some(more) = self.refused.allow() {
             tracing::warn!(refusal = text, more, "NATS refused a command");
         }
@@ -123,10 +134,14 @@ impl Told {
             "authorization violation" | "failed signing nonce" => {
                 "check the user, password, token, nkey or credentials of the nats section"
             }
-            "TLS error" => "check the tls settings of the nats section, and the server's certificate",
+            "TLS error" => {
+                "check the tls settings of the nats section, and the server's certificate"
+            }
             _ => "is it running?",
         };
-        self.failure = Some(format!("NATS at {servers} cannot be reached ({text}): {advice}"));
+        self.failure = Some(format!(
+            "NATS at {servers} cannot be reached ({text}): {advice}"
+        ));
         if let Some(more) = self.away.allow() {
             tracing::warn!(%servers, error = text, more, "cannot connect to NATS, trying again: {advice}");
         }
@@ -172,7 +187,10 @@ mod tests {
         let refused = ClientError::Other("authorization violation".into());
         signals.take(&Event::ClientError(refused));
         let failure = signals.failure();
-        assert!(failure.contains("nats://a:1") && failure.contains("password"), "{failure}");
+        assert!(
+            failure.contains("nats://a:1") && failure.contains("password"),
+            "{failure}"
+        );
         signals.take(&Event::Connected);
         assert_eq!(signals.failure(), "NATS at nats://a:1 is not reachable");
     }
@@ -181,10 +199,20 @@ mod tests {
     fn a_refusal_is_known_to_whoever_waits_for_an_answer() {
         let signals = Signals::new(String::new());
         let mark = signals.refusals();
-        assert_eq!(signals.refusal_since(mark), None);
-        let text = "Permissions Violation for Publish to \"x\"";
-        signals.take(&Event::ServerError(ServerError::Other(text.into())));
-        assert_eq!(signals.refusal_since(mark).as_deref(), Some(text));
-        assert_eq!(signals.refusal_since(signals.refusals()), None);
+        assert_eq!(signals.refusal_since(mark, "x"), None);
+        let refuse = |what: &str| {
+            let text = format!("Permissions Violation for Publish to \"{what}\"");
+            signals.take(&Event::ServerError(ServerError::Other(text)));
+        };
+        refuse("x");
+        refuse("other");
+        let words = "Permissions Violation for Publish to \"x\"";
+        assert_eq!(signals.refusal_since(mark, "\"x\"").as_deref(), Some(words));
+        assert_eq!(signals.refusal_since(mark + 1, "\"x\""), None);
+        for _ in 0..100 {
+            refuse("y");
+        }
+        assert_eq!(signals.refusal_since(mark, "\"x\""), None);
+        assert!(signals.refusal_since(mark, "\"y\"").is_some());
     }
 }

@@ -57,7 +57,10 @@ impl Intake for Hub {
     fn lost(&self, reason: &str) {
         let mut table = self.table.lock();
         if !table.stale {
-            tracing::warn!(reason, "the bus is away; clients keep their connections, states are marked stale");
+            tracing::warn!(
+                reason,
+                "the bus is away; clients keep their connections, states are marked stale"
+            );
             table.stale = true;
             self.tell_all(|| Message::Stale(true));
         }
@@ -76,7 +79,11 @@ impl Hub {
         incoming: Incoming,
     ) -> Result<Option<Arc<Publication>>, Declined> {
         table.high = table.high.max(incoming.seq);
-        if let Some(repair) = table.jobs.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
+        if let Some(repair) = table
+            .jobs
+            .get_mut(&incoming.job)
+            .and_then(|e| e.repair.as_mut())
+        {
             if repair.queued.len() >= QUEUED_PER_REPAIR {
                 repair.queued.clear();
                 repair.again = true;
@@ -99,7 +106,10 @@ impl Hub {
             }
             Standing::Hole if self.is_wanted(table, &incoming) => {
                 table.count("deferred");
-                table.start_repair(&incoming.job).queued.push(incoming.clone());
+                table
+                    .start_repair(&incoming.job)
+                    .queued
+                    .push(incoming.clone());
                 table.hold(&incoming.job, &incoming.owner, incoming.seq - 1);
                 self.tell_holds(table);
                 self.work.notify_one();
@@ -144,7 +154,12 @@ impl Hub {
         let entry = table.entry(&incoming.job);
         let fresh = entry.job.is_none();
         let job = entry.job.get_or_insert_with(|| {
-            Job::new(key, incoming.job.clone(), incoming.owner.clone(), known_from)
+            Job::new(
+                key,
+                incoming.job.clone(),
+                incoming.owner.clone(),
+                known_from,
+            )
         });
         let applied = if job.owner == incoming.owner {
             let subject = match &incoming.what {
@@ -172,7 +187,12 @@ impl Hub {
         let previous = incoming.previous.unwrap_or(0);
         match table.jobs.get(&incoming.job) {
             // Another owner's subject has a history of its own; it is declined, not repaired.
-            Some(entry) if entry.job.as_ref().is_some_and(|job| job.owner != incoming.owner) => {
+            Some(entry)
+                if entry
+                    .job
+                    .as_ref()
+                    .is_some_and(|job| job.owner != incoming.owner) =>
+            {
                 Standing::Next
             }
             Some(entry) if entry.job.is_some() => {
@@ -252,7 +272,11 @@ impl Hub {
         let (high, watched) = (table.high, table.watched());
         table.known_from = high;
         for held in watched {
-            let Some(job) = table.jobs.get_mut(&held.job).and_then(|entry| entry.job.as_mut()) else {
+            let Some(job) = table
+                .jobs
+                .get_mut(&held.job)
+                .and_then(|entry| entry.job.as_mut())
+            else {
                 continue;
             };
             job.doubt(high);

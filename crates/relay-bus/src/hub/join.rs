@@ -101,7 +101,11 @@ impl Hub {
         let since = since(table, &request);
         let members = members(table, &request.topic);
         let unsure: HashSet<JobId> = match self.backing.memory() {
-            Some(_) => members.iter().filter(|id| is_unsure(table, id, since)).cloned().collect(),
+            Some(_) => members
+                .iter()
+                .filter(|id| is_unsure(table, id, since))
+                .cloned()
+                .collect(),
             None => HashSet::new(),
         };
         if unsure.is_empty() {
@@ -195,7 +199,8 @@ fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.
 fn is_unsure(table: &Table, id: &JobId, since: Option<u64>) -> bool {
     table.jobs.get(id).is_some_and(|entry| {
-        let behind = |job: &relay_core::job::Job| since.is_some_and(|since| since < job.known_from());
+        let behind =
+            |job: &relay_core::job::Job| since.is_some_and(|since| since < job.known_from());
         let ended = entry.state().is_some_and(|state| state.is_terminal());
         entry.repair.is_some()
             || (entry.partial && !ended)

@@ -130,7 +130,10 @@ impl Hub {
             .owners
             .iter()
             .filter(|(owner, members)| {
-                members.shards != 0 && !table.waiting.contains_key(&LoadKey::Owner((*owner).clone()))
+                members.shards != 0
+                    && !table
+                        .waiting
+                        .contains_key(&LoadKey::Owner((*owner).clone()))
             })
             .map(|(owner, _)| owner.clone())
             .collect();
@@ -152,7 +155,10 @@ impl Hub {
         };
         let waited_for = table.waiting.contains_key(&key);
         for update in updates {
-            let known = table.jobs.get(&update.job).filter(|entry| entry.job.is_some());
+            let known = table
+                .jobs
+                .get(&update.job)
+                .filter(|entry| entry.job.is_some());
             match known.map(|entry| (entry.repair.is_some(), entry.last(&What::State))) {
                 Some((true, _)) => {}
                 Some((false, last)) if last >= update.seq => {}
@@ -205,7 +211,10 @@ impl Hub {
         let rebuilt = self.rebuild(table, id, &updates);
         self.adopt(table, id, rebuilt, &updates);
         for incoming in repair.queued {
-            let newer = table.jobs.get(id).is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
+            let newer = table
+                .jobs
+                .get(id)
+                .is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
             if newer && let Err(declined) = self.take(table, incoming) {
                 table.count(declined.code());
             }
@@ -272,7 +281,10 @@ impl Hub {
             }
             return;
         };
-        let old_from = table.jobs.get(id).and_then(|entry| Some(entry.job.as_ref()?.known_from()));
+        let old_from = table
+            .jobs
+            .get(id)
+            .and_then(|entry| Some(entry.job.as_ref()?.known_from()));
         let owner = rebuilt.owner.clone();
         let entry = table.entry(id);
         let partial = std::mem::take(&mut entry.partial);
@@ -287,7 +299,9 @@ impl Hub {
         }
         table.index(id);
         // A partly known job was told as its last state; its milestones are the history of others.
-        let untold = untold.into_iter().filter(|each| !partial || Some(each.seq) > old_from);
+        let untold = untold
+            .into_iter()
+            .filter(|each| !partial || Some(each.seq) > old_from);
         for publication in untold.collect::<Vec<_>>() {
             let shards = table.watchers_of(&publication);
             if lost {
@@ -327,7 +341,9 @@ fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
             .filter(|publication| publication.seq > known.known_from() && !known.holds(publication))
             .filter(|publication| {
                 !publication.is_state()
-                    || known.state().is_none_or(|state| publication.seq > state.seq)
+                    || known
+                        .state()
+                        .is_none_or(|state| publication.seq > state.seq)
             })
             .collect(),
         None => rebuilt.snapshot(),
@@ -336,10 +352,16 @@ fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
 
 /// Up to which number a subject's messages may have been discarded for want of room.
 fn discarded_to(updates: &[Incoming], per_subject: usize) -> u64 {
-    let milestones = updates.iter().filter(|update| matches!(update.what, What::Milestone(_)));
+    let milestones = updates
+        .iter()
+        .filter(|update| matches!(update.what, What::Milestone(_)));
     let first_of_full = milestones.clone().filter(|first| {
         first.previous == Some(0)
-            && milestones.clone().filter(|update| update.what == first.what).count() >= per_subject
+            && milestones
+                .clone()
+                .filter(|update| update.what == first.what)
+                .count()
+                >= per_subject
     });
     first_of_full.map(|first| first.seq).max().unwrap_or(0)
 }
@@ -349,7 +371,11 @@ fn lost_milestones(entry: &Entry, updates: &[Incoming], per_subject: usize) -> b
     entry.job.is_some()
         && updates.iter().any(|first| {
             let full = || {
-                updates.iter().filter(|update| update.what == first.what).count() >= per_subject
+                updates
+                    .iter()
+                    .filter(|update| update.what == first.what)
+                    .count()
+                    >= per_subject
             };
             matches!(first.what, What::Milestone(_))
                 && first.previous == Some(0)

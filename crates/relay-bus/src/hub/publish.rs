@@ -58,7 +58,9 @@ pub enum PublishError {
     #[error(transparent)]
     Declined(#[from] Declined),
     /// A patch for a job without a state.
-    #[error("no state of job {0} is known, so there is nothing to patch; POST the complete state first")]
+    #[error(
+        "no state of job {0} is known, so there is nothing to patch; POST the complete state first"
+    )]
     UnknownJob(JobId),
     /// The bus would not take it.
     #[error(transparent)]
@@ -153,8 +155,11 @@ impl Hub {
         };
         match entry.and_then(|entry| entry.job.as_ref()) {
             Some(job) => job.check(subject, &request.payload, &table.bounds),
-            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), 0)
-                .check(subject, &request.payload, &table.bounds),
+            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), 0).check(
+                subject,
+                &request.payload,
+                &table.bounds,
+            ),
         }
     }
 

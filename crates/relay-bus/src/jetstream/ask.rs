@@ -163,7 +163,8 @@ impl Asker {
         verb: &'static str,
         body: &impl Serialize,
     ) -> Result<T, AskError> {
-        let body = serde_json::to_vec(body).map_err(|source| AskError::Unreadable { what: verb, source })?;
+        let body = serde_json::to_vec(body)
+            .map_err(|source| AskError::Unreadable { what: verb, source })?;
         let subject = format!("$JS.API.{verb}.{}", self.stream);
         // With an inbox of its own nothing is left behind in the client when no answer comes.
         let request = Request::new()
@@ -180,7 +181,8 @@ impl Asker {
         payload: Bytes,
     ) -> Result<T, AskError> {
         let request = Request::new().headers(headers).payload(payload);
-        self.request(ASK_LIMIT, "publishing", subject, request).await
+        self.request(ASK_LIMIT, "publishing", subject, request)
+            .await
     }
 
     async fn request<T: DeserializeOwned>(
@@ -191,14 +193,17 @@ impl Asker {
         request: Request,
     ) -> Result<T, AskError> {
         let mark = self.link.refusals();
-        let asked = self.link.client().send_request(subject, request.timeout(Some(limit)));
+        let asked = self
+            .link
+            .client()
+            .send_request(subject.clone(), request.timeout(Some(limit)));
         let reply = tokio::time::timeout(limit, asked).await;
         let message = match reply {
             Ok(Ok(message)) => message,
-            Err(_) => return Err(self.timed_out(what, mark)),
+            Err(_) => return Err(self.timed_out(what, mark, &subject)),
             Ok(Err(error)) => {
                 return Err(match error.kind() {
-                    RequestErrorKind::TimedOut => self.timed_out(what, mark),
+                    RequestErrorKind::TimedOut => self.timed_out(what, mark, &subject),
                     RequestErrorKind::NoResponders => AskError::NoResponders { what },
                     RequestErrorKind::MaxPayloadExceeded => AskError::Refused {
                         what,
@@ -206,10 +211,12 @@ impl Asker {
                         text: error.to_string(),
                         passing: false,
                     },
-                    RequestErrorKind::InvalidSubject | RequestErrorKind::Other => AskError::Unsent {
-                        what,
-                        reason: error.to_string(),
-                    },
+                    RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
+                        AskError::Unsent {
+                            what,
+                            reason: error.to_string(),
+                        }
+                    }
                 });
             }
         };
@@ -226,8 +233,8 @@ impl Asker {
     }
 
     /// A server does not answer what it forbids; it says so on the side.
-    fn timed_out(&self, what: &'static str, mark: u64) -> AskError {
-        match self.link.refusal_since(mark) {
+    fn timed_out(&self, what: &'static str, mark: u64, subject: &str) -> AskError {
+        match self.link.refusal_since(mark, subject) {
             Some(refusal) => AskError::Forbidden { refusal },
             None => AskError::TimedOut { what },
         }
@@ -238,7 +245,8 @@ impl Asker {
         let what = "a direct get";
         let mark = self.link.refusals();
         let unsent = |reason: String| AskError::Unsent { what, reason };
-        let body = serde_json::to_vec(get).map_err(|source| AskError::Unreadable { what, source })?;
+        let body =
+            serde_json::to_vec(get).map_err(|source| AskError::Unreadable { what, source })?;
         let client = self.link.client();
         let inbox = client.new_inbox();
         let mut replies = client
@@ -247,13 +255,13 @@ impl Asker {
             .map_err(|error| unsent(error.to_string()))?;
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
         client
-            .publish_with_reply(subject, inbox, body.into())
+            .publish_with_reply(subject.clone(), inbox, body.into())
             .await
             .map_err(|error| unsent(error.to_string()))?;
         let mut messages = Vec::new();
         loop {
             let next = tokio::time::timeout(SILENCE_LIMIT, replies.next()).await;
-            let Some(message) = next.map_err(|_| self.timed_out(what, mark))? else {
+            let Some(message) = next.map_err(|_| self.timed_out(what, mark, &subject))? else {
                 return Err(unsent("the connection closed".to_owned()));
             };
             let Some(status) = verdict(&message) else {
@@ -281,7 +289,8 @@ impl Asker {
         filter: &str,
         seq: u64,
     ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, AskError> {
-        self.leader(|get| get.next_by_subject(filter).sequence(seq)).await
+        self.leader(|get| get.next_by_subject(filter).sequence(seq))
+            .await
     }
 
     /// Asks the leader for the last message that matches.
@@ -305,28 +314,34 @@ impl Asker {
                 what,
                 reason: error.to_string(),
             })?;
-            about(stream.raw_message_builder()).send().await.map_or_else(
-                |error| match error.kind() {
-                    RawMessageErrorKind::NoMessageFound => Ok(None),
-                    RawMessageErrorKind::JetStream(refused) => Err(AskError::Refused {
-                        what,
-                        code: refused.error_code().0,
-                        text: refused.to_string(),
-                        passing: refused.code() == 503,
-                    }),
-                    RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
-                        Err(AskError::Unsent {
+            about(stream.raw_message_builder())
+                .send()
+                .await
+                .map_or_else(
+                    |error| match error.kind() {
+                        RawMessageErrorKind::NoMessageFound => Ok(None),
+                        RawMessageErrorKind::JetStream(refused) => Err(AskError::Refused {
                             what,
-                            reason: error.to_string(),
-                        })
-                    }
-                },
-                |message| Ok(Some(message)),
-            )
+                            code: refused.error_code().0,
+                            text: refused.to_string(),
+                            passing: refused.code() == 503,
+                        }),
+                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
+                            Err(AskError::Unsent {
+                                what,
+                                reason: error.to_string(),
+                            })
+                        }
+                    },
+                    |message| Ok(Some(message)),
+                )
         };
         match tokio::time::timeout(ASK_LIMIT, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.timed_out(what, mark)),
+            Err(_) => {
+                let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
+                Err(self.timed_out(what, mark, &subject))
+            }
         }
     }
 }
@@ -344,7 +359,12 @@ fn verdict(message: &Message) -> Option<StatusCode> {
 }
 
 fn batch(messages: Vec<Message>, end: &Message) -> Batch {
-    let number = |name| end.headers.as_ref().and_then(|headers| number(headers, name)).unwrap_or(0);
+    let number = |name| {
+        end.headers
+            .as_ref()
+            .and_then(|headers| number(headers, name))
+            .unwrap_or(0)
+    };
     Batch {
         messages,
         pending: number(HeaderName::from_static("Nats-Num-Pending")),

@@ -31,7 +31,11 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn bytes(&self) -> usize {
-        self.subject.len() + self.update.as_ref().map_or(0, |update| update.payload.len())
+        self.subject.len()
+            + self
+                .update
+                .as_ref()
+                .map_or(0, |update| update.payload.len())
     }
 
     pub(super) fn is_state(&self) -> bool {
@@ -79,10 +83,10 @@ pub(super) fn live(
     let address = subjects.parse_live(&message.subject)?;
     let previous = number(headers, NATS_LAST_SEQUENCE);
     let is_marker = is_marker(headers, &message.payload);
-    Ok(update(address, is_marker, message.payload.clone(), seq, stored_at).map(|update| Incoming {
-        previous,
-        ..update
-    }))
+    Ok(
+        update(address, is_marker, message.payload.clone(), seq, stored_at)
+            .map(|update| Incoming { previous, ..update }),
+    )
 }
 
 /// A message of a direct get's answer.
@@ -92,7 +96,14 @@ pub(super) fn direct(subjects: &Subjects, message: async_nats::Message) -> Optio
     let seq = number(headers, NATS_SEQUENCE)?;
     let stored_at = time(headers)?;
     let is_marker = is_marker(headers, &message.payload);
-    Some(stored(subjects, subject, is_marker, message.payload, seq, stored_at))
+    Some(stored(
+        subjects,
+        subject,
+        is_marker,
+        message.payload,
+        seq,
+        stored_at,
+    ))
 }
 
 /// A message as the leader gives it.
@@ -101,7 +112,14 @@ pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored
     let stored_at = WallTime::from_unix_micros(i64::try_from(micros).unwrap_or_default());
     let is_marker = is_marker(&message.headers, &message.payload);
     let subject = message.subject.to_string();
-    stored(subjects, subject, is_marker, message.payload, message.sequence, stored_at)
+    stored(
+        subjects,
+        subject,
+        is_marker,
+        message.payload,
+        message.sequence,
+        stored_at,
+    )
 }
 
 fn stored(
@@ -161,7 +179,11 @@ pub(super) fn number(headers: &HeaderMap, name: async_nats::HeaderName) -> Optio
 mod tests {
     use super::*;
 
-    fn message(subject: &str, headers: &[(&str, &str)], payload: &'static str) -> async_nats::Message {
+    fn message(
+        subject: &str,
+        headers: &[(&str, &str)],
+        payload: &'static str,
+    ) -> async_nats::Message {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, *value);
@@ -211,7 +233,11 @@ mod tests {
     fn a_message_without_the_streams_headers_is_none_of_its() {
         let none = message("live.progress.u.j.state", &[], "{}");
         assert_eq!(live_seq("PROGRESS", &none), None);
-        let other = message("x", &[("Nats-Stream", "OTHER"), ("Nats-Sequence", "1")], "{}");
+        let other = message(
+            "x",
+            &[("Nats-Stream", "OTHER"), ("Nats-Sequence", "1")],
+            "{}",
+        );
         assert_eq!(live_seq("PROGRESS", &other), None);
     }
 

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Republish, RetentionPolicy, StorageType,
+};
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -35,7 +37,9 @@ pub enum StreamError {
         version: String,
     },
     /// It is not there, and the relay is told not to make it.
-    #[error("there is no stream {stream}: create it from deploy/nats/stream.json, or set nats.stream_create = true")]
+    #[error(
+        "there is no stream {stream}: create it from deploy/nats/stream.json, or set nats.stream_create = true"
+    )]
     Missing {
         /// Its name.
         stream: String,
@@ -112,11 +116,19 @@ pub(super) async fn facts(asker: &Asker) -> Result<Facts, AskError> {
 
 /// Whether there is no such stream.
 pub(super) fn is_missing(error: &AskError) -> bool {
-    matches!(error, AskError::Refused { code: NOT_FOUND, .. })
+    matches!(
+        error,
+        AskError::Refused {
+            code: NOT_FOUND,
+            ..
+        }
+    )
 }
 
 async fn info(asker: &Asker) -> Result<Info, AskError> {
-    asker.api_within(INFO_LIMIT, "STREAM.INFO", &json!({})).await
+    asker
+        .api_within(INFO_LIMIT, "STREAM.INFO", &json!({}))
+        .await
 }
 
 /// Finds the stream, or makes it, and holds it against what the relay needs.
@@ -138,9 +150,9 @@ pub(super) async fn fit(
     }
     let info = match info(asker).await {
         Ok(info) => info,
-        Err(error) if is_missing(&error) && settings.create => {
-            create(asker, settings, subjects).await.map_err(unanswered)?
-        }
+        Err(error) if is_missing(&error) && settings.create => create(asker, settings, subjects)
+            .await
+            .map_err(unanswered)?,
         Err(error) if is_missing(&error) => {
             return Err(StreamError::Missing { stream: stream() });
         }
@@ -162,9 +174,13 @@ async fn create(
     settings: &JetStreamSettings,
     subjects: &Subjects,
 ) -> Result<Info, AskError> {
-    let created = asker.api("STREAM.CREATE", &config(settings, subjects)).await;
+    let created = asker
+        .api("STREAM.CREATE", &config(settings, subjects))
+        .await;
     match created {
-        Err(AskError::Refused { code: NAME_IN_USE, .. }) => info(asker).await,
+        Err(AskError::Refused {
+            code: NAME_IN_USE, ..
+        }) => info(asker).await,
         other => {
             if other.is_ok() {
                 tracing::info!(stream = settings.stream, "created the stream");
@@ -223,7 +239,12 @@ fn differences(config: &Config, subjects: &Subjects) -> Vec<Difference> {
     };
     let any_job = subjects.any_job();
     let captures = config.subjects.iter().any(|each| covers(each, &any_job));
-    must(captures, "subjects", format!("{:?}", config.subjects), format!("{:?}", [subjects.all()]));
+    must(
+        captures,
+        "subjects",
+        format!("{:?}", config.subjects),
+        format!("{:?}", [subjects.all()]),
+    );
     let republish = format!("{:?} to {:?}", subjects.all(), subjects.all_live());
     let (republishes, found) = match &config.republish {
         Some(found) => (
@@ -232,7 +253,11 @@ fn differences(config: &Config, subjects: &Subjects) -> Vec<Difference> {
                 "{:?} to {:?}{}",
                 found.source,
                 found.destination,
-                if found.headers_only { " (headers only)" } else { "" }
+                if found.headers_only {
+                    " (headers only)"
+                } else {
+                    ""
+                }
             ),
         ),
         None => (false, "unset".to_owned()),
@@ -246,7 +271,12 @@ fn differences(config: &Config, subjects: &Subjects) -> Vec<Difference> {
         must(found, setting, found.to_string(), true.to_string());
     }
     let keeps = config.retention == RetentionPolicy::Limits;
-    must(keeps, "retention", format!("{:?}", config.retention).to_lowercase(), "limits".to_owned());
+    must(
+        keeps,
+        "retention",
+        format!("{:?}", config.retention).to_lowercase(),
+        "limits".to_owned(),
+    );
     differences
 }
 
@@ -328,6 +358,9 @@ mod tests {
             }
         });
         assert_eq!(all.len(), 6, "{all:?}");
-        assert!(all[1].contains("\"progress.>\" to \"progress2.>\" (headers only)"), "{all:?}");
+        assert!(
+            all[1].contains("\"progress.>\" to \"progress2.>\" (headers only)"),
+            "{all:?}"
+        );
     }
 }

@@ -137,11 +137,12 @@ impl Reader<'_> {
 
     fn join(&mut self, after: Duration) {
         let (link, refusals) = (self.link.clone(), self.refusals);
+        let subject = self.shared.subjects.all_live();
         let joined = async move {
             tokio::time::sleep(after).await;
             link.barrier().await?;
             tokio::time::sleep(SETTLE).await;
-            match link.refusal_since(refusals) {
+            match link.refusal_since(refusals, &subject) {
                 Some(refusal) => Err(JoinError::Refused(refusal)),
                 None => Ok(()),
             }
@@ -153,7 +154,11 @@ impl Reader<'_> {
         let Err(error) = joined else {
             self.phase = Phase::Live;
             self.away = None;
-            tracing::info!(epoch = self.shared.settings.epoch, from_seq = self.seq, "reading from NATS");
+            tracing::info!(
+                epoch = self.shared.settings.epoch,
+                from_seq = self.seq,
+                "reading from NATS"
+            );
             self.intake.live(self.shared.settings.epoch, self.seq);
             return;
         };
@@ -199,7 +204,10 @@ impl Reader<'_> {
             previous: None,
             stored_at: self.clock.wall(),
         });
-        let id = message.headers.as_ref().and_then(|headers| headers.get_last(RELAY_ID));
+        let id = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get_last(RELAY_ID));
         let echo = id.and_then(|id| self.shared.echoes.lock().remove(id.as_str()));
         if let Some(echo) = echo {
             // Whoever published may have stopped waiting.

@@ -46,7 +46,9 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
             let mut last = 0;
             for job in 0_u32.. {
                 for n in 0..UPDATES {
-                    last = worker.publish(&format!("progress.u.j{node}-{job}.state"), &n.to_string()).await;
+                    last = worker
+                        .publish(&format!("progress.u.j{node}-{job}.state"), &n.to_string())
+                        .await;
                 }
                 if enough.load(Ordering::Relaxed) {
                     break;
@@ -73,7 +75,11 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
     let total = work.join_all().await.into_iter().max().unwrap();
     for mode in &modes {
         let what = "all updates";
-        mode.heard.until(what, |heard| heard.updates().last().is_some_and(|last| last.seq == total)).await;
+        mode.heard
+            .until(what, |heard| {
+                heard.updates().last().is_some_and(|last| last.seq == total)
+            })
+            .await;
     }
     let mut all: HashMap<JobId, Vec<u64>> = HashMap::new();
     for update in modes[0].heard.updates() {
@@ -82,7 +88,11 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
     for (mode, job, high, loaded) in &joins {
         let mut numbers: Vec<u64> = loaded.iter().map(|update| update.seq).collect();
         let covered = numbers.last().copied().unwrap_or(0).max(*high);
-        let later = mode.heard.updates().into_iter().filter(|update| &update.job == job && update.seq > covered);
+        let later = mode
+            .heard
+            .updates()
+            .into_iter()
+            .filter(|update| &update.job == job && update.seq > covered);
         numbers.extend(later.map(|update| update.seq));
         assert_eq!(&numbers, &all[job], "joined {job} having seen {high}");
     }
@@ -104,7 +114,9 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
         for n in 0..20 {
             last = worker.publish("progress.u.j.state", &n.to_string()).await;
         }
-        worker.publish(&format!("progress.u.new{round}.state"), "{}").await;
+        worker
+            .publish(&format!("progress.u.new{round}.state"), "{}")
+            .await;
         let asked: Vec<_> = (0..12)
             .map(|_| mode.store.load_job(name("j"), last))
             .chain([mode.store.load_job(name(&format!("new{round}")), last + 1)])
@@ -121,7 +133,10 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
         for history in loaded {
             assert_eq!(history.last().map(|update| update.seq), Some(last));
             // Sixty-four are kept; none of them is left out.
-            assert_eq!(history.len(), usize::try_from(1 + 20 * (round + 1)).unwrap());
+            assert_eq!(
+                history.len(),
+                usize::try_from(1 + 20 * (round + 1)).unwrap()
+            );
         }
     }
 }
@@ -140,7 +155,9 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
     // Refused until there is a new leader; workers try again with the same id.
     let stored = wait::until_some(SOON, "a new leader", async || {
         let headers = crate::support::headers(&[("Nats-Msg-Id", "j-2")]);
-        let sent = worker.jetstream.publish_with_headers("progress.u.j.state", headers, "2".into());
+        let sent = worker
+            .jetstream
+            .publish_with_headers("progress.u.j.state", headers, "2".into());
         let acknowledged = tokio::time::timeout(Duration::from_millis(500), sent.await.ok()?).await;
         acknowledged.ok()?.ok().map(|ack| ack.sequence)
     })
@@ -150,7 +167,10 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
     // The node whose server was killed has gone to another one.
     for mode in &modes {
         mode.heard
-            .until("the update after", |heard| heard.lives().last().is_some_and(|live| live.1 >= 2) || heard.updates().iter().any(|update| update.seq == 2))
+            .until("the update after", |heard| {
+                heard.lives().last().is_some_and(|live| live.1 >= 2)
+                    || heard.updates().iter().any(|update| update.seq == 2)
+            })
             .await;
         assert_eq!(mode.store.load_job(name("j"), 2).await.unwrap().len(), 2);
         assert!(mode.heard.lives().iter().all(|live| live.0 == epoch));
@@ -158,7 +178,9 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
 }
 
 async fn leader(cluster: &NatsCluster) -> usize {
-    wait::until_some(SOON, "the stream's leader", async || cluster.leader_of("PROGRESS").await)
-        .await
-        .unwrap()
+    wait::until_some(SOON, "the stream's leader", async || {
+        cluster.leader_of("PROGRESS").await
+    })
+    .await
+    .unwrap()
 }

@@ -10,7 +10,10 @@ async fn a_relay_starts_before_nats_and_reads_when_it_comes() {
     let mut server = NatsServer::absent(&Options::jetstream()).unwrap();
     let mode = Mode::at(&server.url());
     mode.heard.lost_with("cannot be reached").await;
-    let away = mode.store.publish(outgoing("u", "j", What::State, "{}")).await;
+    let away = mode
+        .store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await;
     assert!(matches!(away, Err(StoreError::Unreachable(_))), "{away:?}");
     assert!(mode.heard.lives().is_empty());
     server.restart().await.unwrap();
@@ -38,7 +41,10 @@ async fn a_server_that_is_killed_is_lost_and_the_same_epoch_goes_on() {
     assert_eq!(mode.store.load_job(name("j"), 1).await.unwrap().len(), 1);
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "2").await;
-    assert_eq!(chain(&mode.heard.updates_until(2).await), [(1, Some(0)), (2, Some(1))]);
+    assert_eq!(
+        chain(&mode.heard.updates_until(2).await),
+        [(1, Some(0)), (2, Some(1))]
+    );
 }
 
 #[tokio::test]
@@ -59,7 +65,10 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
     door.open();
     assert_eq!(mode.heard.live(2).await, (epoch, 3));
     worker.publish("progress.u.j.state", "4").await;
-    assert_eq!(chain(&mode.heard.updates_until(2).await), [(1, Some(0)), (4, Some(3))]);
+    assert_eq!(
+        chain(&mode.heard.updates_until(2).await),
+        [(1, Some(0)), (4, Some(3))]
+    );
 }
 
 #[tokio::test]
@@ -72,7 +81,14 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
         worker.publish("progress.u.j.state", "{}").await;
     }
     mode.heard.updates_until(5).await;
-    let config = worker.jetstream.get_stream("PROGRESS").await.unwrap().cached_info().config.clone();
+    let config = worker
+        .jetstream
+        .get_stream("PROGRESS")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
     worker.jetstream.create_stream(config).await.unwrap();
     // The number that goes backwards is seen at once, before the next check.
@@ -81,8 +97,17 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
     assert_ne!(again, epoch);
     assert_eq!(from_seq, 1);
     worker.publish("progress.u.j.state", "{}").await;
-    mode.heard.until("the new stream's second", |heard| heard.updates().len() >= 6).await;
-    let after: Vec<Said> = mode.heard.said().into_iter().skip_while(|said| !matches!(said, Said::Live(e, _) if *e == again)).collect();
+    mode.heard
+        .until("the new stream's second", |heard| {
+            heard.updates().len() >= 6
+        })
+        .await;
+    let after: Vec<Said> = mode
+        .heard
+        .said()
+        .into_iter()
+        .skip_while(|said| !matches!(said, Said::Live(e, _) if *e == again))
+        .collect();
     let numbers: Vec<u64> = after
         .iter()
         .filter_map(|said| match said {
@@ -91,7 +116,12 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
         })
         .collect();
     assert_eq!(numbers, [2]);
-    let old = mode.heard.updates().iter().filter(|update| update.seq > 2).count();
+    let old = mode
+        .heard
+        .updates()
+        .iter()
+        .filter(|update| update.seq > 2)
+        .count();
     assert_eq!(old, 3);
 }
 
@@ -101,7 +131,14 @@ async fn a_stream_made_anew_while_nobody_publishes_is_seen_by_the_check() {
     let mode = Mode::at(&server.url());
     let (epoch, _) = mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
-    let config = worker.jetstream.get_stream("PROGRESS").await.unwrap().cached_info().config.clone();
+    let config = worker
+        .jetstream
+        .get_stream("PROGRESS")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
     worker.jetstream.create_stream(config).await.unwrap();
     let (again, from_seq) = mode.heard.live(2).await;
@@ -120,7 +157,14 @@ async fn a_stream_made_anew_while_the_relay_is_away_is_a_new_epoch_and_nothing_o
     mode.heard.updates_until(1).await;
     door.shut();
     mode.heard.lost_with("NATS").await;
-    let config = worker.jetstream.get_stream("PROGRESS").await.unwrap().cached_info().config.clone();
+    let config = worker
+        .jetstream
+        .get_stream("PROGRESS")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
     worker.jetstream.create_stream(config).await.unwrap();
     worker.publish("progress.u.k.state", "1").await;
@@ -151,7 +195,14 @@ async fn a_message_that_is_stored_and_never_republished_is_fetched() {
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     // A leader that ends between storing and republishing does this; here the republishing is off.
-    let config = worker.jetstream.get_stream("PROGRESS").await.unwrap().cached_info().config.clone();
+    let config = worker
+        .jetstream
+        .get_stream("PROGRESS")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     let silent = async_nats::jetstream::stream::Config {
         republish: None,
         ..config.clone()
@@ -176,14 +227,25 @@ async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
     let mode = Mode::at(&server.url());
     let (epoch, _) = mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
-    let config = worker.jetstream.get_stream("PROGRESS").await.unwrap().cached_info().config.clone();
+    let config = worker
+        .jetstream
+        .get_stream("PROGRESS")
+        .await
+        .unwrap()
+        .cached_info()
+        .config
+        .clone();
     let silent = async_nats::jetstream::stream::Config {
         republish: None,
         ..config.clone()
     };
     worker.jetstream.update_stream(silent).await.unwrap();
     for n in 0..400 {
-        worker.client.publish(format!("progress.u.j{n}.state"), "{}".into()).await.unwrap();
+        worker
+            .client
+            .publish(format!("progress.u.j{n}.state"), "{}".into())
+            .await
+            .unwrap();
     }
     worker.publish("progress.u.j.state", "{}").await;
     worker.jetstream.update_stream(config).await.unwrap();
@@ -194,9 +256,14 @@ async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
 #[tokio::test]
 async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, kept) = (directory.path().join("store"), directory.path().join("kept"));
+    let (store, kept) = (
+        directory.path().join("store"),
+        directory.path().join("kept"),
+    );
     let own_store = format!("jetstream {{ store_dir: {store:?} }}");
-    let mut server = NatsServer::start(Options::core().config(&own_store)).await.unwrap();
+    let mut server = NatsServer::start(Options::core().config(&own_store))
+        .await
+        .unwrap();
     let mode = Mode::at(&server.url());
     let (epoch, _) = mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
@@ -207,7 +274,9 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     mode.heard.live(2).await;
     let worker = Worker::at(&server.url()).await;
     for _ in 0..3 {
-        worker.publish("progress.u.j.state", "lost in the power cut").await;
+        worker
+            .publish("progress.u.j.state", "lost in the power cut")
+            .await;
     }
     mode.heard.updates_until(4).await;
     server.kill();

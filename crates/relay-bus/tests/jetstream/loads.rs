@@ -25,7 +25,9 @@ fn held(owner: Option<&str>, job: &str, seq: u64) -> Held {
 async fn a_jobs_history_is_whole_and_in_order() {
     let (_server, mode, worker) = server().await;
     for n in 1..=10 {
-        worker.publish("progress.u.j.state", &format!("{{\"n\":{n}}}")).await;
+        worker
+            .publish("progress.u.j.state", &format!("{{\"n\":{n}}}"))
+            .await;
         worker.publish("progress.u.other.state", "{}").await;
         if n % 5 == 0 {
             worker.publish("progress.u.j.clip", "{}").await;
@@ -57,8 +59,21 @@ async fn a_job_that_was_never_published_is_nothing_and_not_an_error() {
     assert!(mode.store.load_job(name("j"), 0).await.unwrap().is_empty());
     worker.publish("progress.u.other.state", "{}").await;
     assert!(mode.store.load_job(name("j"), 1).await.unwrap().is_empty());
-    assert!(mode.store.load_last_states(None, 0, 10).await.unwrap().len() == 1);
-    assert!(mode.store.load_last_states(Some(name("nobody")), 1, 10).await.unwrap().is_empty());
+    assert!(
+        mode.store
+            .load_last_states(None, 0, 10)
+            .await
+            .unwrap()
+            .len()
+            == 1
+    );
+    assert!(
+        mode.store
+            .load_last_states(Some(name("nobody")), 1, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -68,19 +83,27 @@ async fn an_ending_stands_alone_in_a_jobs_history() {
     worker.publish("progress.u.j.clip", "{}").await;
     worker.publish("progress.u.j.state", "{}").await;
     let ending = [("Nats-Rollup", "sub"), ("Nats-TTL", "24h")];
-    worker.publish_with("progress.u.j.state", &ending, r#"{"status":"completed"}"#).await;
+    worker
+        .publish_with("progress.u.j.state", &ending, r#"{"status":"completed"}"#)
+        .await;
     let loaded = mode.store.load_job(name("j"), 4).await.unwrap();
     assert_eq!(chain(&loaded), [(2, Some(0)), (4, Some(0))]);
     // What is told live is what the chain was before: nothing of this subject is left.
     let live = mode.heard.updates_until(4).await;
-    assert!(matches!(live[3].previous, Some(0 | 3)), "{:?}", live[3].previous);
+    assert!(
+        matches!(live[3].previous, Some(0 | 3)),
+        "{:?}",
+        live[3].previous
+    );
 }
 
 #[tokio::test]
 async fn a_job_with_many_milestone_names_is_read_by_its_owner() {
     let (_server, mode, worker) = server().await;
     for n in 0..40 {
-        worker.publish(&format!("progress.u.j.frame{n}"), "{}").await;
+        worker
+            .publish(&format!("progress.u.j.frame{n}"), "{}")
+            .await;
     }
     worker.publish("progress.u.j.state", "{}").await;
     worker.publish("progress.v.j.state", "{}").await;
@@ -92,15 +115,27 @@ async fn a_job_with_many_milestone_names_is_read_by_its_owner() {
 async fn more_subjects_than_a_server_answers_for_are_loaded_all_the_same() {
     let (_server, mode, worker) = server().await;
     for n in 0..1_100 {
-        worker.client.publish(format!("progress.u.j.frame{n}"), "{}".into()).await.unwrap();
-        worker.client.publish(format!("progress.u.job{n}.state"), "{}".into()).await.unwrap();
+        worker
+            .client
+            .publish(format!("progress.u.j.frame{n}"), "{}".into())
+            .await
+            .unwrap();
+        worker
+            .client
+            .publish(format!("progress.u.job{n}.state"), "{}".into())
+            .await
+            .unwrap();
     }
     let last = worker.publish("progress.u.j.state", "{}").await;
     assert_eq!(last, 2_201);
     let loaded = mode.store.load_job(name("j"), last).await.unwrap();
     assert_eq!(loaded.len(), 1_101);
     assert_eq!(loaded[1_100].what, What::State);
-    let states = mode.store.load_last_states(Some(name("u")), last, 2_000).await.unwrap();
+    let states = mode
+        .store
+        .load_last_states(Some(name("u")), last, 2_000)
+        .await
+        .unwrap();
     assert_eq!(states.len(), 1_101);
     assert!(states.is_sorted_by_key(|state| state.seq));
     let recent = mode.store.load_last_states(None, last, 3).await.unwrap();
@@ -108,7 +143,9 @@ async fn more_subjects_than_a_server_answers_for_are_loaded_all_the_same() {
     assert_eq!(recent, [2_198, 2_200, 2_201]);
     // The question about `j` alone has too many subjects, and so has any with it.
     let jobs = (0..400).map(|n| held(None, &format!("job{n}"), 2 * n + 2));
-    let jobs = jobs.chain([held(None, "j", 2_199), held(Some("u"), "job7", 1)]).collect();
+    let jobs = jobs
+        .chain([held(None, "j", 2_199), held(Some("u"), "job7", 1)])
+        .collect();
     let mut changed = mode.store.changed(jobs).await.unwrap();
     changed.sort();
     assert_eq!(changed, [name("j"), name("job7")]);
@@ -129,7 +166,13 @@ async fn changed_names_the_jobs_the_stream_knows_more_of() {
     ];
     let changed = mode.store.changed(jobs).await.unwrap();
     assert_eq!(changed, [name("b"), name("a")]);
-    assert!(mode.store.changed(vec![held(None, "unknown", 0)]).await.unwrap().is_empty());
+    assert!(
+        mode.store
+            .changed(vec![held(None, "unknown", 0)])
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert!(mode.store.changed(Vec::new()).await.unwrap().is_empty());
 }
 
@@ -141,10 +184,23 @@ async fn last_states_are_of_the_owner_asked_for_and_without_the_gone() {
     worker.publish("progress.u.a.state", "3").await;
     worker.publish("progress.u.c.state", "4").await;
     worker.publish("progress.u.c.clip", "5").await;
-    worker.publish_with("progress.u.a.state", &[("Nats-Marker-Reason", "MaxAge")], "").await;
+    worker
+        .publish_with(
+            "progress.u.a.state",
+            &[("Nats-Marker-Reason", "MaxAge")],
+            "",
+        )
+        .await;
     let all = mode.store.load_last_states(None, 6, 10).await.unwrap();
-    assert_eq!(all.iter().map(|state| state.seq).collect::<Vec<_>>(), [2, 4]);
-    let of_u = mode.store.load_last_states(Some(name("u")), 6, 10).await.unwrap();
+    assert_eq!(
+        all.iter().map(|state| state.seq).collect::<Vec<_>>(),
+        [2, 4]
+    );
+    let of_u = mode
+        .store
+        .load_last_states(Some(name("u")), 6, 10)
+        .await
+        .unwrap();
     assert_eq!(of_u.iter().map(|state| state.seq).collect::<Vec<_>>(), [4]);
 }
 
@@ -152,7 +208,13 @@ async fn last_states_are_of_the_owner_asked_for_and_without_the_gone() {
 async fn a_stored_status_line_is_not_taken_for_the_end_of_an_answer() {
     let (server, mode, worker) = server().await;
     worker.publish("progress.u.j.state", "1").await;
-    raw_publish(&server, "progress.u.j.state", "NATS/1.0 204 EOB\r\nX: y\r\n\r\n", "2").await;
+    raw_publish(
+        &server,
+        "progress.u.j.state",
+        "NATS/1.0 204 EOB\r\nX: y\r\n\r\n",
+        "2",
+    )
+    .await;
     worker.publish("progress.u.j.state", "3").await;
     let loaded = mode.store.load_job(name("j"), 3).await.unwrap();
     let bodies: Vec<_> = loaded.iter().map(|update| update.payload.clone()).collect();
@@ -185,8 +247,15 @@ async fn an_answer_that_cannot_be_fresh_is_not_given() {
     let (_server, mode, worker) = server().await;
     worker.publish("progress.u.j.state", "{}").await;
     // Nobody has message 1000; the leader's word is as good as it gets.
-    assert_eq!(mode.store.load_job(name("j"), 1_000).await.unwrap().len(), 1);
-    let stale = mode.store.load_last_states(None, 1_000, 10).await.unwrap_err();
+    assert_eq!(
+        mode.store.load_job(name("j"), 1_000).await.unwrap().len(),
+        1
+    );
+    let stale = mode
+        .store
+        .load_last_states(None, 1_000, 10)
+        .await
+        .unwrap_err();
     assert!(matches!(stale, StoreError::Unreachable(_)), "{stale}");
     let reason = "no replica of the stream has caught up with message 1000";
     assert!(stale.to_string().ends_with(reason), "{stale}");

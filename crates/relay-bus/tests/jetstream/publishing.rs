@@ -14,7 +14,13 @@ async fn what_is_published_is_numbered_stored_and_comes_by() {
     let mode = Mode::at(&server.url());
     mode.heard.live(1).await;
     let milestone = outgoing("u", "j", What::Milestone(name("clip")), "m");
-    assert_eq!(mode.store.publish(outgoing("u", "j", What::State, "s")).await.unwrap(), 1);
+    assert_eq!(
+        mode.store
+            .publish(outgoing("u", "j", What::State, "s"))
+            .await
+            .unwrap(),
+        1
+    );
     assert_eq!(mode.store.publish(milestone).await.unwrap(), 2);
     let updates = mode.heard.updates_until(2).await;
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(0))]);
@@ -66,7 +72,10 @@ async fn an_ending_is_kept_alone_and_for_its_time() {
         &connection(&server.url()),
     );
     mode.heard.live(1).await;
-    mode.store.publish(outgoing("u", "j", What::State, "1")).await.unwrap();
+    mode.store
+        .publish(outgoing("u", "j", What::State, "1"))
+        .await
+        .unwrap();
     let ending = Outgoing {
         terminal: true,
         ..outgoing("u", "j", What::State, "2")
@@ -82,12 +91,29 @@ async fn an_ending_is_kept_alone_and_for_its_time() {
 
 #[tokio::test]
 async fn a_refusal_is_told_as_one() {
-    let server = NatsServer::start(Options::jetstream().config("max_payload: 4096")).await.unwrap();
+    let server = NatsServer::start(Options::jetstream().config("max_payload: 4096"))
+        .await
+        .unwrap();
     let mode = Mode::at(&server.url());
     mode.heard.live(1).await;
     let large = "x".repeat(5_000);
-    let refused = mode.store.publish(outgoing("u", "j", What::State, &large)).await;
-    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    let refused = mode
+        .store
+        .publish(outgoing("u", "j", What::State, &large))
+        .await;
+    assert!(
+        matches!(refused, Err(StoreError::Refused(_))),
+        "{refused:?}"
+    );
+    let injected = Outgoing {
+        message_id: Some("x\r\nNats-Rollup: all".into()),
+        ..outgoing("u", "j", What::State, "{}")
+    };
+    let injected = mode.store.publish(injected).await;
+    assert!(
+        matches!(injected, Err(StoreError::Refused(_))),
+        "{injected:?}"
+    );
     let gone = mode.store.publish(outgoing("u", "j", What::Gone, "")).await;
     assert!(matches!(gone, Err(StoreError::Refused(_))), "{gone:?}");
 }

@@ -14,20 +14,36 @@ async fn live_updates_carry_the_streams_numbers_and_the_one_before_on_their_subj
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u1.j1.state", r#"{"n":1}"#).await;
     worker.publish("progress.u2.j2.state", r#"{"n":2}"#).await;
-    worker.publish("progress.u1.j1.clip_completed", r#"{"n":3}"#).await;
+    worker
+        .publish("progress.u1.j1.clip_completed", r#"{"n":3}"#)
+        .await;
     worker.publish("progress.u1.j1.state", r#"{"n":4}"#).await;
     // Without an acknowledgement, as a simple worker does it.
-    worker.client.publish("progress.u1.j1.state", r#"{"n":5}"#.into()).await.unwrap();
+    worker
+        .client
+        .publish("progress.u1.j1.state", r#"{"n":5}"#.into())
+        .await
+        .unwrap();
     let updates = mode.heard.updates_until(5).await;
     assert_eq!(
         chain(&updates),
-        [(1, Some(0)), (2, Some(0)), (3, Some(0)), (4, Some(1)), (5, Some(4))]
+        [
+            (1, Some(0)),
+            (2, Some(0)),
+            (3, Some(0)),
+            (4, Some(1)),
+            (5, Some(4))
+        ]
     );
     assert_eq!(updates[1].owner, name("u2"));
     assert_eq!(updates[1].job, name("j2"));
     assert_eq!(updates[2].what, What::Milestone(name("clip_completed")));
     assert_eq!(updates[3].payload, r#"{"n":4}"#);
-    assert!(updates.windows(2).all(|pair| pair[0].stored_at <= pair[1].stored_at));
+    assert!(
+        updates
+            .windows(2)
+            .all(|pair| pair[0].stored_at <= pair[1].stored_at)
+    );
 }
 
 #[tokio::test]
@@ -68,9 +84,16 @@ async fn everything_above_from_seq_comes_by_while_a_worker_never_stops() {
     for mode in &modes {
         let (_, from_seq) = mode.heard.live(1).await;
         mode.heard
-            .until("the last", |heard| heard.updates().last().is_some_and(|last| last.seq == 3_000))
+            .until("the last", |heard| {
+                heard.updates().last().is_some_and(|last| last.seq == 3_000)
+            })
             .await;
-        let numbers: Vec<u64> = mode.heard.updates().iter().map(|update| update.seq).collect();
+        let numbers: Vec<u64> = mode
+            .heard
+            .updates()
+            .iter()
+            .map(|update| update.seq)
+            .collect();
         let first = numbers[0];
         assert!(first <= from_seq + 1, "{first} after {from_seq}");
         assert!(numbers.iter().copied().eq(first..=3_000));
@@ -92,8 +115,12 @@ async fn forged_headers_are_ignored() {
         ("Nats-Num-Pending", "7"),
         ("Nats-UpTo-Sequence", "99999"),
     ];
-    worker.publish_with("progress.u.j.state", &forged, "{}").await;
-    worker.publish_with("progress.u.j.state", &forged, "{}").await;
+    worker
+        .publish_with("progress.u.j.state", &forged, "{}")
+        .await;
+    worker
+        .publish_with("progress.u.j.state", &forged, "{}")
+        .await;
     let updates = mode.heard.updates_until(2).await;
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1))]);
     assert_eq!(updates[0].owner, name("u"));
@@ -109,13 +136,22 @@ async fn what_does_not_come_from_the_stream_is_dropped() {
     let mode = Mode::at(&server.url());
     mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
-    worker.client.publish("live.progress.u.j.state", "{}".into()).await.unwrap();
-    worker.publish("progress.u.too.many.tokens.state", "{}").await;
+    worker
+        .client
+        .publish("live.progress.u.j.state", "{}".into())
+        .await
+        .unwrap();
+    worker
+        .publish("progress.u.too.many.tokens.state", "{}")
+        .await;
     worker.publish("progress.u.bad!name.state", "{}").await;
     worker.publish("progress.u.j.state", "{}").await;
     let updates = mode.heard.updates_until(1).await;
     assert_eq!(chain(&updates), [(3, Some(0))]);
-    assert_eq!(mode.heard.drops(), ["not_from_stream", "bad_subject", "bad_subject"]);
+    assert_eq!(
+        mode.heard.drops(),
+        ["not_from_stream", "bad_subject", "bad_subject"]
+    );
 }
 
 #[tokio::test]
@@ -141,15 +177,49 @@ async fn an_ending_that_expires_is_gone_and_nothing_comes_back() {
     worker.jetstream.create_stream(stream).await.unwrap();
     let mode = Mode::at(&server.url());
     mode.heard.live(1).await;
-    worker.publish("progress.u.j.state", r#"{"status":"running"}"#).await;
+    worker
+        .publish("progress.u.j.state", r#"{"status":"running"}"#)
+        .await;
     let ending = [("Nats-Rollup", "sub"), ("Nats-TTL", "1s")];
-    worker.publish_with("progress.u.j.state", &ending, r#"{"status":"completed"}"#).await;
-    worker.publish_with("progress.u.j.clip", &[("Nats-TTL", "1s")], "{}").await;
+    worker
+        .publish_with("progress.u.j.state", &ending, r#"{"status":"completed"}"#)
+        .await;
+    worker
+        .publish_with("progress.u.j.clip", &[("Nats-TTL", "1s")], "{}")
+        .await;
     let updates = mode.heard.updates_until(4).await;
     let gone = updates.last().unwrap();
     assert_eq!((&gone.what, gone.job.as_str()), (&What::Gone, "j"));
     // The milestone's marker is not the job's end.
     assert_eq!(updates.len(), 4);
     let loaded = mode.store.load_job(name("j"), gone.seq).await.unwrap();
-    assert!(loaded.iter().all(|update| update.what != What::State), "{loaded:?}");
+    assert!(
+        loaded.iter().all(|update| update.what != What::State),
+        "{loaded:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_number_that_comes_twice_is_checked_and_reading_goes_on() {
+    let server = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mode = Mode::at(&server.url());
+    mode.heard.live(1).await;
+    let worker = Worker::at(&server.url()).await;
+    worker.publish("progress.u.j.state", "1").await;
+    worker.publish("progress.u.j.state", "2").await;
+    // As a new leader may, when the old one was quicker to republish than to say so.
+    let again = crate::support::headers(&[
+        ("Nats-Stream", "PROGRESS"),
+        ("Nats-Sequence", "2"),
+        ("Nats-Last-Sequence", "1"),
+        ("Nats-Time-Stamp", "2026-11-21T10:00:00Z"),
+    ]);
+    let live = "live.progress.u.j.state";
+    let sent = worker.client.publish_with_headers(live, again, "2".into());
+    sent.await.unwrap();
+    worker.publish("progress.u.j.state", "3").await;
+    let updates = mode.heard.updates_until(4).await;
+    let expected = [(1, Some(0)), (2, Some(1)), (2, Some(1)), (3, Some(2))];
+    assert_eq!(chain(&updates), expected);
+    assert_eq!(mode.heard.lives().len(), 1);
 }

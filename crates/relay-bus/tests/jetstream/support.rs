@@ -97,17 +97,22 @@ impl Recorder {
 
     /// Waits until it went live `times` times, and gives the last.
     pub(crate) async fn live(&self, times: usize) -> (u64, u64) {
-        self.until("going live", |said| said.lives().len() >= times).await;
+        self.until("going live", |said| said.lives().len() >= times)
+            .await;
         self.lives()[times - 1]
     }
 
     pub(crate) async fn updates_until(&self, count: usize) -> Vec<Incoming> {
-        self.until("updates", |said| said.updates().len() >= count).await;
+        self.until("updates", |said| said.updates().len() >= count)
+            .await;
         self.updates()
     }
 
     pub(crate) async fn lost_with(&self, part: &str) {
-        self.until(part, |said| said.losses().iter().any(|reason| reason.contains(part))).await;
+        self.until(part, |said| {
+            said.losses().iter().any(|reason| reason.contains(part))
+        })
+        .await;
     }
 }
 
@@ -217,5 +222,8 @@ impl Worker {
 
 /// Number and the number before it, of each.
 pub(crate) fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
-    updates.iter().map(|update| (update.seq, update.previous)).collect()
+    updates
+        .iter()
+        .map(|update| (update.seq, update.previous))
+        .collect()
 }

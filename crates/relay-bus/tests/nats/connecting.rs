@@ -15,8 +15,14 @@ const NKEY_SEED: &str = "SUAKOIETKDYRBT7IKNMO7LL3DHSXSY4NHNJO4UUZYWGBYUFWKV6MHTF
 const NKEY_PUBLIC: &str = "UDJRRBJUJKUIEACODBHPD7CBZYDTZGCQKYTL63GP4PMKRV2IXG6KPR46";
 
 /// With these settings publishing works; with `wrong` ones it is told why not.
-async fn check(config: &str, right: impl Fn(&mut ConnectionSettings), wrong: impl Fn(&mut ConnectionSettings)) {
-    let server = NatsServer::start(Options::core().config(config)).await.unwrap();
+async fn check(
+    config: &str,
+    right: impl Fn(&mut ConnectionSettings),
+    wrong: impl Fn(&mut ConnectionSettings),
+) {
+    let server = NatsServer::start(Options::core().config(config))
+        .await
+        .unwrap();
     let with = |change: &dyn Fn(&mut ConnectionSettings)| {
         let mut settings = connection(&server.url());
         change(&mut settings);
@@ -25,8 +31,14 @@ async fn check(config: &str, right: impl Fn(&mut ConnectionSettings), wrong: imp
     let refused = with(&wrong);
     let core = with(&right);
     core.heard.live(1).await;
-    core.store.publish(outgoing("u", "j", What::State, "{}")).await.unwrap();
-    refused.heard.lost_with("check the user, password, token, nkey or credentials").await;
+    core.store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await
+        .unwrap();
+    refused
+        .heard
+        .lost_with("check the user, password, token, nkey or credentials")
+        .await;
     assert!(refused.heard.lives().is_empty());
 }
 
@@ -102,14 +114,28 @@ impl Certificates {
                 .current_dir(directory.path())
                 .output()
                 .unwrap();
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            assert!(
+                done.status.success(),
+                "{}",
+                String::from_utf8_lossy(&done.stderr)
+            );
         };
-        std::fs::write(directory.path().join("san"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n").unwrap();
+        std::fs::write(
+            directory.path().join("san"),
+            "subjectAltName=IP:127.0.0.1,DNS:localhost\n",
+        )
+        .unwrap();
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test-authority"));
+        openssl(&format!(
+            "req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test-authority"
+        ));
         for who in ["server", "client"] {
-            openssl(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"));
-            openssl(&format!("x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile san"));
+            openssl(&format!(
+                "req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"
+            ));
+            openssl(&format!(
+                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile san"
+            ));
         }
         Self { directory }
     }
@@ -132,7 +158,9 @@ impl Certificates {
 #[tokio::test]
 async fn with_tls_on_both_sides() {
     let certificates = Certificates::make();
-    let server = NatsServer::start(Options::core().config(&certificates.config())).await.unwrap();
+    let server = NatsServer::start(Options::core().config(&certificates.config()))
+        .await
+        .unwrap();
     let unknown = Core::start(&ConnectionSettings {
         tls_required: true,
         ..connection(&server.url())
@@ -146,7 +174,10 @@ async fn with_tls_on_both_sides() {
         ..ConnectionSettings::default()
     });
     core.heard.live(1).await;
-    core.store.publish(outgoing("u", "j", What::State, "{}")).await.unwrap();
+    core.store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await
+        .unwrap();
     // An authority the system does not know is not believed.
     unknown.heard.lost_with("cannot be reached").await;
     assert!(unknown.heard.lives().is_empty());

@@ -49,12 +49,25 @@ async fn updates_are_numbered_as_they_are_read() {
     let core = Core::at(&server.url());
     assert_eq!(core.heard.live(1).await, (77, 0));
     let worker = Worker::at(&server.url()).await.client;
-    worker.publish("progress.u.j.state", "1".into()).await.unwrap();
-    worker.publish("progress.u.j.not a name", "2".into()).await.unwrap_err();
+    worker
+        .publish("progress.u.j.state", "1".into())
+        .await
+        .unwrap();
+    worker
+        .publish("progress.u.j.not a name", "2".into())
+        .await
+        .unwrap_err();
     worker.publish("progress.u.j", "2".into()).await.unwrap();
     // Headers of a worker that would rather have JetStream mean nothing here.
-    let forged = headers(&[("Nats-Sequence", "99"), ("Nats-Rollup", "sub"), ("Nats-TTL", "1s")]);
-    worker.publish_with_headers("progress.u.j.clip", forged, "3".into()).await.unwrap();
+    let forged = headers(&[
+        ("Nats-Sequence", "99"),
+        ("Nats-Rollup", "sub"),
+        ("Nats-TTL", "1s"),
+    ]);
+    worker
+        .publish_with_headers("progress.u.j.clip", forged, "3".into())
+        .await
+        .unwrap();
     let updates = core.heard.updates_until(2).await;
     assert_eq!(chain(&updates), [(1, None), (2, None)]);
     assert_eq!(updates[1].what, What::Milestone(name("clip")));
@@ -68,9 +81,15 @@ async fn publishing_answers_with_the_number_the_message_got_when_it_came_back() 
     let core = Core::at(&server.url());
     core.heard.live(1).await;
     let worker = Worker::at(&server.url()).await.client;
-    worker.publish("progress.v.k.state", "1".into()).await.unwrap();
+    worker
+        .publish("progress.v.k.state", "1".into())
+        .await
+        .unwrap();
     core.heard.updates_until(1).await;
-    let many = (0..50).map(|n| core.store.publish(outgoing("u", &format!("j{n}"), What::State, "{}")));
+    let many = (0..50).map(|n| {
+        core.store
+            .publish(outgoing("u", &format!("j{n}"), What::State, "{}"))
+    });
     let numbers = futures_util::future::try_join_all(many).await.unwrap();
     let updates = core.heard.updates();
     for (n, number) in numbers.iter().enumerate() {
@@ -86,9 +105,18 @@ async fn there_is_nothing_to_load() {
     let server = NatsServer::start(Options::core()).await.unwrap();
     let core = Core::at(&server.url());
     core.heard.live(1).await;
-    core.store.publish(outgoing("u", "j", What::State, "{}")).await.unwrap();
+    core.store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await
+        .unwrap();
     assert!(core.store.load_job(name("j"), 0).await.unwrap().is_empty());
-    assert!(core.store.load_last_states(None, 0, 10).await.unwrap().is_empty());
+    assert!(
+        core.store
+            .load_last_states(None, 0, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert!(core.store.changed(Vec::new()).await.unwrap().is_empty());
 }
 
@@ -115,14 +143,26 @@ async fn a_lost_connection_is_told_and_numbers_go_on_when_it_is_back() {
     let mut server = NatsServer::start(Options::core()).await.unwrap();
     let core = Core::at(&server.url());
     core.heard.live(1).await;
-    core.store.publish(outgoing("u", "j", What::State, "1")).await.unwrap();
+    core.store
+        .publish(outgoing("u", "j", What::State, "1"))
+        .await
+        .unwrap();
     server.kill();
     core.heard.lost_with("is lost").await;
-    let away = core.store.publish(outgoing("u", "j", What::State, "2")).await;
+    let away = core
+        .store
+        .publish(outgoing("u", "j", What::State, "2"))
+        .await;
     assert!(matches!(away, Err(StoreError::Unreachable(_))), "{away:?}");
     server.restart().await.unwrap();
     assert_eq!(core.heard.live(2).await, (77, 1));
-    assert_eq!(core.store.publish(outgoing("u", "j", What::State, "3")).await.unwrap(), 2);
+    assert_eq!(
+        core.store
+            .publish(outgoing("u", "j", What::State, "3"))
+            .await
+            .unwrap(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -132,7 +172,13 @@ async fn it_starts_before_nats() {
     core.heard.lost_with("cannot be reached").await;
     server.restart().await.unwrap();
     core.heard.live(1).await;
-    assert_eq!(core.store.publish(outgoing("u", "j", What::State, "1")).await.unwrap(), 1);
+    assert_eq!(
+        core.store
+            .publish(outgoing("u", "j", What::State, "1"))
+            .await
+            .unwrap(),
+        1
+    );
 }
 
 #[test]

@@ -19,7 +19,9 @@ fn shipped(file: &str) -> std::path::PathBuf {
 
 async fn server() -> NatsServer {
     let permissions = std::fs::read_to_string(shipped("permissions.conf")).unwrap();
-    NatsServer::start(Options::jetstream().config(&permissions)).await.unwrap()
+    NatsServer::start(Options::jetstream().config(&permissions))
+        .await
+        .unwrap()
 }
 
 fn relay(server: &NatsServer) -> ConnectionSettings {
@@ -31,7 +33,8 @@ fn relay(server: &NatsServer) -> ConnectionSettings {
 }
 
 async fn worker(server: &NatsServer) -> async_nats::Client {
-    let options = ConnectOptions::with_user_and_password("worker".into(), "change-me-worker".into());
+    let options =
+        ConnectOptions::with_user_and_password("worker".into(), "change-me-worker".into());
     options.connect(server.url()).await.unwrap()
 }
 
@@ -44,7 +47,11 @@ fn the_shipped_configurations_are_taken_by_the_server() {
             .arg(shipped(file))
             .output()
             .unwrap();
-        assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
+        assert!(
+            checked.status.success(),
+            "{file}: {}",
+            String::from_utf8_lossy(&checked.stderr)
+        );
     }
 }
 
@@ -54,21 +61,48 @@ async fn the_relay_may_do_all_it_does() {
     let mode = Mode::start(settings(), &relay(&server));
     mode.heard.live(1).await;
     let worker = async_nats::jetstream::new(worker(&server).await);
-    worker.publish("progress.u.j.state", "{}".into()).await.unwrap().await.unwrap();
+    worker
+        .publish("progress.u.j.state", "{}".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     mode.heard.updates_until(1).await;
     assert_eq!(mode.store.load_job(name("j"), 1).await.unwrap().len(), 1);
-    assert!(mode.store.load_job(name("unknown"), 1).await.unwrap().is_empty());
-    assert_eq!(mode.store.load_last_states(None, 1, 10).await.unwrap().len(), 1);
+    assert!(
+        mode.store
+            .load_job(name("unknown"), 1)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        mode.store
+            .load_last_states(None, 1, 10)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     let held = Held {
         owner: None,
         job: name("j"),
         seq: 0,
     };
     assert_eq!(mode.store.changed(vec![held]).await.unwrap(), [name("j")]);
-    assert_eq!(mode.store.publish(outgoing("u", "j", What::State, "{}")).await.unwrap(), 2);
+    assert_eq!(
+        mode.store
+            .publish(outgoing("u", "j", What::State, "{}"))
+            .await
+            .unwrap(),
+        2
+    );
     let core = Core::start(&relay(&server));
     core.heard.live(1).await;
-    core.store.publish(outgoing("u", "j", What::State, "{}")).await.unwrap();
+    core.store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -77,18 +111,34 @@ async fn a_worker_may_neither_forge_live_messages_nor_read_others_nor_touch_the_
     let mode = Mode::start(settings(), &relay(&server));
     mode.heard.live(1).await;
     let worker = worker(&server).await;
-    worker.publish("live.progress.u.j.state", "forged".into()).await.unwrap();
+    worker
+        .publish("live.progress.u.j.state", "forged".into())
+        .await
+        .unwrap();
     let mut others = worker.subscribe("progress.>").await.unwrap();
     let mut answers = worker.subscribe("_INBOX_relay.>").await.unwrap();
-    worker.publish("$JS.API.STREAM.DELETE.PROGRESS", "".into()).await.unwrap();
+    worker
+        .publish("$JS.API.STREAM.DELETE.PROGRESS", "".into())
+        .await
+        .unwrap();
     let jetstream = async_nats::jetstream::new(worker.clone());
-    jetstream.publish("progress.u.j.state", "true".into()).await.unwrap().await.unwrap();
+    jetstream
+        .publish("progress.u.j.state", "true".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let updates = mode.heard.updates_until(1).await;
     assert_eq!(updates[0].payload, "true");
     assert!(mode.heard.drops().is_empty());
     mode.store.load_job(name("j"), 1).await.unwrap();
     // Everything before is through when the stream has answered once more.
-    jetstream.publish("progress.u.j.state", "again".into()).await.unwrap().await.unwrap();
+    jetstream
+        .publish("progress.u.j.state", "again".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let heard = |subscription: &mut async_nats::Subscriber| {
         futures_util::FutureExt::now_or_never(subscription.next()).flatten()
     };
@@ -101,16 +151,22 @@ async fn a_worker_may_neither_forge_live_messages_nor_read_others_nor_touch_the_
 async fn a_relay_that_may_not_subscribe_is_told_so_in_the_servers_words() {
     let denied = "authorization { users: [ { user: relay, password: p, permissions: {
         publish: \">\", subscribe: [\"_INBOX_relay.>\"] } } ] }";
-    let server = NatsServer::start(Options::jetstream().config(denied)).await.unwrap();
+    let server = NatsServer::start(Options::jetstream().config(denied))
+        .await
+        .unwrap();
     let settings_of_relay = ConnectionSettings {
         user: Some("relay".into()),
         password: Some("p".into()),
         ..connection(&server.url())
     };
     let mode = Mode::start(settings(), &settings_of_relay);
-    mode.heard.lost_with("Permissions Violation for Subscription to \"live.progress.>\"").await;
+    mode.heard
+        .lost_with("Permissions Violation for Subscription to \"live.progress.>\"")
+        .await;
     let core = Core::start(&settings_of_relay);
-    core.heard.lost_with("Permissions Violation for Subscription to \"progress.>\"").await;
+    core.heard
+        .lost_with("Permissions Violation for Subscription to \"progress.>\"")
+        .await;
     assert!(mode.heard.lives().is_empty() && core.heard.lives().is_empty());
 }
 
@@ -119,7 +175,9 @@ async fn what_a_relay_may_not_ask_or_publish_is_a_refusal_and_not_an_outage() {
     let narrow = "authorization { users: [ { user: relay, password: p, permissions: {
         publish: [\"_INBOX_relay.>\", \"$JS.API.STREAM.>\"],
         subscribe: [\"_INBOX_relay.>\", \"live.progress.>\"] } } ] }";
-    let server = NatsServer::start(Options::jetstream().config(narrow)).await.unwrap();
+    let server = NatsServer::start(Options::jetstream().config(narrow))
+        .await
+        .unwrap();
     let settings_of_relay = ConnectionSettings {
         user: Some("relay".into()),
         password: Some("p".into()),
@@ -134,5 +192,8 @@ async fn what_a_relay_may_not_ask_or_publish_is_a_refusal_and_not_an_outage() {
     );
     mode.heard.live(1).await;
     let refused = mode.store.load_job(name("j"), 0).await.unwrap_err();
-    assert!(matches!(&refused, StoreError::Refused(text) if text.contains("$JS.API.DIRECT.GET")), "{refused}");
+    assert!(
+        matches!(&refused, StoreError::Refused(text) if text.contains("$JS.API.DIRECT.GET")),
+        "{refused}"
+    );
 }

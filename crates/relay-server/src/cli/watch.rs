@@ -1,7 +1,7 @@
 //! `relay watch`: jobs in a terminal, live, until they end.
 //!
 //! It owns the way of one watch: connect, follow, come back where it left off, and the exit code that
-//! tells a script how the jobs ended. What is known is on the [`board`]; how it looks is a [`view`].
+//! tells a script how the jobs ended. What is known is on the `board`; how it looks is a `view`.
 //!
 //! Invariant: whatever happens to the connection, the watching goes on from the last cursor until the
 //! jobs end, the server refuses, it cannot be reached for `--timeout`, or somebody presses Ctrl-C.
@@ -25,7 +25,7 @@ use self::board::{Board, Ending};
 use self::frame::Frame;
 use self::link::{Link, Lost, OpenError};
 use self::view::{View, Wanted, view};
-use super::http_client::{Call, ServerArgs, Token, TokenError, call};
+use super::http_client::{Call, ServerArgs, Token, call};
 
 /// How often the screen is refreshed between updates.
 const TICK: Duration = Duration::from_millis(200);
@@ -57,7 +57,7 @@ Exit codes:
   1  failed (at least one)         4  the server could not be reached for --timeout
   2  usage, or the server refused  130  Ctrl-C")]
 pub struct WatchArgs {
-    /// What to watch: job:<id> (or just <id>), user:<id> or group:<id>
+    /// What to watch: job:ID (or just ID), user:ID or group:ID
     #[arg(required = true, value_name = "TOPIC", value_parser = topic)]
     topics: Vec<Topic>,
     #[command(flatten)]
@@ -226,7 +226,10 @@ impl Watch {
 
     /// One attempt to connect: a link, or why there is none for now.
     async fn connect(&mut self) -> Result<Result<Link, Pause>, Outcome> {
-        let token = self.server.token().map_err(refused)?;
+        let token = self
+            .server
+            .token()
+            .map_err(|error| Outcome::Refused(error.to_string()))?;
         if token.is_some() && token == self.refused_token {
             return Err(Outcome::Refused(
                 "the token has expired or is not accepted".to_owned(),
@@ -379,7 +382,10 @@ impl Watch {
             return Ok(());
         }
         let mut request = Call::get(format!("/v1/poll?topic={topic}&wait=2"));
-        request.token = self.server.token().map_err(refused)?;
+        request.token = self
+            .server
+            .token()
+            .map_err(|error| Outcome::Refused(error.to_string()))?;
         let Ok(answer) = call(&self.server.url, request, ASK_WITHIN).await else {
             return Ok(());
         };
@@ -395,11 +401,6 @@ impl Watch {
         }
         Ok(())
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
-fn refused(error: TokenError) -> Outcome {
-    Outcome::Refused(error.to_string())
 }
 
 /// A topic; a bare id is a job's.

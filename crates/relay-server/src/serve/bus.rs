@@ -7,7 +7,9 @@ use std::sync::Arc;
 use relay_bus::clock::Clock;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::hub::{Backing, Hub};
-use relay_bus::jetstream::{JetStreamReader, JetStreamSettings, JetStreamStore, SetupError, Storage, jetstream};
+use relay_bus::jetstream::{
+    JetStreamReader, JetStreamSettings, JetStreamStore, SetupError, Storage, jetstream,
+};
 use tokio::task::JoinSet;
 
 use crate::config::{BusMode, Config, Nats, StreamStorage};
@@ -72,11 +74,17 @@ impl Bus {
 }
 
 fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {
-    let seed = nats.nkey_file.as_ref().map(fs::read_to_string).transpose()?;
+    let seed = nats
+        .nkey_file
+        .as_ref()
+        .map(fs::read_to_string)
+        .transpose()?;
     Ok(ConnectionSettings {
         urls: nats.url.iter().map(|url| url.expose().to_owned()).collect(),
         user: nats.user.clone(),
-        password: nats.password()?.map(|password| password.expose().to_owned()),
+        password: nats
+            .password()?
+            .map(|password| password.expose().to_owned()),
         token: nats.token()?.map(|token| token.expose().to_owned()),
         nkey_seed: seed.map(|seed| seed.trim().to_owned()),
         creds_file: nats.creds_file.clone(),

@@ -33,7 +33,12 @@ pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
     }
 }
 
-pub(super) fn common(config: &Config, hub: Arc<Hub>, identity: Mode, telemetry: Telemetry) -> Common {
+pub(super) fn common(
+    config: &Config,
+    hub: Arc<Hub>,
+    identity: Mode,
+    telemetry: Telemetry,
+) -> Common {
     let (limits, delivery) = (&config.limits, &config.delivery);
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
     Common {

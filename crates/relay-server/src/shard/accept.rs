@@ -51,7 +51,11 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// # Errors
 /// When the port is taken or may not be opened.
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
@@ -138,8 +142,11 @@ impl Shard {
         let shard = self.clone();
         let slot = left.clone();
         let service = service_fn(move |request| {
-            Box::pin(shard.clone().answer(request, peer, router.clone(), slot.clone()))
-                as LocalBoxFuture<'static, Result<Response<Body>, Infallible>>
+            Box::pin(
+                shard
+                    .clone()
+                    .answer(request, peer, router.clone(), slot.clone()),
+            ) as LocalBoxFuture<'static, Result<Response<Body>, Infallible>>
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -203,7 +210,10 @@ impl Shard {
             match socket.try_write(&head) {
                 Ok(sent) => head = head.slice(sent..),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    timeout(self.common.write_timeout, socket.writable()).await.ok()?.ok()?;
+                    timeout(self.common.write_timeout, socket.writable())
+                        .await
+                        .ok()?
+                        .ok()?;
                 }
                 Err(_) => return None,
             }
@@ -244,7 +254,10 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
 
 /// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.
 async fn linger(socket: &TcpStream) {
-    if SockRef::from(socket).shutdown(std::net::Shutdown::Write).is_err() {
+    if SockRef::from(socket)
+        .shutdown(std::net::Shutdown::Write)
+        .is_err()
+    {
         return;
     }
     let drain = async {
@@ -262,4 +275,3 @@ async fn linger(socket: &TcpStream) {
     // Past the deadline the peer has had its time.
     drop(timeout(LINGER, drain).await);
 }
-

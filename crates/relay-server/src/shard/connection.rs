@@ -134,7 +134,8 @@ impl Extras {
     pub(super) fn forget(&mut self, subscription: SubscriptionId) {
         self.ids.retain(|(id, _)| *id != subscription);
         self.acks.retain(|id| *id != subscription);
-        self.unacknowledged.retain(|each| each.subscription != subscription);
+        self.unacknowledged
+            .retain(|each| each.subscription != subscription);
         self.unproven.retain(|id| *id != subscription);
         self.resuming.retain(|id| *id != subscription);
     }
@@ -222,7 +223,10 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(stream: Option<Rc<TcpStream>>) -> Self {
-        Self { stream, ..Self::default() }
+        Self {
+            stream,
+            ..Self::default()
+        }
     }
 
     pub(super) fn is_blocked(&self) -> bool {

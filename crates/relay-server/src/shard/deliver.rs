@@ -82,7 +82,9 @@ impl Shard {
         let waited = state.connections.iter().filter(|(_, connection)| {
             let subscriptions = connection.session.subscriptions();
             !connection.outbox.is_empty()
-                && subscriptions.iter().any(|each| released.concerns(&each.topic))
+                && subscriptions
+                    .iter()
+                    .any(|each| released.concerns(&each.topic))
         });
         for slot in waited.map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.mark(state, slot);
@@ -106,29 +108,35 @@ impl Shard {
     /// A join was answered: the subscription is live, and what it starts with goes out at once.
     pub(super) fn on_joined(&self, state: &mut State, mut joined: Joined, now: Moment) {
         state.frontier = state.frontier.max(joined.high);
+        state.registry.answered(&joined.topic);
         let slot = Self::find(state, joined.connection);
         let live = slot.filter(|slot| state.connections[*slot].session.joined(joined.subscription));
         let Some(slot) = live else {
             // It left while the hub was asked; the hub still counts the shard in.
-            if !state.registry.is_watched(&joined.topic) {
+            if !state.registry.is_wanted(&joined.topic) {
                 self.common.hub.leave(&joined.topic, self.number);
             }
             return;
         };
-        let watcher = Watcher { slot, subscription: joined.subscription };
+        let watcher = Watcher {
+            slot,
+            subscription: joined.subscription,
+        };
         let connection = &mut state.connections[slot];
         if connection.identity.sight(&joined.topic) == Sight::WhenKnown {
             connection.extras().unproven.push(joined.subscription);
         }
         if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
-            && !connection.identity.may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
+            && !connection
+                .identity
+                .may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
         {
             self.refuse_subscription(state, watcher);
             return;
         }
-        joined.publications.retain(|publication| {
-            seen_by(connection, &watcher, publication) == Seen::Yes
-        });
+        joined
+            .publications
+            .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
         state.registry.add(&joined.topic, watcher);
         self.welcome(state, slot, &joined, now);
         self.mark(state, slot);
@@ -142,7 +150,9 @@ impl Shard {
         for publication in &joined.publications {
             connection.outbox.owe(publication, joined.subscription, now);
         }
-        connection.outbox.advance(joined.high.min(ceiling(&state.holds, connection)));
+        connection
+            .outbox
+            .advance(joined.high.min(ceiling(&state.holds, connection)));
         let jobs: HashSet<JobKey> = joined
             .publications
             .iter()
@@ -155,7 +165,11 @@ impl Shard {
         if let Some(extras) = &mut connection.extras {
             id = extras.take_id(joined.subscription);
             extras.carried.retain(|told| !told.is(&joined.topic));
-            if let Some(at) = extras.resuming.iter().position(|each| *each == joined.subscription) {
+            if let Some(at) = extras
+                .resuming
+                .iter()
+                .position(|each| *each == joined.subscription)
+            {
                 extras.resuming.swap_remove(at);
                 self.common.telemetry.resume(joined.recovered);
             }
@@ -280,11 +294,16 @@ impl Shard {
             frames => {
                 // Copying a few hundred bytes is cheaper than a second system call, or a vectored one.
                 state.batch.clear();
-                frames.iter().for_each(|frame| state.batch.extend_from_slice(frame));
+                frames
+                    .iter()
+                    .for_each(|frame| state.batch.extend_from_slice(frame));
                 &state.batch
             }
         };
-        self.common.telemetry.written_bytes.inc_by(bytes.len() as u64);
+        self.common
+            .telemetry
+            .written_bytes
+            .inc_by(bytes.len() as u64);
         let written = connection.writer.write(bytes, now);
         if written == Written::All && matches!(connection.transport, Transport::EventStream) {
             // A stream's reader says nothing; that the kernel takes bytes is the only sign there is.
@@ -295,7 +314,13 @@ impl Shard {
     }
 
     /// Counts a delivery, and remembers an ending whose client wants to acknowledge it.
-    fn account(&self, connection: &mut Connection, metrics: &super::Metrics, taken: Taken, now: Moment) {
+    fn account(
+        &self,
+        connection: &mut Connection,
+        metrics: &super::Metrics,
+        taken: Taken,
+        now: Moment,
+    ) {
         let Telling::Publication(publication) = taken.telling else {
             return;
         };
@@ -306,18 +331,25 @@ impl Shard {
             (false, false) => &metrics.milestone,
         };
         if !taken.replayed {
-            class.delivery.observe((now - publication.received_at).as_secs_f64());
+            class
+                .delivery
+                .observe((now - publication.received_at).as_secs_f64());
         }
         if let Some(worker_at) = publication.worker_at.filter(|_| !taken.replayed) {
             // The worker's clock at publishing, ours at taking in, and how long it took from there.
             let travelled = publication.stored_at.as_unix_micros() - worker_at.as_unix_micros();
             let travelled = Duration::from_micros(u64::try_from(travelled).unwrap_or(0));
-            class.end_to_end.observe((travelled + (now - publication.received_at)).as_secs_f64());
+            class
+                .end_to_end
+                .observe((travelled + (now - publication.received_at)).as_secs_f64());
         }
         let Some(extras) = &mut connection.extras else {
             return;
         };
-        let known = extras.unacknowledged.iter().any(|each| each.publication.seq == publication.seq);
+        let known = extras
+            .unacknowledged
+            .iter()
+            .any(|each| each.publication.seq == publication.seq);
         if publication.is_terminal() && extras.acks.contains(&taken.via) && !known {
             extras.unacknowledged.push(Unacknowledged {
                 subscription: taken.via,
@@ -412,7 +444,9 @@ impl Shard {
     pub(super) fn say_goodbye(&self, state: &mut State, slot: usize, reason: CloseReason) {
         let now = self.clock.now();
         let connection = &mut state.connections[slot];
-        if !matches!(connection.transport, Transport::WebSocket(_)) || connection.writer.is_blocked() {
+        if !matches!(connection.transport, Transport::WebSocket(_))
+            || connection.writer.is_blocked()
+        {
             return;
         }
         let Some((code, words)) = close_words(reason) else {
@@ -429,7 +463,11 @@ impl Shard {
 /// What a connection may be told up to while jobs it watches are being repaired.
 pub(super) fn ceiling(holds: &[Hold], connection: &Connection) -> u64 {
     let concerned = holds.iter().filter(|hold| {
-        connection.session.subscriptions().iter().any(|each| hold.concerns(&each.topic))
+        connection
+            .session
+            .subscriptions()
+            .iter()
+            .any(|each| hold.concerns(&each.topic))
     });
     concerned.map(|hold| hold.seq).min().unwrap_or(u64::MAX)
 }
@@ -453,14 +491,20 @@ fn seen_by(connection: &mut Connection, watcher: &Watcher, publication: &Publica
     let Some(extras) = &mut connection.extras else {
         return Seen::Yes;
     };
-    let Some(at) = extras.unproven.iter().position(|each| *each == watcher.subscription) else {
+    let Some(at) = extras
+        .unproven
+        .iter()
+        .position(|each| *each == watcher.subscription)
+    else {
         return Seen::Yes;
     };
     let Some(subscription) = connection.session.subscription(watcher.subscription) else {
         return Seen::Hidden;
     };
     let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
-    let allowed = connection.identity.may_watch(&subscription.topic, owner, parent);
+    let allowed = connection
+        .identity
+        .may_watch(&subscription.topic, owner, parent);
     match (&subscription.topic, allowed) {
         (Topic::Job(_), true) => {
             // A job has one owner; it need not be asked again.
@@ -495,17 +539,28 @@ fn render(connection: &Connection, taken: &Taken, epoch: u64, stale: bool) -> By
     if in_step {
         return frame::in_step(publication, topic, wire);
     }
-    let cursor = Cursor { epoch, seq: taken.position, scope: scope_of(connection) };
+    let cursor = Cursor {
+        epoch,
+        seq: taken.position,
+        scope: scope_of(connection),
+    };
     frame::at_cursor(publication, topic, &cursor, wire, stale)
 }
 
 fn scope_of(connection: &Connection) -> Scope {
-    connection.session.scope(|id| connection.outbox.behind(id), connection.carried())
+    connection
+        .session
+        .scope(|id| connection.outbox.behind(id), connection.carried())
 }
 
 /// Where a connection stands now.
 pub(super) fn cursor_of(connection: &Connection, epoch: u64) -> String {
-    Cursor { epoch, seq: connection.outbox.position(), scope: scope_of(connection) }.to_string()
+    Cursor {
+        epoch,
+        seq: connection.outbox.position(),
+        scope: scope_of(connection),
+    }
+    .to_string()
 }
 
 /// The close code and sentence for a reason; `None` where the client is past hearing.
@@ -517,11 +572,23 @@ fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
         CloseReason::Slow | CloseReason::Overflow => {
             (close::TRY_AGAIN, "too slow; reconnect with the last cursor")
         }
-        CloseReason::Expired => (close::UNAUTHENTICATED, "the token ran out; reconnect with a new one"),
+        CloseReason::Expired => (
+            close::UNAUTHENTICATED,
+            "the token ran out; reconnect with a new one",
+        ),
         CloseReason::Unauthenticated => (close::UNAUTHENTICATED, "no valid token came in time"),
-        CloseReason::TooLarge => (close::TOO_LARGE, "the message is above limits.message_bytes"),
-        CloseReason::TooFrequent => (close::TOO_FREQUENT, "far more messages than limits.messages_per_second"),
+        CloseReason::TooLarge => (
+            close::TOO_LARGE,
+            "the message is above limits.message_bytes",
+        ),
+        CloseReason::TooFrequent => (
+            close::TOO_FREQUENT,
+            "far more messages than limits.messages_per_second",
+        ),
         CloseReason::Protocol => (close::PROTOCOL, "broken WebSocket framing"),
-        CloseReason::Drain => (close::RESTART, "the relay restarts; reconnect with the last cursor"),
+        CloseReason::Drain => (
+            close::RESTART,
+            "the relay restarts; reconnect with the last cursor",
+        ),
     })
 }

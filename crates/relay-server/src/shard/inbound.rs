@@ -49,7 +49,9 @@ impl MessageLimiter {
             }
             Err(not_until) => {
                 self.refused += 1;
-                Err(not_until.wait_time_from(QuantaClock::default().now()).as_millis())
+                Err(not_until
+                    .wait_time_from(QuantaClock::default().now())
+                    .as_millis())
             }
         }
     }
@@ -79,7 +81,9 @@ impl Shard {
         };
         let mut inbound = Vec::new();
         let fed = decoder.feed(bytes, self.common.message_bytes, |each| inbound.push(each));
-        connection.session.handle(Event::SignOfLife, now, &self.common.session);
+        connection
+            .session
+            .handle(Event::SignOfLife, now, &self.common.session);
         for each in inbound {
             let Some(slot) = Self::find(state, id) else {
                 return;
@@ -145,7 +149,9 @@ impl Shard {
                 return false;
             }
         }
-        let actions = connection.session.handle(Event::Tick, now, &self.common.session);
+        let actions = connection
+            .session
+            .handle(Event::Tick, now, &self.common.session);
         for action in actions {
             self.perform(state, slot, action, None, false, now);
         }
@@ -166,7 +172,11 @@ impl Shard {
         now: Moment,
     ) {
         match action {
-            Action::Join { subscription, topic, cursor } => {
+            Action::Join {
+                subscription,
+                topic,
+                cursor,
+            } => {
                 if let Some(id) = id {
                     let extras = state.connections[slot].extras();
                     extras.ids.push((subscription, id.clone()));
@@ -176,7 +186,10 @@ impl Shard {
                 }
                 self.on_join(state, slot, subscription, topic, cursor);
             }
-            Action::Leave { subscription, topic } => {
+            Action::Leave {
+                subscription,
+                topic,
+            } => {
                 self.on_leave(state, slot, subscription, &topic, id);
             }
             Action::Acknowledge { subscription, seq } => {
@@ -226,7 +239,16 @@ impl Shard {
             connection.extras().resuming.push(subscription);
             connection.carry(cursor, state.epoch);
         }
-        self.join(state, slot, Join { subscription, topic, cursor, asked });
+        self.join(
+            state,
+            slot,
+            Join {
+                subscription,
+                topic,
+                cursor,
+                asked,
+            },
+        );
     }
 
     fn on_leave(
@@ -242,13 +264,23 @@ impl Shard {
         if let Some(extras) = &mut connection.extras {
             extras.forget(subscription);
         }
-        let notice = Notice::Unsubscribed { id, topic: topic.to_string() };
+        let notice = Notice::Unsubscribed {
+            id,
+            topic: topic.to_string(),
+        };
         let frame = notice.encode(connection.transport.wire());
         self.unwatch(&mut state.registry, topic, Watcher { slot, subscription });
         self.reply(state, slot, frame);
     }
 
-    fn on_auth(&self, state: &mut State, slot: usize, token: &str, id: Option<&Value>, now: Moment) {
+    fn on_auth(
+        &self,
+        state: &mut State,
+        slot: usize,
+        token: &str,
+        id: Option<&Value>,
+        now: Moment,
+    ) {
         let identity = Credential::new(token, Source::Message)
             .and_then(|credential| self.common.identity.identify(Some(&credential)));
         let identity = match identity {
@@ -272,7 +304,9 @@ impl Shard {
         }
         let expires_at = identity.expires_at;
         connection.identity = Arc::new(identity);
-        let event = Event::Authenticated { expires_at: expires_at.map(|at| self.moment_of(at, now)) };
+        let event = Event::Authenticated {
+            expires_at: expires_at.map(|at| self.moment_of(at, now)),
+        };
         connection.session.handle(event, now, &self.common.session);
         let notice = Notice::Authenticated {
             user: connection.user().map(relay_core::id::Name::as_str),
@@ -312,7 +346,10 @@ impl Shard {
     fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {
         if let Some(pinged) = state.connections[slot].pinged.take() {
             let took = now - pinged;
-            self.common.telemetry.round_trip_seconds.observe(took.as_secs_f64());
+            self.common
+                .telemetry
+                .round_trip_seconds
+                .observe(took.as_secs_f64());
         }
     }
 
@@ -333,7 +370,12 @@ impl Shard {
         if let DecodeError::TooLarge(_) = error {
             let wire = state.connections[slot].transport.wire();
             let message = error.to_string();
-            let notice = Notice::Error { id: None, code: "too_large", message: &message, topic: None };
+            let notice = Notice::Error {
+                id: None,
+                code: "too_large",
+                message: &message,
+                topic: None,
+            };
             self.reply(state, slot, notice.encode(wire));
             return self.end_if_there(state, slot, CloseReason::TooLarge);
         }
@@ -377,7 +419,12 @@ impl Shard {
     ) {
         self.common.telemetry.client_error(code);
         let wire = state.connections[slot].transport.wire();
-        let notice = Notice::Error { id, code, message, topic: None };
+        let notice = Notice::Error {
+            id,
+            code,
+            message,
+            topic: None,
+        };
         self.reply(state, slot, notice.encode(wire));
     }
 

@@ -22,37 +22,48 @@ pub(super) struct Registry {
     jobs: HashMap<Name, Vec<Watcher>>,
     users: HashMap<Name, Vec<Watcher>>,
     groups: HashMap<Name, Vec<Watcher>>,
+    /// Joins asked for and not answered, by topic. They count as interest: the hub was told of it, and must
+    /// not be told that nobody is left while one is under way.
+    joining: HashMap<Topic, u32>,
 }
 
 impl Registry {
+    /// A join is asked for.
+    pub(super) fn expect(&mut self, topic: &Topic) {
+        *self.joining.entry_ref(topic).or_default() += 1;
+    }
+
+    /// A join was answered.
+    pub(super) fn answered(&mut self, topic: &Topic) {
+        if let Some(count) = self.joining.get_mut(topic) {
+            *count -= 1;
+            if *count == 0 {
+                self.joining.remove(topic);
+            }
+        }
+    }
+
     pub(super) fn add(&mut self, topic: &Topic, watcher: Watcher) {
         let members = self.map(topic).entry(topic.id().clone()).or_default();
         members.push(watcher);
     }
 
-    /// Removes a watcher. True if it was the topic's last.
-    pub(super) fn remove(&mut self, topic: &Topic, watcher: Watcher) -> bool {
+    pub(super) fn remove(&mut self, topic: &Topic, watcher: Watcher) {
         let map = self.map(topic);
         let Some(members) = map.get_mut(topic.id()) else {
-            return false;
+            return;
         };
         if let Some(at) = members.iter().position(|each| *each == watcher) {
             members.swap_remove(at);
         }
-        if !members.is_empty() {
-            return false;
+        if members.is_empty() {
+            map.remove(topic.id());
         }
-        map.remove(topic.id());
-        true
     }
 
-    pub(super) fn is_watched(&self, topic: &Topic) -> bool {
-        let map = match topic {
-            Topic::Job(_) => &self.jobs,
-            Topic::User(_) => &self.users,
-            Topic::Group(_) => &self.groups,
-        };
-        map.contains_key(topic.id())
+    /// Whether anybody on this shard watches a topic, or is about to.
+    pub(super) fn is_wanted(&self, topic: &Topic) -> bool {
+        !self.watchers(topic).is_empty() || self.joining.contains_key(topic)
     }
 
     /// Everybody who watches what a publication is about: its job first, then its owner, then its group.
@@ -63,7 +74,10 @@ impl Registry {
     ) -> impl Iterator<Item = &'a Watcher> + use<'a> {
         let by_job = self.jobs.get(&publication.job);
         let by_owner = self.users.get(&publication.owner);
-        let by_group = publication.parent.as_ref().and_then(|parent| self.groups.get(parent));
+        let by_group = publication
+            .parent
+            .as_ref()
+            .and_then(|parent| self.groups.get(parent));
         [by_job, by_owner, by_group].into_iter().flatten().flatten()
     }
 
@@ -82,5 +96,29 @@ impl Registry {
             Topic::User(_) => &mut self.users,
             Topic::Group(_) => &mut self.groups,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_topic_is_wanted_while_a_join_is_under_way() {
+        let topic = Topic::parse("job:j1").unwrap();
+        let leaving = Watcher {
+            slot: 0,
+            subscription: SubscriptionId(0),
+        };
+        let mut registry = Registry::default();
+        registry.add(&topic, leaving);
+        registry.expect(&topic);
+        registry.remove(&topic, leaving);
+        assert!(
+            registry.is_wanted(&topic),
+            "the hub would forget the shard before the join is answered"
+        );
+        registry.answered(&topic);
+        assert!(!registry.is_wanted(&topic));
     }
 }

@@ -30,6 +30,8 @@ impl Timers {
         if self.next()? > now {
             return None;
         }
-        self.heap.pop().map(|Reverse((at, id))| (at, ConnectionId(id)))
+        self.heap
+            .pop()
+            .map(|Reverse((at, id))| (at, ConnectionId(id)))
     }
 }

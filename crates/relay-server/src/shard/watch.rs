@@ -96,8 +96,12 @@ impl Shard {
             Err(refusal) => Some(&mut **refusal),
         };
         if let Some(response) = response {
-            response.headers_mut().extend(self.common.origins.response_headers(standing, headers));
-            self.common.telemetry.request(request.uri().path(), response.status().as_u16());
+            response
+                .headers_mut()
+                .extend(self.common.origins.response_headers(standing, headers));
+            self.common
+                .telemetry
+                .request(request.uri().path(), response.status().as_u16());
         }
         watched
     }
@@ -126,10 +130,14 @@ impl Shard {
                 "name what to watch: ?topic=job:<id>, repeated for several",
             )));
         }
-        let identity = self.identify(request, standing, &query, is_websocket).map_err(&refuse)?;
+        let identity = self
+            .identify(request, standing, &query, is_websocket)
+            .map_err(&refuse)?;
         let authenticated = identity.is_some();
         let identity = Arc::new(identity.unwrap_or_else(nobody));
-        self.may_watch_all(&identity, &query.topics).await.map_err(&refuse)?;
+        self.may_watch_all(&identity, &query.topics)
+            .await
+            .map_err(&refuse)?;
         let handshake = match is_websocket {
             true => Some(handshake(request.headers()).map_err(&refuse)?),
             false => None,
@@ -150,16 +158,25 @@ impl Shard {
         };
         match (request.uri().path(), handshake) {
             ("/v1/poll", _) => {
-                let wait = query.wait.unwrap_or(self.common.poll_wait).min(self.common.poll_wait_max);
+                let wait = query
+                    .wait
+                    .unwrap_or(self.common.poll_wait)
+                    .min(self.common.poll_wait_max);
                 let opened = stream(Transport::Poll(None), None);
-                self.poll_once(opened, wait).await.map(Watched::Answer).map_err(&refuse)
+                self.poll_once(opened, wait)
+                    .await
+                    .map(Watched::Answer)
+                    .map_err(&refuse)
             }
             ("/v1/ws", Some(head)) => Ok(Watched::Stream(Box::new(Takeover {
                 head,
                 stream: stream(Transport::WebSocket(Decoder::default()), Some(())),
             }))),
             _ => {
-                let allow = self.common.origins.response_headers(standing, request.headers());
+                let allow = self
+                    .common
+                    .origins
+                    .response_headers(standing, request.headers());
                 Ok(Watched::Stream(Box::new(Takeover {
                     head: event_stream_head(allow),
                     stream: stream(Transport::EventStream, None),
@@ -176,7 +193,9 @@ impl Shard {
         query: &Query,
         is_websocket: bool,
     ) -> Result<Option<Identity>, ApiError> {
-        let cookie = standing.may_use_cookie().then_some(self.common.cookie.as_str());
+        let cookie = standing
+            .may_use_cookie()
+            .then_some(self.common.cookie.as_str());
         let found = credential(request.headers(), request.uri(), cookie)?;
         if found.is_none() && is_websocket && query.authenticates_later {
             return Ok(None);
@@ -196,7 +215,10 @@ impl Shard {
             let limit = self.common.session.subscriptions;
             return Err(ApiError::bad_request(
                 "too_many_subscriptions",
-                &format!("{} topics; the limit of one connection is {limit} (limits.subscriptions_per_connection)", topics.len()),
+                &format!(
+                    "{} topics; the limit of one connection is {limit} (limits.subscriptions_per_connection)",
+                    topics.len()
+                ),
             ));
         }
         for topic in topics {
@@ -221,12 +243,21 @@ impl Shard {
         Ok(())
     }
 
-    async fn poll_once(self: &Rc<Self>, stream: Stream, wait: Duration) -> Result<Response<Body>, ApiError> {
+    async fn poll_once(
+        self: &Rc<Self>,
+        stream: Stream,
+        wait: Duration,
+    ) -> Result<Response<Body>, ApiError> {
         let (answer, mut answered) = oneshot::channel();
         let id = {
             let mut state = self.state.borrow_mut();
             let now = self.clock.now();
-            let poll = Poll { answer, waiting: stream.topics.len(), recovered: true, forbidden: false };
+            let poll = Poll {
+                answer,
+                waiting: stream.topics.len(),
+                recovered: true,
+                forbidden: false,
+            };
             let opening = Opening {
                 transport: Transport::Poll(Some(poll)),
                 stream: None,
@@ -280,7 +311,16 @@ impl Shard {
                 connection.carry(cursor, state.epoch);
             }
             let (cursor, asked) = (cursor.clone(), asked.clone());
-            self.join(state, slot, Join { subscription, topic, cursor, asked });
+            self.join(
+                state,
+                slot,
+                Join {
+                    subscription,
+                    topic,
+                    cursor,
+                    asked,
+                },
+            );
         }
     }
 
@@ -291,7 +331,8 @@ impl Shard {
             version: env!("CARGO_PKG_VERSION"),
             session: &format!("{}-{:x}", self.number, connection.id.0),
             user: connection.user().map(relay_core::id::Name::as_str),
-            ping_interval_ms: u64::try_from(self.common.session.ping_interval.as_millis()).unwrap_or(u64::MAX),
+            ping_interval_ms: u64::try_from(self.common.session.ping_interval.as_millis())
+                .unwrap_or(u64::MAX),
         };
         let frame = notice.encode(connection.transport.wire());
         self.reply(state, slot, frame);
@@ -310,21 +351,27 @@ impl Drop for EndPoll<'_> {
         if let Ok(mut state) = self.shard.state.try_borrow_mut()
             && let Some(slot) = Shard::find(&state, self.id)
         {
-            self.shard.end(&mut state, slot, relay_core::session::CloseReason::Client);
+            self.shard
+                .end(&mut state, slot, relay_core::session::CloseReason::Client);
         }
     }
 }
 
 /// An identity that may do nothing yet.
 fn nobody() -> Identity {
-    Identity { anonymous: false, ..Identity::anonymous() }
+    Identity {
+        anonymous: false,
+        ..Identity::anonymous()
+    }
 }
 
 impl Query {
     fn parse(request: &Request<()>) -> Result<Self, ApiError> {
         let mut query = Self::default();
-        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(request.uri().query().unwrap_or(""))
-            .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
+        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(
+            request.uri().query().unwrap_or(""),
+        )
+        .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
         let mut cursor = None;
         for (key, value) in pairs {
             match key.as_str() {
@@ -336,10 +383,15 @@ impl Query {
             }
         }
         // On a reconnection the browser's own position is newer than the one in the URL.
-        let last_event = request.headers().get("last-event-id").and_then(|id| id.to_str().ok());
+        let last_event = request
+            .headers()
+            .get("last-event-id")
+            .and_then(|id| id.to_str().ok());
         if let Some(text) = last_event.filter(|id| !id.is_empty()).or(cursor.as_deref()) {
             let parsed = Cursor::parse(text);
-            query.cursor = Some(parsed.map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?);
+            query.cursor = Some(
+                parsed.map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?,
+            );
         }
         Ok(query)
     }
@@ -359,27 +411,45 @@ impl Query {
 fn parse_wait(text: &str) -> Result<Duration, ApiError> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(ApiError::bad_request("bad_wait", "wait is a number of seconds, such as wait=25")),
+        _ => Err(ApiError::bad_request(
+            "bad_wait",
+            "wait is a number of seconds, such as wait=25",
+        )),
     }
 }
 
 /// The head of the answer to a WebSocket handshake (RFC 6455 section 4.2.2).
 fn handshake(headers: &HeaderMap) -> Result<Bytes, ApiError> {
     let has = |name, token: &str| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|each| each.trim().eq_ignore_ascii_case(token))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| {
+                value
+                    .split(',')
+                    .any(|each| each.trim().eq_ignore_ascii_case(token))
+            })
     };
     if !has(header::UPGRADE, "websocket") || !has(header::CONNECTION, "upgrade") {
         return Err(ApiError::upgrade_required());
     }
     if !has(header::SEC_WEBSOCKET_VERSION, "13") {
-        return Err(ApiError::bad_request("bad_handshake", "this relay speaks version 13 of the WebSocket protocol"));
+        return Err(ApiError::bad_request(
+            "bad_handshake",
+            "this relay speaks version 13 of the WebSocket protocol",
+        ));
     }
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    let key = headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
     let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, key);
     if !decoded.is_ok_and(|key| key.len() == 16) {
-        return Err(ApiError::bad_request("bad_handshake", "Sec-WebSocket-Key is not 16 bytes in base64"));
+        return Err(ApiError::bad_request(
+            "bad_handshake",
+            "Sec-WebSocket-Key is not 16 bytes in base64",
+        ));
     }
     let accept = websocket::accept_key(key);
     let mut head = format!(
@@ -396,7 +466,9 @@ fn handshake(headers: &HeaderMap) -> Result<Bytes, ApiError> {
 /// answered none closes the connection.
 fn subprotocol(headers: &HeaderMap) -> Option<&'static str> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut names = offered.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let mut names = offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
     names
         .any(|name| name.trim() == "relay.v1" && !name.trim().starts_with(SUBPROTOCOL_PREFIX))
         .then_some("relay.v1")
@@ -428,7 +500,13 @@ fn poll_response(answer: PollAnswer) -> Result<Response<Body>, ApiError> {
         return Err(ApiError::bus_unavailable());
     }
     let mut body = Vec::with_capacity(128 + answer.frames.iter().map(Bytes::len).sum::<usize>());
-    body.extend_from_slice(format!(r#"{{"cursor":"{}","recovered":{}"#, answer.cursor, answer.recovered).as_bytes());
+    body.extend_from_slice(
+        format!(
+            r#"{{"cursor":"{}","recovered":{}"#,
+            answer.cursor, answer.recovered
+        )
+        .as_bytes(),
+    );
     if answer.stale {
         body.extend_from_slice(br#","stale":true"#);
     }
@@ -442,4 +520,3 @@ fn poll_response(answer: PollAnswer) -> Result<Response<Body>, ApiError> {
     body.extend_from_slice(b"]}");
     Ok(answer::json(StatusCode::OK, body))
 }
-

@@ -15,7 +15,12 @@ fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     bytes.extend_from_slice(&mask);
-    bytes.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
+    bytes.extend(
+        payload
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| byte ^ mask[at % 4]),
+    );
     bytes
 }
 
@@ -56,15 +61,23 @@ fn broken_framing_is_named() {
         client_frame(0x88, &1005_u16.to_be_bytes()),
         client_frame(0x83, b"reserved"),
     ] {
-        assert!(matches!(decode(&bytes, 1000), Err(DecodeError::Protocol(_))), "{bytes:?}");
+        assert!(
+            matches!(decode(&bytes, 1000), Err(DecodeError::Protocol(_))),
+            "{bytes:?}"
+        );
     }
-    assert_eq!(decode(&client_frame(0x81, &[0xFF]), 100), Err(DecodeError::NotUtf8));
+    assert_eq!(
+        decode(&client_frame(0x81, &[0xFF]), 100),
+        Err(DecodeError::NotUtf8)
+    );
 }
 
 #[test]
 fn an_idle_decoder_owns_no_memory() {
     let mut decoder = Decoder::default();
-    decoder.feed(&client_frame(0x81, b"{}"), 100, |_| {}).unwrap();
+    decoder
+        .feed(&client_frame(0x81, b"{}"), 100, |_| {})
+        .unwrap();
     assert_eq!(decoder.partial.capacity(), 0);
     assert!(decoder.fragments.is_none());
 }

@@ -10,6 +10,7 @@
     reason = "a test tells its seed"
 )]
 
+mod cursors;
 mod fleet;
 mod walker;
 
@@ -18,12 +19,11 @@ use std::time::Duration;
 
 use fleet::{Fleet, Plan};
 use relay_testkit::client::{Frame, Transport, Watch, Watcher};
-use relay_testkit::http::{Connection, Request};
+use relay_testkit::http;
 use relay_testkit::journey::Published;
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::{RelayServer, Settings};
 use relay_testkit::wait;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use walker::{Interest, Walked, Walker};
@@ -211,6 +211,75 @@ async fn nats_killed_in_the_middle_costs_no_watcher_anything() {
     judge(&walked, &published, &relay);
 }
 
+/// The relay sleeps while NATS restarts and the jobs go on to their ends: it hears none of that, and no
+/// later message will tell it so. Who has been connected all along must get it all the same, in order.
+#[tokio::test]
+async fn what_the_relay_could_not_hear_comes_in_order_on_the_connections_there_are() {
+    let plan = short_plan();
+    let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mut relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let (done, waiting) = watch::channel(None);
+    let mut tasks = JoinSet::new();
+    for (index, walker) in walkers(&plan, 12).into_iter().enumerate() {
+        let transport = Transport::ALL[index % 3];
+        tasks.spawn(walker.stay(relay.address(), transport, waiting.clone()));
+    }
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    half_way(&fleet, &plan).await;
+    relay.signal("STOP").unwrap();
+    nats.kill();
+    nats.restart().await.unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    relay.signal("CONT").unwrap();
+    let walked = Walk { tasks, done }.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+}
+
+/// As above, for those who come back with a cursor while NATS is away, and stay; and the jobs go on, so that
+/// what is heard again and what was not come together.
+#[tokio::test]
+async fn who_comes_back_while_nats_is_away_gets_what_the_relay_could_not_hear() {
+    let plan = short_plan();
+    let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mut relay = RelayServer::start(settings(&nats)).await.unwrap();
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    let mut early = JoinSet::new();
+    for walker in walkers(&plan, 12) {
+        early.spawn(walker.visit(relay.address(), Transport::Sse, Duration::from_millis(1500)));
+    }
+    let visited = early.join_all().await;
+    half_way(&fleet, &plan).await;
+    nats.kill();
+    wait::until_some(SOON, "the relay to notice", async || {
+        let up = relay.metrics().await.ok()?.sum("relay_bus_up", "");
+        (up < 1.0).then_some(())
+    })
+    .await
+    .unwrap();
+    let (done, waiting) = watch::channel(None);
+    let mut tasks = JoinSet::new();
+    for (index, walker) in visited.into_iter().enumerate() {
+        let transport = Transport::ALL[index % 2];
+        tasks.spawn(walker.stay(relay.address(), transport, waiting.clone()));
+    }
+    wait::until_some(SOON, "everybody to be back", async || {
+        let open = relay.metrics().await.ok()?.sum("relay_connections", "");
+        (open >= 12.0).then_some(())
+    })
+    .await
+    .unwrap();
+    relay.signal("STOP").unwrap();
+    nats.restart().await.unwrap();
+    let most = plan.jobs * plan.steps * 3 / 4;
+    wait::until(SOON, "most updates", || fleet.acknowledged() >= most)
+        .await
+        .unwrap();
+    relay.signal("CONT").unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    let walked = Walk { tasks, done }.end(published.clone()).await;
+    judge(&walked, &published, &relay);
+}
+
 #[tokio::test]
 async fn a_relay_killed_in_the_middle_costs_no_watcher_anything() {
     let plan = short_plan();
@@ -251,58 +320,12 @@ async fn a_relay_that_drains_in_the_middle_costs_no_watcher_anything() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_one_relay_resumes_on_another() {
-    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
-    let first = RelayServer::start(settings(&nats)).await.unwrap();
-    let second = RelayServer::start(settings(&nats)).await.unwrap();
-    let streams = &Transport::ALL[..3];
-    for (index, (before, after)) in streams
-        .iter()
-        .zip(streams.iter().cycle().skip(1))
-        .enumerate()
-    {
-        let job = format!("j{index}");
-        let topics = || Watch::topics([format!("job:{job}")]);
-        first
-            .publish(&job, "o", &json!({"status": "running", "progress": 10}))
-            .await
-            .unwrap();
-        let mut watcher = Watcher::connect(*before, &first.address(), topics())
-            .await
-            .unwrap();
-        watcher
-            .until(SOON, "the snapshot", |frame| frame.kind() == "state")
-            .await
-            .unwrap();
-        let cursor = watcher.cursor();
-        watcher.close().await;
-        first
-            .milestone(&job, "o", "page_ready", &json!({"page": 1}))
-            .await
-            .unwrap();
-        let mut watcher = Watcher::connect(*after, &second.address(), topics().from(cursor))
-            .await
-            .unwrap();
-        let frame = watcher
-            .until(SOON, "what was missed", |frame| {
-                matches!(frame.kind(), "state" | "milestone" | "gap")
-            })
-            .await
-            .unwrap();
-        assert_eq!(frame.kind(), "milestone", "{before} to {after}: {frame}");
-        assert_eq!(frame.0["data"]["page"], 1, "{before} to {after}: {frame}");
-    }
-}
-
-#[tokio::test]
 async fn a_relay_that_starts_before_nats_serves_as_soon_as_nats_is_there() {
     let mut nats = NatsServer::absent(&Options::jetstream()).unwrap();
     let mut relay = RelayServer::start(settings(&nats).only_live())
         .await
         .unwrap();
-    let ready = relay_testkit::http::get(&relay.admin_address(), "/readyz")
-        .await
-        .unwrap();
+    let ready = http::get(&relay.admin_address(), "/readyz").await.unwrap();
     assert_eq!(ready.status.as_u16(), 503, "{}", ready.text());
 
     nats.restart().await.unwrap();
@@ -332,44 +355,4 @@ async fn a_relay_that_starts_before_nats_serves_as_soon_as_nats_is_there() {
             .unwrap();
     }
     fleet.finish(SOON).await.unwrap();
-}
-
-/// What is in memory after a restart depends on who asked first; what a cursor is owed does not.
-#[tokio::test]
-async fn a_cursor_from_before_a_restart_gets_its_milestones_whoever_asked_first() {
-    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mut relay = RelayServer::start(settings(&nats)).await.unwrap();
-    let state = |mark: u64| json!({"status": "running", "meta": {"mark": mark}});
-    let before = relay.publish("j", "o", &state(1)).await.unwrap();
-    relay
-        .milestone("j", "o", "page_ready", &json!({"mark": 2}))
-        .await
-        .unwrap();
-    relay.publish("j", "o", &state(3)).await.unwrap();
-    for first in [
-        "nobody",
-        "/v1/jobs/j",
-        "/v1/sse?topic=user:o",
-        "/v1/sse?topic=job:j",
-    ] {
-        relay.restart().await.unwrap();
-        if first != "nobody" {
-            let mut asked = Connection::open(&relay.address()).await.unwrap();
-            asked.start(Request::get(first)).await.unwrap();
-        }
-        for transport in &Transport::ALL[..3] {
-            let watch = Watch::topics(["job:j"]).from(Some(before.clone()));
-            let mut watcher = Watcher::connect(*transport, &relay.address(), watch)
-                .await
-                .unwrap();
-            let mut marks = Vec::new();
-            let caught_up = watcher.until(SOON, "state 3", |frame| {
-                let mark = &frame.0["data"]["mark"];
-                marks.extend(mark.as_u64().or(frame.job()["meta"]["mark"].as_u64()));
-                marks.last() == Some(&3)
-            });
-            caught_up.await.unwrap();
-            assert_eq!(marks, [2, 3], "{transport}, when {first} was asked first");
-        }
-    }
 }

@@ -102,6 +102,53 @@ impl Walker {
         self.walked(&published)
     }
 
+    /// Comes once, stays a while and goes, keeping its cursor.
+    pub(crate) async fn visit(
+        mut self,
+        address: String,
+        transport: Transport,
+        stay: Duration,
+    ) -> Self {
+        self.leg(&address, transport, stay).await;
+        self
+    }
+
+    /// Stays on one connection until the workers are done and it has what it is owed.
+    pub(crate) async fn stay(
+        mut self,
+        address: String,
+        transport: Transport,
+        mut done: watch::Receiver<Option<Published>>,
+    ) -> Walked {
+        let Some(mut watcher) = self.join(&address, transport).await else {
+            return self.walked(&Published::default());
+        };
+        let mut deadline = None;
+        loop {
+            // Cheap enough, and so no end of the workers can be missed between two frames.
+            let published = done.borrow_and_update().clone();
+            let complete = published.as_ref().is_some_and(|published| {
+                self.ledger
+                    .is_complete(published, |job| self.interest.covers(job))
+            });
+            if published.is_some() && deadline.is_none() {
+                deadline = Some(Instant::now() + CATCH_UP);
+            }
+            let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+            match watcher.next(LISTEN_ON).await {
+                Heard::Frame(frame) => self.ledger.saw(&frame),
+                Heard::Quiet if complete || late => break,
+                Heard::Quiet => {}
+                Heard::Closed { code, reason } => {
+                    self.lose(format!("{transport} closed: {code:?} {reason}"));
+                    break;
+                }
+            }
+        }
+        let published = done.borrow().clone().unwrap_or_default();
+        self.walked(&published)
+    }
+
     async fn leg(&mut self, address: &str, transport: Transport, stay: Duration) {
         let Some(mut watcher) = self.join(address, transport).await else {
             return;
@@ -148,9 +195,9 @@ impl Walker {
             if let Interest::Jobs(jobs) = &self.interest
                 && let [job] = jobs.as_slice()
                 && self.random.bool()
+                && self.ledger.resumes_from_document(job)
             {
                 self.cursor = watcher.cursor();
-                self.ledger.resumes_from_document(job);
             }
             return;
         }

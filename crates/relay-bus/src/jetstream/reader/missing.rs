@@ -58,7 +58,11 @@ impl Missing {
     pub(super) fn saw(&mut self, seq: u64) -> Option<Range> {
         let first = self.seen + 1;
         self.seen = self.seen.max(seq);
-        if seq > first { self.missed(first, seq - 1) } else { None }
+        if seq > first {
+            self.missed(first, seq - 1)
+        } else {
+            None
+        }
     }
 
     /// The leader has stored messages up to `seq`.
@@ -74,14 +78,22 @@ impl Missing {
         self.expected = None;
         let first = self.seen + 1;
         self.seen = self.seen.max(seq);
-        if seq >= first { self.missed(first, seq) } else { None }
+        if seq >= first {
+            self.missed(first, seq)
+        } else {
+            None
+        }
     }
 
     fn missed(&mut self, first: u64, last: u64) -> Option<Range> {
         if last - first < FETCHED {
             return Some(Range { first, last });
         }
-        tracing::warn!(first, last, "many live messages are missing; everything is compared with the stream");
+        tracing::warn!(
+            first,
+            last,
+            "many live messages are missing; everything is compared with the stream"
+        );
         self.compare = true;
         None
     }
@@ -140,7 +152,13 @@ mod tests {
         // Came between the subscription and the leader's word.
         assert_eq!(missing.saw(9), None);
         assert_eq!(missing.saw(11), None);
-        assert_eq!(missing.saw(15), Some(Range { first: 12, last: 14 }));
+        assert_eq!(
+            missing.saw(15),
+            Some(Range {
+                first: 12,
+                last: 14
+            })
+        );
         assert_eq!(missing.seen(), 15);
     }
 
@@ -151,7 +169,13 @@ mod tests {
         missing.expect(12, now);
         assert_eq!(missing.saw(11), None);
         assert_eq!(missing.overdue(now), None);
-        assert_eq!(missing.overdue(now + PATIENCE), Some(Range { first: 12, last: 12 }));
+        assert_eq!(
+            missing.overdue(now + PATIENCE),
+            Some(Range {
+                first: 12,
+                last: 12
+            })
+        );
         assert_eq!(missing.overdue(now + PATIENCE), None);
         missing.expect(13, now);
         assert_eq!(missing.saw(13), None);

@@ -38,6 +38,11 @@ impl Window {
         }
     }
 
+    /// Whether it has something up to that number.
+    pub(super) fn begins_by(&self, seq: u64) -> bool {
+        self.kept.front().is_some_and(|oldest| oldest.seq <= seq)
+    }
+
     /// The histories of different subjects as one, up to the number as of which all are known: what came
     /// later on one of them may have come on another after that was read.
     pub(super) fn merge(windows: Vec<Self>, up_to: u64) -> Self {
@@ -83,7 +88,10 @@ mod tests {
 
     fn stored(last: &str, seq: u64) -> Stored {
         let subject = format!("progress.u.j.{last}");
-        let address = Subjects::new("progress", "live").unwrap().parse(&subject).unwrap();
+        let address = Subjects::new("progress", "live")
+            .unwrap()
+            .parse(&subject)
+            .unwrap();
         Stored {
             subject,
             seq,
@@ -105,8 +113,15 @@ mod tests {
         for (last, seq) in [("state", 1), ("clip", 4), ("state", 7), ("clip", 9)] {
             window.push(stored(last, seq));
         }
-        let chain: Vec<_> = window.finish().iter().map(|each| (each.seq, each.previous)).collect();
-        assert_eq!(chain, [(1, Some(0)), (4, Some(0)), (7, Some(1)), (9, Some(4))]);
+        let chain: Vec<_> = window
+            .finish()
+            .iter()
+            .map(|each| (each.seq, each.previous))
+            .collect();
+        assert_eq!(
+            chain,
+            [(1, Some(0)), (4, Some(0)), (7, Some(1)), (9, Some(4))]
+        );
     }
 
     #[test]

@@ -139,11 +139,6 @@ impl Status {
 impl Job {
     /// Whole percent, 0 to 100.
     pub(crate) fn percent(&self) -> Option<u64> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "clamped just before"
-        )]
         self.progress
             .filter(|p| p.is_finite())
             .map(|p| p.clamp(0.0, 100.0) as u64)
@@ -185,7 +180,6 @@ impl Job {
             WallTime::parse_rfc3339(text.as_deref()?).map(WallTime::as_unix_micros)
         };
         let micros = at(&self.updated_at)?.checked_sub(at(&self.created_at)?)?;
-        #[expect(clippy::cast_precision_loss, reason = "shown in seconds")]
         (micros > 0).then(|| micros as f64 / 1e6)
     }
 }
@@ -208,11 +202,6 @@ pub(crate) fn printable(text: &str) -> String {
 
 /// A length of time the way people say it: `45s`, `1m 20s`, `2h 05m`, `3d 4h`.
 pub(crate) fn duration(seconds: f64) -> String {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float-to-integer cast saturates"
-    )]
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s}s"),

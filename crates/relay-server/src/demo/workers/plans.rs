@@ -320,7 +320,10 @@ pub(super) fn video(number: u64, random: &mut fastrand::Rng) -> VecDeque<Step> {
             "status": "running", "progress": 4, "stage": "Storyboard", "tasks": tasks(&clips),
         }),
     );
-    plan.milestone("storyboard_ready", json!({"scenes": clips.len()}));
+    plan.milestone(
+        "storyboard_ready",
+        json!({"label": format!("{} scenes", clips.len()), "scenes": clips.len()}),
+    );
     render(&mut plan, &mut clips, random);
     for (progress, message) in [(90, "music"), (92, "voices"), (94, "levels")] {
         plan.state(
@@ -331,7 +334,7 @@ pub(super) fn video(number: u64, random: &mut fastrand::Rng) -> VecDeque<Step> {
             }),
         );
     }
-    plan.milestone("sound_mixed", json!({"tracks": 3}));
+    plan.milestone("sound_mixed", json!({"label": "3 tracks", "tracks": 3}));
     plan.state(
         millis(1_400),
         json!({
