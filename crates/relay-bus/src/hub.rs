@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use relay_core::cursor::{Cursor, Scope};
+use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
 use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
@@ -97,8 +97,6 @@ pub struct JoinRequest {
     pub topic: Topic,
     /// Where it left off.
     pub cursor: Option<Cursor>,
-    /// All the topics it asks for, to read the cursor's scope by.
-    pub asked: Scope,
 }
 
 /// What the relay knows of one job.

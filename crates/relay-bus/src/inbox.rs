@@ -73,6 +73,11 @@ pub enum Repairing {
     Hold(Hold),
     /// The repair is done.
     Release(JobId),
+    /// Everybody is told nothing above this number until all is released: the bus was away, and what was
+    /// missed is not known yet.
+    HoldAll(u64),
+    /// The comparison with the store is done; what was missed is held job by job.
+    ReleaseAll,
 }
 
 /// A job being repaired.
@@ -80,8 +85,8 @@ pub enum Repairing {
 pub struct Hold {
     /// The job.
     pub job: JobId,
-    /// Its owner.
-    pub owner: Owner,
+    /// Its owner, where that is known.
+    pub owner: Option<Owner>,
     /// Its parent; where that is not known, any group may be its own.
     pub parent: Option<Name>,
     /// What its watchers have been told up to.
@@ -93,9 +98,17 @@ impl Hold {
     pub fn concerns(&self, topic: &Topic) -> bool {
         match topic {
             Topic::Job(job) => *job == self.job,
-            Topic::User(owner) => *owner == self.owner,
+            Topic::User(owner) => Some(owner) == self.owner.as_ref(),
             Topic::Group(group) => self.parent.as_ref().is_none_or(|parent| parent == group),
         }
+    }
+
+    /// The topics it is known to be seen under.
+    pub fn topics(&self) -> impl Iterator<Item = Topic> + use<> {
+        let job = Topic::Job(self.job.clone());
+        let owner = self.owner.clone().map(Topic::User);
+        let parent = self.parent.clone().map(Topic::Group);
+        std::iter::once(job).chain(owner).chain(parent)
     }
 }
 

@@ -128,8 +128,12 @@ pub(crate) struct Table {
     pub(crate) waiting: HashMap<LoadKey, Vec<JoinRequest>>,
     /// What the hub has to load next.
     pub(crate) to_load: VecDeque<LoadKey>,
-    /// Jobs under repair that clients are owed something of.
-    holds: HashSet<JobId>,
+    /// Jobs under repair that clients are owed something of, and whether the shards know whose they are.
+    holds: HashMap<JobId, bool>,
+    /// The comparison after the bus was away, while it is under way.
+    pub(crate) catching_up: Option<CatchingUp>,
+    /// Which reading of the bus this is: what was asked during an earlier one is asked again.
+    pub(crate) life: u64,
     /// What of `holds` the shards have not been told.
     pub(crate) unsaid: Vec<Repairing>,
     /// Groups somebody watches.
@@ -146,6 +150,17 @@ pub(crate) struct Table {
     pub(crate) bounds: JobBounds,
     max_jobs: usize,
     max_bytes: usize,
+}
+
+/// After the bus was away nobody is told anything new until all that was missed is known.
+#[derive(Debug)]
+pub(crate) struct CatchingUp {
+    /// The highest number that came before the bus went away.
+    pub(crate) from: u64,
+    /// Watched jobs as they were held then. What has come live since may hide what was missed before it.
+    pub(crate) watched: Vec<Held>,
+    /// Loads that have to come in; `None` until the comparison of single jobs has.
+    pub(crate) awaited: Option<HashSet<LoadKey>>,
 }
 
 /// The jobs of an owner or a group, and the shards that watch them.
@@ -169,7 +184,9 @@ impl Table {
             complete: false,
             waiting: HashMap::new(),
             to_load: VecDeque::new(),
-            holds: HashSet::new(),
+            holds: HashMap::new(),
+            catching_up: None,
+            life: 0,
             unsaid: Vec::new(),
             watched_groups: HashSet::new(),
             deferred: Vec::new(),
@@ -344,8 +361,8 @@ impl Table {
             let known = entry.job.as_ref().map(|job| job.owner.clone());
             let last = entry.last_seq();
             self.to_load.push_back(LoadKey::Job(id.clone()));
-            if let Some(owner) = known {
-                self.hold(id, &owner, last);
+            if known.is_some() {
+                self.hold(id, known.as_ref(), last);
             }
         }
         self.entry(id).repair.get_or_insert_default()
@@ -353,18 +370,65 @@ impl Table {
 
     /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
     /// would say that what is being repaired has been told.
-    pub(crate) fn hold(&mut self, id: &JobId, owner: &Owner, seq: u64) {
-        if self.holds.insert(id.clone()) {
-            let parent = self
-                .jobs
-                .get(id)
-                .and_then(|entry| entry.state()?.parent.clone());
-            self.unsaid.push(Repairing::Hold(Hold {
-                job: id.clone(),
-                owner: owner.clone(),
-                parent,
-                seq,
-            }));
+    pub(crate) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: u64) {
+        let said = self.holds.get(id);
+        if said.is_some_and(|owner_said| *owner_said || owner.is_none()) {
+            return;
+        }
+        self.holds.insert(id.clone(), owner.is_some());
+        let state = self.jobs.get(id).and_then(|entry| entry.state());
+        self.unsaid.push(Repairing::Hold(Hold {
+            job: id.clone(),
+            owner: owner.cloned(),
+            parent: state.and_then(|state| state.parent.clone()),
+            seq,
+        }));
+    }
+
+    /// Nobody is told anything above what is known now until [`Table::caught_up`].
+    pub(crate) fn hold_all(&mut self) {
+        let mut watched = self.watched();
+        let mut from = self.high;
+        if let Some(before) = self.catching_up.take() {
+            from = before.from;
+            let still: HashMap<JobId, u64> = before
+                .watched
+                .into_iter()
+                .map(|held| (held.job, held.seq))
+                .collect();
+            for held in &mut watched {
+                held.seq = still
+                    .get(&held.job)
+                    .map_or(held.seq, |seq| held.seq.min(*seq));
+            }
+        }
+        self.catching_up = Some(CatchingUp {
+            from,
+            watched,
+            awaited: None,
+        });
+        self.unsaid.push(Repairing::HoldAll(from));
+    }
+
+    /// A load came in. True if it was the last that was awaited, and all that was missed is known.
+    pub(crate) fn caught_up(&mut self, loaded: Option<&LoadKey>) -> bool {
+        let Some(awaited) = self.catching_up.as_mut().and_then(|it| it.awaited.as_mut()) else {
+            return false;
+        };
+        if let Some(key) = loaded {
+            awaited.remove(key);
+        }
+        let done = awaited.is_empty();
+        if done {
+            self.release_all();
+        }
+        done
+    }
+
+    /// Whoever waited for a comparison waits no more.
+    pub(crate) fn release_all(&mut self) {
+        if self.catching_up.take().is_some() {
+            self.unsaid.push(Repairing::ReleaseAll);
         }
     }
 
@@ -374,7 +438,7 @@ impl Table {
             .jobs
             .get(id)
             .is_some_and(|entry| entry.repair.is_some());
-        if !again && self.holds.remove(id) {
+        if !again && self.holds.remove(id).is_some() {
             self.unsaid.push(Repairing::Release(id.clone()));
         }
     }

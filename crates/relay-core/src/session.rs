@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::cursor::{Cursor, Scope, Told};
+use crate::cursor::{Cursor, Print, Told};
 use crate::moment::Moment;
 use crate::outbox::SubscriptionId;
 use crate::topic::{Topic, TopicError};
@@ -216,6 +216,8 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// What it watches.
     pub topic: Topic,
+    /// The topic's fingerprint in cursors.
+    pub print: Print,
     /// Whether the bus has answered and the first word is in the outbox.
     pub live: bool,
 }
@@ -353,26 +355,31 @@ impl Session {
         self.next_subscription = self.next_subscription.wrapping_add(1);
         self.subscriptions.push(Subscription {
             id,
+            print: Print::of(&topic),
             topic,
             live: false,
         });
         Ok(id)
     }
 
-    /// The scope of a cursor handed out now. `behind` says how far a subscription has been told where it
-    /// is not as far as the cursor; `carried` are topics the client brought a cursor for and has not
-    /// (again) been told anything of, so that a cursor handed out meanwhile still speaks for them.
-    pub fn scope(&self, behind: impl Fn(SubscriptionId) -> Option<u64>, carried: &[Told]) -> Scope {
+    /// The cursor handed out at `seq`. `behind` says how far a subscription has been told where that is
+    /// not as far; `carried` are topics the client brought a cursor for and has not (again) been told
+    /// anything of, so that the cursor still speaks for them.
+    pub fn cursor(
+        &self,
+        (epoch, seq): (u64, u64),
+        behind: impl Fn(SubscriptionId) -> Option<u64>,
+        carried: &[Told],
+    ) -> Cursor {
         let live = || self.subscriptions.iter().filter(|each| each.live);
-        let apart = live().any(|each| behind(each.id).is_some());
-        if !apart && carried.is_empty() {
-            return Scope::of(live().map(|each| &each.topic));
-        }
-        let told = live().map(|each| Told::new(&each.topic, behind(each.id)));
+        let told = live().map(|each| Told {
+            print: each.print,
+            seq: behind(each.id).unwrap_or(seq),
+        });
         let carried = carried
             .iter()
-            .filter(|told| !live().any(|each| told.is(&each.topic)));
-        Scope::told(told.chain(carried.copied()))
+            .filter(|told| !live().any(|each| each.print == told.print));
+        Cursor::new(epoch, seq, told.chain(carried.copied()))
     }
 
     fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {

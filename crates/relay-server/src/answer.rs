@@ -28,7 +28,7 @@ pub struct ApiError {
     #[serde(skip)]
     retry_after: Option<u32>,
     #[serde(skip)]
-    header: Option<(header::HeaderName, HeaderValue)>,
+    header: Option<Box<(header::HeaderName, HeaderValue)>>,
 }
 
 #[derive(Serialize)]
@@ -111,7 +111,7 @@ impl ApiError {
             "method_not_allowed",
             format!("this path takes {allow}"),
         );
-        error.header = Some((header::ALLOW, HeaderValue::from_static(allow)));
+        error.header = Some(Box::new((header::ALLOW, HeaderValue::from_static(allow))));
         error
     }
 
@@ -139,7 +139,10 @@ impl ApiError {
             "upgrade_required",
             "this path speaks WebSocket; without it use /v1/sse or /v1/poll",
         );
-        error.header = Some((header::UPGRADE, HeaderValue::from_static("websocket")));
+        error.header = Some(Box::new((
+            header::UPGRADE,
+            HeaderValue::from_static("websocket"),
+        )));
         error
     }
 
@@ -181,7 +184,7 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        headers.extend(self.header);
+        headers.extend(self.header.map(|header| *header));
         response
     }
 }
@@ -196,7 +199,7 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         let header = refused
             .www_authenticate()
-            .map(|value| (header::WWW_AUTHENTICATE, value));
+            .map(|value| Box::new((header::WWW_AUTHENTICATE, value)));
         Self {
             header,
             ..Self::new(refused.status, refused.code, refused.message)

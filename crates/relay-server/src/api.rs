@@ -15,7 +15,7 @@ use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use relay_bus::hub::{PublishRequest, Published, Verb};
 use relay_bus::seam::What;
-use relay_core::cursor::{Cursor, Scope};
+use relay_core::cursor::Cursor;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
@@ -120,11 +120,7 @@ async fn state(
     if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
         return Err(ApiError::forbidden_topic(&topic));
     }
-    let cursor = Cursor {
-        epoch: state.epoch,
-        seq: state.seq,
-        scope: Scope::of([&topic]),
-    };
+    let cursor = Cursor::at(state.epoch, state.seq, [&topic]);
     let etag = format!("\"{cursor}\"");
     let seen = headers
         .get(header::IF_NONE_MATCH)
@@ -408,13 +404,7 @@ fn milestone_name(text: &str) -> Result<Name, ApiError> {
 }
 
 fn cursor_after<'a>(published: Published, topics: impl IntoIterator<Item = &'a Topic>) -> String {
-    let (epoch, seq) = (published.epoch, published.seq);
-    Cursor {
-        epoch,
-        seq,
-        scope: Scope::of(topics),
-    }
-    .to_string()
+    Cursor::at(published.epoch, published.seq, topics).to_string()
 }
 
 fn to_json(answer: &impl Serialize) -> Vec<u8> {

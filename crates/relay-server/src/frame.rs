@@ -5,7 +5,7 @@
 //! PROTOCOL.md shows each of them.
 
 use bytes::Bytes;
-use relay_core::cursor::{Cursor, Scope};
+use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
 use relay_core::outbox::GapReason;
 use relay_core::publication::{Body, Publication};
@@ -30,11 +30,7 @@ pub enum Wire {
 /// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once.
 pub fn in_step(publication: &Publication, topic: &Topic, wire: Wire) -> Bytes {
     publication.frame(slot(topic, wire), |publication| {
-        let cursor = Cursor {
-            epoch: publication.epoch,
-            seq: publication.seq,
-            scope: Scope::of([topic]),
-        };
+        let cursor = Cursor::at(publication.epoch, publication.seq, [topic]);
         at_cursor(publication, topic, &cursor, wire, false)
     })
 }

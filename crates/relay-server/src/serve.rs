@@ -113,7 +113,8 @@ pub fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
 async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let shards = shard_count(config);
     let clock = Clock::start();
-    let bus = bus::Bus::new(config)?;
+    let epoch = bus::epoch(clock);
+    let bus = bus::Bus::new(config, epoch)?;
     let hub = Hub::new(
         limits::hub(config, shards),
         bus.backing(),

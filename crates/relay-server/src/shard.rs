@@ -12,6 +12,7 @@ mod accept;
 mod connection;
 mod deliver;
 mod drain;
+mod holds;
 mod inbound;
 mod registry;
 mod timers;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_bus::clock::Clock;
 use relay_bus::hub::{Hub, JoinRequest};
-use relay_bus::inbox::{ConnectionId, Hold, Inbox, Message};
+use relay_bus::inbox::{ConnectionId, Inbox, Message};
 use relay_core::moment::Moment;
 use relay_core::outbox::OutboxBounds;
 use relay_core::session::{CloseReason, Session, SessionBounds};
@@ -43,6 +44,7 @@ use crate::identity::{self, Identity};
 use crate::origin;
 use crate::telemetry::{ClassMetrics, Telemetry, TransportMetrics};
 use connection::{Connection, Transport, Writer, Written};
+use holds::Holds;
 use registry::Registry;
 use timers::Timers;
 
@@ -118,8 +120,7 @@ struct State {
     timers: Timers,
     /// Slots of connections with something to write.
     dirty: Vec<usize>,
-    /// Jobs being repaired; nearly always none.
-    holds: Vec<Hold>,
+    holds: Holds,
     /// The highest number everything up to which this shard has handled.
     frontier: u64,
     epoch: u64,
@@ -188,7 +189,7 @@ impl Shard {
                 registry: Registry::default(),
                 timers: Timers::default(),
                 dirty: Vec::new(),
-                holds: Vec::new(),
+                holds: Holds::default(),
                 frontier: 0,
                 epoch: common.hub.epoch(),
                 stale: common.hub.is_stale(),
@@ -336,7 +337,6 @@ impl Shard {
             subscription: join.subscription,
             topic: join.topic,
             cursor: join.cursor,
-            asked: join.asked,
         });
     }
 
@@ -432,8 +432,9 @@ impl Shard {
 
     /// Puts a connection on the list of those to be written to.
     fn mark(&self, state: &mut State, slot: usize) {
-        let connection = &mut state.connections[slot];
-        if !connection.dirty {
+        if let Some(connection) = state.connections.get_mut(slot)
+            && !connection.dirty
+        {
             connection.dirty = true;
             state.dirty.push(slot);
         }
@@ -503,5 +504,4 @@ struct Join {
     subscription: relay_core::outbox::SubscriptionId,
     topic: relay_core::topic::Topic,
     cursor: Option<relay_core::cursor::Cursor>,
-    asked: relay_core::cursor::Scope,
 }

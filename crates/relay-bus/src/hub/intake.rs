@@ -36,9 +36,14 @@ impl Intake for Hub {
     fn live(&self, epoch: u64, from_seq: u64) {
         let mut table = self.table.lock();
         let first = table.high == 0 && table.jobs.values().all(|entry| entry.job.is_none());
+        table.life += 1;
         if epoch != table.epoch {
             self.begin_epoch(&mut table, epoch);
         } else if !first {
+            if self.backing.memory().is_some() {
+                // Nobody's cursor may pass what was missed, and that is not known before the comparison.
+                table.hold_all();
+            }
             self.doubt(&mut table);
         }
         table.known_from = match self.backing {
@@ -46,6 +51,7 @@ impl Intake for Hub {
             Backing::Embedded | Backing::Passing(_) => table.known_from,
         };
         table.high = table.high.max(from_seq);
+        self.tell_holds(&mut table);
         if self.backing.memory().is_none() {
             self.freshen(&mut table);
         }
@@ -90,7 +96,7 @@ impl Hub {
             }
             repair.queued.push(incoming.clone());
             // Watchers of its owner or group are owed it, though nothing of it was known.
-            table.hold(&incoming.job, &incoming.owner, incoming.seq - 1);
+            table.hold(&incoming.job, Some(&incoming.owner), incoming.seq - 1);
             self.tell_holds(table);
             return Ok(None);
         }
@@ -110,7 +116,7 @@ impl Hub {
                     .start_repair(&incoming.job)
                     .queued
                     .push(incoming.clone());
-                table.hold(&incoming.job, &incoming.owner, incoming.seq - 1);
+                table.hold(&incoming.job, Some(&incoming.owner), incoming.seq - 1);
                 self.tell_holds(table);
                 self.work.notify_one();
                 Ok(None)
@@ -252,6 +258,7 @@ impl Hub {
         table.epoch = epoch;
         table.high = 0;
         table.known_from = 0;
+        table.release_all();
         self.tell_all(|| Message::NewEpoch);
     }
 

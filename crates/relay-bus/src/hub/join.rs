@@ -3,6 +3,8 @@
 //! A join registers the shard's interest and takes the answer under one lock; the answer travels through
 //! the shard's inbox behind everything published before it and ahead of everything after.
 
+use std::cmp::Reverse;
+
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
 use relay_core::job::Replay;
@@ -166,7 +168,7 @@ impl Hub {
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
 fn since(table: &Table, request: &JoinRequest) -> Option<u64> {
     let cursor = request.cursor.as_ref()?;
-    let since = cursor.since(&request.topic, &request.asked)?;
+    let since = cursor.since(&request.topic)?;
     (cursor.epoch == table.epoch && since <= table.high).then_some(since)
 }
 
@@ -187,7 +189,7 @@ fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
         .filter(|id| belongs(id))
         .filter_map(|id| Some((table.jobs.get(id)?.last_seq(), id)))
         .collect();
-    recent.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+    recent.sort_unstable_by_key(|entry| Reverse(entry.0));
     recent.truncate(SNAPSHOT_JOBS);
     recent.into_iter().map(|(_, id)| id.clone()).collect()
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use relay_core::id::{JobId, Name};
+use hashbrown::HashSet;
+use relay_core::id::JobId;
 use relay_core::job::{Job, Place, Subject};
 use relay_core::outbox::GapReason;
 use relay_core::publication::Publication;
@@ -26,11 +27,11 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How often expired jobs are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What came of one request.
+/// What came of one request, and of which reading of the bus it was.
 #[derive(Debug)]
 enum Loaded {
     Updates(LoadKey, u64, Result<Vec<Incoming>, StoreError>),
-    Changed(Result<Vec<JobId>, StoreError>),
+    Changed(u64, Result<Vec<JobId>, StoreError>),
 }
 
 impl Hub {
@@ -58,7 +59,7 @@ impl Hub {
             tokio::select! {
                 () = self.work.notified() => {}
                 Some(loaded) = in_flight.next() => {
-                    comparing &= !matches!(loaded, Loaded::Changed(_));
+                    comparing &= !matches!(loaded, Loaded::Changed(..));
                     self.finish(loaded);
                 }
                 _ = resync.tick() => *self.resync.lock() = true,
@@ -68,9 +69,9 @@ impl Hub {
     }
 
     async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
-        let (epoch, high) = {
+        let (life, high) = {
             let table = self.table.lock();
-            (table.epoch, table.high)
+            (table.life, table.high)
         };
         let answer = match &key {
             LoadKey::Job(job) => store.load_job(job.clone(), high).await,
@@ -89,72 +90,93 @@ impl Hub {
             tracing::debug!(?key, %error, "the store did not answer; asking again");
             sleep(RETRY_AFTER).await;
         }
-        Loaded::Updates(key, epoch, answer)
+        Loaded::Updates(key, life, answer)
     }
 
     async fn compare(&self, store: &Arc<dyn Store>) -> Loaded {
-        let watched = self.table.lock().watched();
+        let (life, watched) = {
+            let table = self.table.lock();
+            let watched = match &table.catching_up {
+                Some(catching_up) => catching_up.watched.clone(),
+                None => table.watched(),
+            };
+            (table.life, watched)
+        };
         let changed = store.changed(watched).await;
         if changed.is_err() {
             sleep(RETRY_AFTER).await;
         }
-        Loaded::Changed(changed)
+        Loaded::Changed(life, changed)
     }
 
     fn finish(&self, loaded: Loaded) {
         let mut table = self.table.lock();
         match loaded {
-            Loaded::Changed(Ok(changed)) => self.compared(&mut table, changed),
-            Loaded::Changed(Err(_)) => {
+            Loaded::Changed(life, Ok(changed)) if life == table.life => {
+                self.compared(&mut table, changed);
+            }
+            Loaded::Changed(..) => {
                 *self.resync.lock() = true;
                 self.work.notify_one();
             }
-            Loaded::Updates(key, epoch, Ok(updates)) if epoch == table.epoch => match key {
+            Loaded::Updates(key, life, Ok(updates)) if life == table.life => match key {
                 LoadKey::Job(id) => self.finish_job(&mut table, &id, updates),
                 LoadKey::Owner(_) | LoadKey::Everything => {
-                    self.finish_many(&mut table, key, updates);
+                    self.finish_many(&mut table, key, Some(updates));
                 }
             },
+            Loaded::Updates(key, life, Err(error @ StoreError::TooMany(_)))
+                if life == table.life =>
+            {
+                // It would be the same again: whoever waits gets what is known, and no claim that it is all.
+                tracing::warn!(?key, %error, "not every job can be listed");
+                self.finish_many(&mut table, key, None);
+            }
             Loaded::Updates(key, _, _) => table.to_load.push_back(key),
         }
     }
 
     /// The store was compared with what is watched: what changed is repaired, the rest is up to date.
     fn compared(&self, table: &mut Table, changed: Vec<JobId>) {
+        let missed_from = table.catching_up.as_ref().map(|it| it.from);
         for id in changed {
             table.count("resynced");
             table.start_repair(&id);
+            if let Some(from) = missed_from {
+                // Also where nothing was known of it: its watchers are owed its first word.
+                table.hold(&id, None, from);
+            }
         }
         // Whoever watches all jobs of a user must hear of one whose only update was missed.
-        let owners: Vec<Name> = table
-            .owners
-            .iter()
-            .filter(|(owner, members)| {
-                members.shards != 0
-                    && !table
-                        .waiting
-                        .contains_key(&LoadKey::Owner((*owner).clone()))
-            })
-            .map(|(owner, _)| owner.clone())
+        let watched = table.owners.iter().filter(|(_, it)| it.shards != 0);
+        let mut keys: HashSet<LoadKey> = watched
+            .map(|(owner, _)| LoadKey::Owner(owner.clone()))
             .collect();
-        let keys = owners.into_iter().map(LoadKey::Owner);
-        table.to_load.extend(keys);
-        if !table.watched_groups.is_empty() && !table.waiting.contains_key(&LoadKey::Everything) {
-            table.to_load.push_back(LoadKey::Everything);
+        if !table.watched_groups.is_empty() {
+            keys.insert(LoadKey::Everything);
         }
+        table.to_load.extend(keys.iter().cloned());
+        if let Some(catching_up) = &mut table.catching_up {
+            catching_up.awaited = Some(keys);
+        }
+        table.caught_up(None);
         self.tell_holds(table);
-        self.freshen(table);
+        if table.catching_up.is_none() {
+            self.freshen(table);
+        }
         self.work.notify_one();
     }
 
     /// The last states of many jobs came: those not in memory are remembered, those newer are repaired.
-    fn finish_many(&self, table: &mut Table, key: LoadKey, updates: Vec<Incoming>) {
-        let whole = match key {
-            LoadKey::Owner(_) => updates.len() < SNAPSHOT_JOBS,
-            LoadKey::Everything | LoadKey::Job(_) => updates.len() < self.settings.max_jobs,
+    fn finish_many(&self, table: &mut Table, key: LoadKey, updates: Option<Vec<Incoming>>) {
+        let limit = match key {
+            LoadKey::Owner(_) => SNAPSHOT_JOBS,
+            LoadKey::Everything | LoadKey::Job(_) => self.settings.max_jobs,
         };
+        let whole = updates.as_ref().is_some_and(|all| all.len() < limit);
         let waited_for = table.waiting.contains_key(&key);
-        for update in updates {
+        let missed_from = table.catching_up.as_ref().map(|it| it.from);
+        for update in updates.into_iter().flatten() {
             let known = table
                 .jobs
                 .get(&update.job)
@@ -166,8 +188,10 @@ impl Hub {
                     table.start_repair(&update.job);
                 }
                 // Found by a comparison, not by a join: those who watch have not been told of it.
-                None if !waited_for => {
+                None if !waited_for || missed_from.is_some() => {
                     table.start_repair(&update.job);
+                    let from = missed_from.unwrap_or(update.seq - 1);
+                    table.hold(&update.job, Some(&update.owner), from);
                 }
                 None => {
                     if self.remember(table, &update).is_ok()
@@ -190,6 +214,9 @@ impl Hub {
             self.answer_many(table, request);
         }
         table.evict();
+        if table.caught_up(Some(&key)) {
+            self.freshen(table);
+        }
         self.tell_holds(table);
         self.work.notify_one();
     }

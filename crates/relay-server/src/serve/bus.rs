@@ -1,15 +1,15 @@
 //! The bus a configuration asks for, and the tasks that read it.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::sync::Arc;
 
 use relay_bus::clock::Clock;
-use relay_bus::connection::ConnectionSettings;
+use relay_bus::connection::{ConnectionError, ConnectionSettings};
 use relay_bus::hub::{Backing, Hub};
-use relay_bus::jetstream::{
-    JetStreamReader, JetStreamSettings, JetStreamStore, SetupError, Storage, jetstream,
-};
+use relay_bus::jetstream::{self, JetStreamReader, JetStreamSettings, JetStreamStore, Storage};
+use relay_bus::nats::{self, NatsReader, NatsSettings, NatsStore};
 use tokio::task::JoinSet;
 
 use crate::config::{BusMode, Config, Nats, StreamStorage};
@@ -18,9 +18,12 @@ use crate::config::{BusMode, Config, Nats, StreamStorage};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BusError {
-    /// The settings contradict NATS's rules.
+    /// The settings of core NATS contradict its rules.
     #[error(transparent)]
-    Setup(#[from] SetupError),
+    Nats(#[from] nats::SetupError),
+    /// The settings of JetStream contradict its rules.
+    #[error(transparent)]
+    JetStream(#[from] jetstream::SetupError),
     /// A file with a secret cannot be read.
     #[error("a file that [nats] names cannot be read: {0}")]
     Secret(#[from] io::Error),
@@ -30,6 +33,7 @@ pub enum BusError {
 #[derive(Debug)]
 pub(super) enum Bus {
     Embedded,
+    Nats(Arc<NatsStore>, NatsReader),
     JetStream(Arc<JetStreamStore>, JetStreamReader),
 }
 
@@ -39,12 +43,20 @@ pub(super) fn epoch(clock: Clock) -> u64 {
 }
 
 impl Bus {
-    pub(super) fn new(config: &Config) -> Result<Self, BusError> {
+    pub(super) fn new(config: &Config, epoch: u64) -> Result<Self, BusError> {
         Ok(match config.bus.mode {
             BusMode::Embedded => Self::Embedded,
-            BusMode::Nats => return Err(io::Error::other("in the making").into()),
+            BusMode::Nats => {
+                let settings = NatsSettings {
+                    prefix: config.nats.prefix.clone(),
+                    epoch,
+                };
+                let (store, reader) = nats::nats(settings, &connection(&config.nats)?)?;
+                Self::Nats(store, reader)
+            }
             BusMode::Jetstream => {
-                let (store, reader) = jetstream(stream(config), &connection(&config.nats)?)?;
+                let (store, reader) =
+                    jetstream::jetstream(stream(config), &connection(&config.nats)?)?;
                 Self::JetStream(store, reader)
             }
         })
@@ -53,6 +65,7 @@ impl Bus {
     pub(super) fn backing(&self) -> Backing {
         match self {
             Self::Embedded => Backing::Embedded,
+            Self::Nats(store, _) => Backing::Passing(store.clone()),
             Self::JetStream(store, _) => Backing::Stored(store.clone()),
         }
     }
@@ -62,15 +75,20 @@ impl Bus {
         let hub = hub.clone();
         match self {
             Self::Embedded => {}
+            Self::Nats(_, reader) => {
+                tasks.spawn(async move { give_up(reader.run(hub).await) });
+            }
             Self::JetStream(_, reader) => {
-                tasks.spawn(async move {
-                    if let Err(error) = reader.run(hub).await {
-                        tracing::error!(%error, "NATS cannot be read; nothing will mend that but another configuration");
-                    }
-                });
+                tasks.spawn(async move { give_up(reader.run(hub).await) });
             }
         }
     }
+}
+
+/// A reader ends only with what no retry can mend.
+fn give_up(ended: Result<Infallible, ConnectionError>) {
+    let Err(error) = ended;
+    tracing::error!(%error, "NATS cannot be read; nothing will mend that but another configuration");
 }
 
 fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {

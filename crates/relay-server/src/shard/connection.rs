@@ -13,7 +13,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::cursor::{Cursor, Scope, Told};
+use relay_core::cursor::{Cursor, Told};
 use relay_core::id::Name;
 use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
@@ -178,12 +178,10 @@ impl Connection {
 
     /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.
     pub(super) fn carry(&mut self, cursor: &Cursor, epoch: u64) {
-        if let Scope::Listed(told) = &cursor.scope
-            && cursor.epoch == epoch
-        {
+        if cursor.epoch == epoch {
             let carried = &mut self.extras().carried;
             if carried.is_empty() {
-                carried.extend(told.iter().map(|told| told.at(cursor.seq)));
+                carried.extend_from_slice(cursor.told());
             }
         }
     }
@@ -233,13 +231,14 @@ impl Writer {
         self.blocked_since.is_some()
     }
 
-    /// Adds a reply. False if the client does not read its replies.
-    pub(super) fn reply(&mut self, frame: Bytes) -> bool {
-        if self.replies.len() >= MAX_REPLIES {
-            return false;
-        }
+    /// Whether as many replies wait as may.
+    pub(super) fn replies_full(&self) -> bool {
+        self.replies.len() >= MAX_REPLIES
+    }
+
+    /// Adds a reply.
+    pub(super) fn reply(&mut self, frame: Bytes) {
         self.replies.push_back(frame);
-        true
     }
 
     /// Moves the waiting replies behind what is in `batch`.

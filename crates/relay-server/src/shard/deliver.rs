@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_bus::inbox::{Hold, Joined, LostMilestones, Repairing};
-use relay_core::cursor::{Cursor, Scope};
+use relay_bus::inbox::{Joined, LostMilestones, Repairing};
+use relay_core::cursor::{Cursor, Print};
 use relay_core::moment::Moment;
 use relay_core::outbox::{Offered, Taken, Telling};
 use relay_core::publication::{JobKey, Publication};
@@ -19,6 +19,7 @@ use relay_core::session::CloseReason;
 use relay_core::topic::Topic;
 
 use super::connection::{Connection, PollAnswer, Transport, Unacknowledged, Written};
+use super::holds::{Holds, Released};
 use super::registry::Watcher;
 use super::{Shard, State};
 use crate::frame::{self, Notice, Wire};
@@ -71,21 +72,22 @@ impl Shard {
 
     /// A repair began: who watches the job waits. It ended: they go on.
     pub(super) fn on_repair(&self, state: &mut State, repairing: Repairing) {
-        let job = match repairing {
-            Repairing::Hold(hold) => return state.holds.push(hold),
-            Repairing::Release(job) => job,
+        let released = state.holds.take(repairing);
+        let may_go_on = |connection: &Connection| match &released {
+            Released::Nobody => false,
+            Released::Everybody => true,
+            Released::Watchers(hold) => {
+                let mut topics = connection.session.subscriptions().iter();
+                topics.any(|each| hold.concerns(&each.topic))
+            }
         };
-        let Some(at) = state.holds.iter().position(|hold| hold.job == job) else {
+        if matches!(released, Released::Nobody) {
             return;
-        };
-        let released = state.holds.swap_remove(at);
-        let waited = state.connections.iter().filter(|(_, connection)| {
-            let subscriptions = connection.session.subscriptions();
-            !connection.outbox.is_empty()
-                && subscriptions
-                    .iter()
-                    .any(|each| released.concerns(&each.topic))
-        });
+        }
+        let waited = state
+            .connections
+            .iter()
+            .filter(|(_, connection)| !connection.outbox.is_empty() && may_go_on(connection));
         for slot in waited.map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.mark(state, slot);
         }
@@ -162,9 +164,10 @@ impl Shard {
         let cursor = cursor_of(connection, state.epoch);
         let wire = connection.transport.wire();
         let mut id = None;
+        let print = Print::of(&joined.topic);
         if let Some(extras) = &mut connection.extras {
             id = extras.take_id(joined.subscription);
-            extras.carried.retain(|told| !told.is(&joined.topic));
+            extras.carried.retain(|told| told.print != print);
             if let Some(at) = extras
                 .resuming
                 .iter()
@@ -224,11 +227,23 @@ impl Shard {
 
     /// Queues a reply; ends a client that does not read its replies.
     pub(super) fn reply(&self, state: &mut State, slot: usize, frame: Bytes) {
-        if state.connections[slot].writer.reply(frame) {
-            self.mark(state, slot);
-        } else {
-            self.end(state, slot, CloseReason::Slow);
+        let Some(connection) = state.connections.get_mut(slot) else {
+            return;
+        };
+        if connection.writer.replies_full() && !connection.writer.is_blocked() {
+            // Many replies in one turn say nothing of the reader; replies the kernel does not take do.
+            state.frames.clear();
+            connection.writer.take_replies(&mut state.frames);
+            if self.write_frames(state, slot, self.clock.now()) == Written::Gone {
+                return self.end(state, slot, CloseReason::Client);
+            }
         }
+        let writer = &mut state.connections[slot].writer;
+        if writer.replies_full() {
+            return self.end(state, slot, CloseReason::Slow);
+        }
+        writer.reply(frame);
+        self.mark(state, slot);
     }
 
     /// Writes to every connection that has something to write.
@@ -461,15 +476,9 @@ impl Shard {
 }
 
 /// What a connection may be told up to while jobs it watches are being repaired.
-pub(super) fn ceiling(holds: &[Hold], connection: &Connection) -> u64 {
-    let concerned = holds.iter().filter(|hold| {
-        connection
-            .session
-            .subscriptions()
-            .iter()
-            .any(|each| hold.concerns(&each.topic))
-    });
-    concerned.map(|hold| hold.seq).min().unwrap_or(u64::MAX)
+pub(super) fn ceiling(holds: &Holds, connection: &Connection) -> u64 {
+    let subscriptions = connection.session.subscriptions().iter();
+    holds.ceiling(subscriptions.map(|each| &each.topic))
 }
 
 enum Loss {
@@ -539,28 +548,20 @@ fn render(connection: &Connection, taken: &Taken, epoch: u64, stale: bool) -> By
     if in_step {
         return frame::in_step(publication, topic, wire);
     }
-    let cursor = Cursor {
-        epoch,
-        seq: taken.position,
-        scope: scope_of(connection),
-    };
+    let cursor = cursor_at(connection, (epoch, taken.position));
     frame::at_cursor(publication, topic, &cursor, wire, stale)
 }
 
-fn scope_of(connection: &Connection) -> Scope {
+fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {
+    let behind = |id| connection.outbox.behind(id);
     connection
         .session
-        .scope(|id| connection.outbox.behind(id), connection.carried())
+        .cursor(place, behind, connection.carried())
 }
 
 /// Where a connection stands now.
 pub(super) fn cursor_of(connection: &Connection, epoch: u64) -> String {
-    Cursor {
-        epoch,
-        seq: connection.outbox.position(),
-        scope: scope_of(connection),
-    }
-    .to_string()
+    cursor_at(connection, (epoch, connection.outbox.position())).to_string()
 }
 
 /// The close code and sentence for a reason; `None` where the client is past hearing.

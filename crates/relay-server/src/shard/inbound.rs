@@ -2,7 +2,6 @@
 
 use governor::clock::{Clock as _, QuantaClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use relay_core::cursor::Scope;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{Action, CloseReason, Event};
@@ -228,27 +227,17 @@ impl Shard {
             self.refuse_subscription(state, Watcher { slot, subscription });
             return;
         }
-        // A set too large to be listed cannot be compared topic by topic; who gives a cursor with the topic
-        // says that it speaks for it.
-        let asked = match &cursor {
-            Some(cursor) if matches!(cursor.scope, Scope::Many(_)) => cursor.scope.clone(),
-            _ => Scope::empty(),
-        };
         if let Some(cursor) = &cursor {
             let connection = &mut state.connections[slot];
             connection.extras().resuming.push(subscription);
             connection.carry(cursor, state.epoch);
         }
-        self.join(
-            state,
-            slot,
-            Join {
-                subscription,
-                topic,
-                cursor,
-                asked,
-            },
-        );
+        let join = Join {
+            subscription,
+            topic,
+            cursor,
+        };
+        self.join(state, slot, join);
     }
 
     fn on_leave(

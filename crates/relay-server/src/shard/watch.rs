@@ -12,7 +12,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use relay_core::cursor::{Cursor, Scope};
+use relay_core::cursor::Cursor;
 use relay_core::topic::Topic;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -298,7 +298,6 @@ impl Shard {
         topics: Vec<Topic>,
         cursor: Option<Cursor>,
     ) {
-        let asked = Scope::of(&topics);
         for topic in topics {
             let session = &mut state.connections[slot].session;
             // Counted and told apart when the URL was read.
@@ -310,17 +309,13 @@ impl Shard {
                 connection.extras().resuming.push(subscription);
                 connection.carry(cursor, state.epoch);
             }
-            let (cursor, asked) = (cursor.clone(), asked.clone());
-            self.join(
-                state,
-                slot,
-                Join {
-                    subscription,
-                    topic,
-                    cursor,
-                    asked,
-                },
-            );
+            let cursor = cursor.clone();
+            let join = Join {
+                subscription,
+                topic,
+                cursor,
+            };
+            self.join(state, slot, join);
         }
     }
 

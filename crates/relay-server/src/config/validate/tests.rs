@@ -15,8 +15,8 @@ fn values_out_of_range_are_refused_with_the_bound() {
         ("limits", "connections_per_user = 0", "at least 1"),
         (
             "limits",
-            "subscriptions_per_connection = 10001",
-            "at most 10000",
+            "subscriptions_per_connection = 257",
+            "at most 256",
         ),
         (
             "limits",
