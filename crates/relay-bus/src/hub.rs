@@ -1,6 +1,6 @@
 //! The hub: one per node, between the bus and the shards.
 //!
-//! Updates come in through [`Intake`], are numbered, checked and remembered under one lock, and each
+//! Updates come in through [`Intake`](crate::seam::Intake), are numbered, checked and remembered under one lock, and each
 //! accepted one is handed, once, to every shard with a watcher for it. Joins are answered under the same
 //! lock and through the same inboxes, so what a client is told first and what follows meet without a race.
 //!

@@ -1,8 +1,8 @@
 //! A shard's inbox: what the hub hands over, in order, without ever waiting for the shard.
 //!
 //! The hub pushes under its own lock, so the order here is the order of the table. A shard that falls
-//! behind costs its clients freshness and the hub nothing: past [`SOFT_LIMIT`] a newer state takes an
-//! older one's place, past [`HARD_LIMIT`] milestones are shed and a gap is left.
+//! behind costs its clients freshness and the hub nothing: past a first bound a newer state takes an
+//! older one's place, past a second one milestones are shed and a gap is left.
 //!
 //! Invariant: answers to joins are never shed; their number is bounded by the shard's connections.
 
