@@ -70,6 +70,8 @@ pub(super) struct Takeover {
     pub(super) head: Bytes,
     /// What the connection is from now on.
     pub(super) stream: Stream,
+    /// Bytes that came behind the request.
+    pub(super) early: Bytes,
 }
 
 type Left = Rc<RefCell<Option<Takeover>>>;
@@ -165,12 +167,14 @@ impl Shard {
             });
             tokio::select! {
                 served = served => {
-                    let mut socket = connection.into_parts().io.into_inner();
-                    let Some(takeover) = served else {
+                    let parts = connection.into_parts();
+                    let mut socket = parts.io.into_inner();
+                    let Some(mut takeover) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;
                         return None;
                     };
+                    takeover.early = parts.read_buf;
                     return Some((socket, takeover));
                 }
                 _ = drain.changed(), if !draining => {
@@ -232,7 +236,15 @@ impl Shard {
         if let Some(hello) = stream.hello {
             self.greet(&mut state, slot, hello);
         }
-        self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
+        if stream.authenticated {
+            self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
+        } else if !stream.topics.is_empty() {
+            let awaited = Box::new((stream.topics, stream.cursor));
+            state.connections[slot].extras().awaited = Some(awaited);
+        }
+        if !takeover.early.is_empty() {
+            self.received(&mut state, slot, &takeover.early, now);
+        }
         self.flush_dirty(&mut state, now);
         // Draining began while the request was under way.
         if state.draining && state.connections.contains(slot) {

@@ -19,6 +19,7 @@ use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
 use relay_core::publication::Publication;
 use relay_core::session::Session;
+use relay_core::topic::Topic;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -55,6 +56,8 @@ pub(super) struct Poll {
     pub(super) waiting: usize,
     /// Whether every join so far recovered.
     pub(super) recovered: bool,
+    /// Whether it shall be answered though there is no news.
+    pub(super) hurried: bool,
     /// Whether a topic turned out to be somebody else's.
     pub(super) forbidden: bool,
 }
@@ -119,12 +122,40 @@ pub(super) struct Extras {
     pub(super) unproven: Vec<SubscriptionId>,
     /// Subscriptions that came with a cursor, until their join is answered.
     pub(super) resuming: Vec<SubscriptionId>,
+    /// Subscriptions named together, until their join is answered.
+    pub(super) together: Vec<SubscriptionId>,
     /// Topics the client brought a cursor for; until they are live here, cursors handed out go on
     /// speaking for them as that one did.
     pub(super) carried: Vec<Told>,
+    /// What the URL named, until the client has authenticated.
+    pub(super) awaited: Option<Box<(Vec<Topic>, Option<Cursor>)>>,
+}
+
+/// How a subscription was asked for.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// Whether it came with a cursor.
+    pub(super) resumes: bool,
+    /// Whether it was named together with others.
+    pub(super) together: bool,
+    /// The id to echo.
+    pub(super) id: Option<Value>,
 }
 
 impl Extras {
+    /// A join was answered: what was noted for that moment.
+    pub(super) fn answered(&mut self, subscription: SubscriptionId) -> Answered {
+        let take = |list: &mut Vec<SubscriptionId>| {
+            let at = list.iter().position(|each| *each == subscription);
+            at.map(|at| list.swap_remove(at)).is_some()
+        };
+        Answered {
+            resumes: take(&mut self.resuming),
+            together: take(&mut self.together),
+            id: self.take_id(subscription),
+        }
+    }
+
     pub(super) fn take_id(&mut self, subscription: SubscriptionId) -> Option<Value> {
         let at = self.ids.iter().position(|(id, _)| *id == subscription)?;
         Some(self.ids.swap_remove(at).1)
@@ -138,6 +169,29 @@ impl Extras {
             .retain(|each| each.subscription != subscription);
         self.unproven.retain(|id| *id != subscription);
         self.resuming.retain(|id| *id != subscription);
+        self.together.retain(|id| *id != subscription);
+    }
+
+    /// Whether nothing is in it, so that it need not be kept.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            ids,
+            acks,
+            unacknowledged,
+            unproven,
+            resuming,
+            together,
+            carried,
+            awaited,
+        } = self;
+        ids.is_empty()
+            && acks.is_empty()
+            && unacknowledged.is_empty()
+            && unproven.is_empty()
+            && resuming.is_empty()
+            && together.is_empty()
+            && carried.is_empty()
+            && awaited.is_none()
     }
 }
 

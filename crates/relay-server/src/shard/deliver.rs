@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bus::inbox::{Joined, LostMilestones, Repairing};
-use relay_core::cursor::{Cursor, Print};
+use relay_core::cursor::{Cursor, Print, Told};
 use relay_core::moment::Moment;
-use relay_core::outbox::{Offered, Taken, Telling};
+use relay_core::outbox::{Offered, SubscriptionId, Taken, Telling};
 use relay_core::publication::{JobKey, Publication};
 use relay_core::session::CloseReason;
 use relay_core::topic::Topic;
+use serde_json::Value;
 
-use super::connection::{Connection, PollAnswer, Transport, Unacknowledged, Written};
+use super::connection::{Answered, Connection, PollAnswer, Transport, Unacknowledged, Written};
 use super::holds::{Holds, Released};
 use super::registry::Watcher;
 use super::{Shard, State};
@@ -140,14 +141,32 @@ impl Shard {
             .publications
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
         state.registry.add(&joined.topic, watcher);
-        self.welcome(state, slot, &joined, now);
+        self.welcome(state, slot, joined, now);
         self.mark(state, slot);
     }
 
-    fn welcome(&self, state: &mut State, slot: usize, joined: &Joined, now: Moment) {
+    fn welcome(&self, state: &mut State, slot: usize, mut joined: Joined, now: Moment) {
         let connection = &mut state.connections[slot];
+        let answered = connection
+            .extras
+            .as_mut()
+            .map_or_else(Answered::default, |extras| {
+                extras.answered(joined.subscription)
+            });
+        if answered.resumes {
+            self.common.telemetry.resume(joined.recovered);
+        }
         if let Some(since) = joined.since.filter(|_| joined.recovered) {
             connection.outbox.resume(since);
+        }
+        let goes_on = answered.resumes && joined.recovered;
+        let begins_with_others = answered.together && !answered.resumes;
+        if goes_on || begins_with_others {
+            // What is told under one topic is told. Who asks for a single one without a cursor, or has to
+            // start anew, wants the snapshot.
+            let id = joined.subscription;
+            let told = |publication: &Arc<Publication>| is_told(connection, id, publication);
+            joined.publications.retain(|publication| !told(publication));
         }
         for publication in &joined.publications {
             connection.outbox.owe(publication, joined.subscription, now);
@@ -161,31 +180,23 @@ impl Shard {
             .filter(|publication| publication.is_state())
             .map(|publication| publication.key)
             .collect();
-        let cursor = cursor_of(connection, state.epoch);
-        let wire = connection.transport.wire();
-        let mut id = None;
-        let print = Print::of(&joined.topic);
         if let Some(extras) = &mut connection.extras {
-            id = extras.take_id(joined.subscription);
+            let print = Print::of(&joined.topic);
             extras.carried.retain(|told| told.print != print);
-            if let Some(at) = extras
-                .resuming
-                .iter()
-                .position(|each| *each == joined.subscription)
-            {
-                extras.resuming.swap_remove(at);
-                self.common.telemetry.resume(joined.recovered);
+            if extras.is_empty() {
+                connection.extras = None;
             }
         }
+        let cursor = cursor_of(connection, state.epoch);
         let notice = Notice::Subscribed {
-            id: id.as_ref(),
+            id: answered.id.as_ref(),
             topic: joined.topic.to_string(),
             recovered: joined.recovered,
             jobs: jobs.len(),
             cursor: cursor.clone(),
             stale: state.stale,
         };
-        let frame = notice.encode_with_id(wire, &cursor);
+        let frame = notice.encode_with_id(connection.transport.wire(), &cursor);
         if let Transport::Poll(Some(poll)) = &mut connection.transport {
             poll.waiting = poll.waiting.saturating_sub(1);
             poll.recovered &= joined.recovered;
@@ -206,23 +217,36 @@ impl Shard {
             extras.forget(watcher.subscription);
             id
         });
-        let wire = connection.transport.wire();
-        let notice = Notice::Error {
-            id: id.as_ref(),
-            code: "forbidden",
-            message: "this job belongs to another user, and your token's topics do not grant it",
-            topic: Some(topic.to_string()),
-        };
-        let frame = notice.encode(wire);
         self.unwatch(&mut state.registry, &topic, watcher);
-        self.common.telemetry.client_error("forbidden");
         if let Transport::Poll(Some(poll)) = &mut state.connections[watcher.slot].transport {
             poll.waiting = poll.waiting.saturating_sub(1);
             poll.forbidden = true;
-        } else {
-            self.reply(state, watcher.slot, frame);
         }
+        self.refuse_topic(state, watcher.slot, id.as_ref(), &topic);
         self.mark(state, watcher.slot);
+    }
+
+    /// Says that a topic is not the client's to watch.
+    pub(super) fn refuse_topic(
+        &self,
+        state: &mut State,
+        slot: usize,
+        id: Option<&Value>,
+        topic: &Topic,
+    ) {
+        self.common.telemetry.client_error("forbidden");
+        let transport = &state.connections[slot].transport;
+        if matches!(transport, Transport::Poll(_)) {
+            return;
+        }
+        let notice = Notice::Error {
+            id,
+            code: "forbidden",
+            message: "this belongs to another user, and your token's topics do not grant it",
+            topic: Some(topic.to_string()),
+        };
+        let frame = notice.encode(transport.wire());
+        self.reply(state, slot, frame);
     }
 
     /// Queues a reply; ends a client that does not read its replies.
@@ -408,13 +432,13 @@ impl Shard {
     }
 
     /// Answers a poll once every topic has joined and there is news.
-    fn answer_poll(&self, state: &mut State, slot: usize, now: Moment) {
+    pub(super) fn answer_poll(&self, state: &mut State, slot: usize, now: Moment) {
         let connection = &mut state.connections[slot];
         let Transport::Poll(Some(poll)) = &connection.transport else {
             return;
         };
         let ceiling = ceiling(&state.holds, connection);
-        let news = poll.forbidden || connection.outbox.has_due(now, ceiling);
+        let news = poll.forbidden || poll.hurried || connection.outbox.has_due(now, ceiling);
         if poll.waiting > 0 || !news {
             self.reschedule(state, slot);
             return;
@@ -473,6 +497,20 @@ impl Shard {
         // It is leaving either way; whether the goodbye arrives changes nothing.
         self.write_frames(state, slot, now);
     }
+}
+
+/// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
+/// that is live on the connection, or that the cursor it brought speaks for.
+fn is_told(connection: &Connection, via: SubscriptionId, publication: &Publication) -> bool {
+    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+    publication.topics().any(|topic| {
+        let live = connection.session.subscription_to(&topic);
+        let is_live = live.is_some_and(|other| other.id != via && other.live);
+        let print = Print::of(&topic);
+        let carried = |told: &Told| told.print == print && told.seq >= publication.seq;
+        (is_live || connection.carried().iter().any(carried))
+            && connection.identity.may_watch(&topic, owner, parent)
+    })
 }
 
 /// What a connection may be told up to while jobs it watches are being repaired.

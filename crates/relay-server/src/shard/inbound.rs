@@ -303,6 +303,9 @@ impl Shard {
         };
         let frame = notice.encode(connection.transport.wire());
         self.reply(state, slot, frame);
+        if state.connections.contains(slot) {
+            self.watch_awaited(state, slot);
+        }
     }
 
     /// When a wall-clock time comes, on the monotonic clock.

@@ -135,9 +135,12 @@ impl Shard {
             .map_err(&refuse)?;
         let authenticated = identity.is_some();
         let identity = Arc::new(identity.unwrap_or_else(nobody));
-        self.may_watch_all(&identity, &query.topics)
-            .await
-            .map_err(&refuse)?;
+        self.may_name(&query.topics).map_err(&refuse)?;
+        if authenticated {
+            self.may_watch_all(&identity, &query.topics)
+                .await
+                .map_err(&refuse)?;
+        }
         let handshake = match is_websocket {
             true => Some(handshake(request.headers()).map_err(&refuse)?),
             false => None,
@@ -171,6 +174,7 @@ impl Shard {
             ("/v1/ws", Some(head)) => Ok(Watched::Stream(Box::new(Takeover {
                 head,
                 stream: stream(Transport::WebSocket(Decoder::default()), Some(())),
+                early: Bytes::new(),
             }))),
             _ => {
                 let allow = self
@@ -180,6 +184,7 @@ impl Shard {
                 Ok(Watched::Stream(Box::new(Takeover {
                     head: event_stream_head(allow),
                     stream: stream(Transport::EventStream, None),
+                    early: Bytes::new(),
                 })))
             }
         }
@@ -210,7 +215,7 @@ impl Shard {
         })
     }
 
-    async fn may_watch_all(&self, identity: &Identity, topics: &[Topic]) -> Result<(), ApiError> {
+    fn may_name(&self, topics: &[Topic]) -> Result<(), ApiError> {
         if topics.len() > self.common.session.subscriptions {
             let limit = self.common.session.subscriptions;
             return Err(ApiError::bad_request(
@@ -221,6 +226,10 @@ impl Shard {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    async fn may_watch_all(&self, identity: &Identity, topics: &[Topic]) -> Result<(), ApiError> {
         for topic in topics {
             let allowed = match (identity.sight(topic), topic) {
                 (Sight::Yes, _) | (Sight::WhenKnown, Topic::Group(_) | Topic::User(_)) => true,
@@ -256,6 +265,7 @@ impl Shard {
                 answer,
                 waiting: stream.topics.len(),
                 recovered: true,
+                hurried: false,
                 forbidden: false,
             };
             let opening = Opening {
@@ -275,14 +285,33 @@ impl Shard {
         let answer = match timeout(wait, &mut answered).await {
             Ok(answer) => answer,
             Err(_) => {
-                self.stop_poll(id);
-                answered.await
+                self.hurry_poll(id);
+                match timeout(LOOKUP_WAIT, &mut answered).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        self.stop_poll(id);
+                        answered.await
+                    }
+                }
             }
         };
         answer.map_or_else(|_| Err(ApiError::draining()), poll_response)
     }
 
-    /// The wait is over: the poll is answered with what there is.
+    /// The wait for news is over: the poll is answered as soon as every topic has had its first word.
+    fn hurry_poll(&self, id: relay_bus::inbox::ConnectionId) {
+        let mut state = self.state.borrow_mut();
+        let Some(slot) = Self::find(&state, id) else {
+            return;
+        };
+        if let Transport::Poll(Some(poll)) = &mut state.connections[slot].transport {
+            poll.hurried = true;
+        }
+        let now = self.clock.now();
+        self.answer_poll(&mut state, slot, now);
+    }
+
+    /// The bus does not answer: the poll is answered with what there is.
     fn stop_poll(&self, id: relay_bus::inbox::ConnectionId) {
         let mut state = self.state.borrow_mut();
         if let Some(slot) = Self::find(&state, id) {
@@ -290,7 +319,27 @@ impl Shard {
         }
     }
 
-    /// Subscribes a new connection to what its URL names.
+    /// Subscribes a connection that was authenticated by message to what its URL names.
+    pub(super) fn watch_awaited(&self, state: &mut State, slot: usize) {
+        let connection = &mut state.connections[slot];
+        let awaited = connection.extras.as_mut().and_then(|it| it.awaited.take());
+        let Some(awaited) = awaited else {
+            return;
+        };
+        let (topics, cursor) = *awaited;
+        let identity = connection.identity.clone();
+        let (may, may_not): (Vec<_>, Vec<_>) = topics
+            .into_iter()
+            .partition(|topic| identity.sight(topic) != Sight::No);
+        for topic in may_not {
+            self.refuse_topic(state, slot, None, &topic);
+        }
+        if state.connections.contains(slot) {
+            self.watch_topics(state, slot, may, cursor);
+        }
+    }
+
+    /// Subscribes a connection to what its URL names.
     pub(super) fn watch_topics(
         &self,
         state: &mut State,
@@ -298,12 +347,17 @@ impl Shard {
         topics: Vec<Topic>,
         cursor: Option<Cursor>,
     ) {
+        let several = topics.len() > 1;
         for topic in topics {
             let session = &mut state.connections[slot].session;
             // Counted and told apart when the URL was read.
             let Ok(subscription) = session.subscribe(topic.clone(), &self.common.session) else {
                 continue;
             };
+            if several {
+                let extras = state.connections[slot].extras();
+                extras.together.push(subscription);
+            }
             if let Some(cursor) = &cursor {
                 let connection = &mut state.connections[slot];
                 connection.extras().resuming.push(subscription);

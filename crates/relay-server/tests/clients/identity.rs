@@ -267,3 +267,51 @@ async fn a_connection_ends_with_4401_when_its_token_does_and_goes_on_with_a_new_
         .await
         .unwrap();
 }
+
+/// Naming topics in the URL grants nothing before the token is there, and needs no second message after.
+#[tokio::test]
+async fn topics_in_the_url_wait_for_a_token_that_comes_by_message() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    let mut neighbour = neighbour(&relay).await;
+    let path = "/v1/ws?auth=message&topic=user:alice&topic=user:neighbour&topic=job:neighbours-job";
+    let mut client = WebSocketClient::open(&relay.address(), path, &[])
+        .await
+        .unwrap();
+    client.send(&json!({"type": "ping"})).await.unwrap();
+    let mut before = Vec::new();
+    client
+        .until(SOON, "a pong", |frame| {
+            before.push(frame.kind().to_owned());
+            frame.kind() == "pong"
+        })
+        .await
+        .unwrap();
+    assert_eq!(before, ["hello", "pong"]);
+
+    client
+        .send(&json!({"type": "auth", "token": token(&of("alice"))}))
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    client
+        .until(SOON, "an answer for each topic", |frame| {
+            let kind = frame.kind().to_owned();
+            assert!(
+                ["authenticated", "subscribed", "error"].contains(&kind.as_str()),
+                "{frame}"
+            );
+            said.push(format!("{kind} {}", frame.topic()).trim().to_owned());
+            said.len() == 4
+        })
+        .await
+        .unwrap();
+    said.sort();
+    let expected = [
+        "authenticated",
+        "error job:neighbours-job",
+        "error user:neighbour",
+        "subscribed user:alice",
+    ];
+    assert_eq!(said, expected);
+    neighbour.is_undisturbed(&relay).await.unwrap();
+}

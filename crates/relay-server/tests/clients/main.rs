@@ -7,6 +7,7 @@ mod identity;
 mod libraries;
 mod neighbour;
 mod nonsense;
+mod topics;
 
 use std::time::Duration;
 

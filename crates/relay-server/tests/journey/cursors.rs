@@ -185,3 +185,19 @@ async fn a_resume_of_three_topics_cut_anywhere_loses_nothing_and_repeats_nothing
 async fn a_resume_of_twelve_topics_cut_anywhere_loses_nothing_and_repeats_nothing() {
     a_resume_may_be_cut_anywhere(12).await;
 }
+
+/// `wait` is how long to wait for news; the snapshot is waited for in any case.
+#[tokio::test]
+async fn a_poll_that_does_not_wait_for_news_still_has_the_snapshot() {
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let first = RelayServer::start(settings(&nats)).await.unwrap();
+    first.publish("j1", "o", &state(1)).await.unwrap();
+    let second = RelayServer::start(settings(&nats)).await.unwrap();
+    let poll = |job: &str| second.send(Request::get(format!("/v1/poll?topic=job:{job}&wait=0")));
+    let answer = poll("j1").await.unwrap();
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert_eq!(answer.json()["frames"][0]["job"]["meta"]["mark"], 1);
+    let answer = poll("never-published").await.unwrap();
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert_eq!(answer.json()["frames"], json!([]));
+}

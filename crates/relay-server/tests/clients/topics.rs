@@ -1,0 +1,81 @@
+//! A job that is seen through several topics of one connection.
+
+use relay_testkit::client::{Transport, Watch, Watcher, WebSocketClient};
+use relay_testkit::relay::RelayServer;
+use serde_json::{Value, json};
+
+use crate::{SOON, settings};
+
+fn state(mark: u64) -> Value {
+    json!({"status": "running", "parent_id": "album", "meta": {"mark": mark}})
+}
+
+/// Listens until the job's state with `mark` came; the marks of all its states until then.
+async fn marks_until(watcher: &mut Watcher, mark: u64) -> Vec<u64> {
+    let mut marks = Vec::new();
+    let until = watcher.until(SOON, "the last state", |frame| {
+        marks.extend(frame.job()["meta"]["mark"].as_u64());
+        marks.last() == Some(&mark)
+    });
+    until.await.unwrap();
+    marks
+}
+
+/// Design, promise 2: nothing twice on one connection.
+#[tokio::test]
+async fn a_job_seen_through_three_topics_of_one_url_is_told_once() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let topics = ["group:album", "user:alice", "job:j1"];
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::LongPoll] {
+        let first = u64::from(transport as u8) * 10;
+        relay
+            .publish("j1", "alice", &state(first + 1))
+            .await
+            .unwrap();
+        let mut watcher = Watcher::connect(transport, &relay.address(), Watch::topics(topics))
+            .await
+            .unwrap();
+        assert_eq!(marks_until(&mut watcher, first + 1).await, [first + 1]);
+        relay
+            .publish("j1", "alice", &state(first + 2))
+            .await
+            .unwrap();
+        assert_eq!(marks_until(&mut watcher, first + 2).await, [first + 2]);
+        let cursor = watcher.cursor();
+        watcher.close().await;
+
+        relay
+            .publish("j1", "alice", &state(first + 3))
+            .await
+            .unwrap();
+        let again = Watch::topics(topics).from(cursor);
+        let mut watcher = Watcher::connect(transport, &relay.address(), again)
+            .await
+            .unwrap();
+        assert_eq!(marks_until(&mut watcher, first + 3).await, [first + 3]);
+        relay
+            .publish("j1", "alice", &state(first + 4))
+            .await
+            .unwrap();
+        assert_eq!(marks_until(&mut watcher, first + 4).await, [first + 4]);
+        watcher.close().await;
+    }
+}
+
+/// Who asks for one more topic without a cursor asks for its snapshot, whatever else is watched.
+#[tokio::test]
+async fn a_topic_subscribed_later_begins_with_its_snapshot() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    relay.publish("j1", "alice", &state(1)).await.unwrap();
+    let mut client = WebSocketClient::connect(&relay.address(), None)
+        .await
+        .unwrap();
+    for topic in ["user:alice", "job:j1"] {
+        client.subscribe(topic, None).await.unwrap();
+        let state = client
+            .until(SOON, "the snapshot", |frame| frame.kind() == "state")
+            .await
+            .unwrap();
+        assert_eq!(state.topic(), topic);
+    }
+}
