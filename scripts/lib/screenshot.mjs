@@ -9,7 +9,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 
-const { chromium } = createRequire(join(process.cwd(), ".tools/node/"))("playwright-core");
+const { chromium } = createRequire(join(process.cwd(), "crates/relay-server/tests/node/"))("playwright-core");
 const folder = process.argv[2];
 const LARGEST = 300_000; // bytes: the pictures are part of the repository
 

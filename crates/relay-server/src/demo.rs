@@ -14,6 +14,7 @@ use bytes::Bytes;
 use relay_bus::hub::{Hub, PublishRequest, Verb};
 use relay_bus::seam::What;
 use relay_core::id::Name;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -36,10 +37,21 @@ pub fn start_workers(hub: Arc<Hub>, tasks: &mut JoinSet<()>) {
 
 async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
     let mut random = fastrand::Rng::new();
+    let clock = hub.clock();
+    // The job under way, and since when it is.
+    let mut begun = (String::new(), String::new());
     loop {
         let step = worker.next(&mut random);
         sleep(step.wait).await;
-        for publish in step.publish {
+        for mut publish in step.publish {
+            let now = clock.wall().to_rfc3339();
+            if begun.0 != publish.job {
+                begun = (publish.job.clone(), now.clone());
+            }
+            if publish.milestone.is_none() {
+                publish.body["created_at"] = json!(begun.1);
+            }
+            publish.body["ts"] = json!(now);
             let Some(request) = request(&publish) else {
                 continue;
             };

@@ -41,6 +41,14 @@ pub fn node() -> Result<PathBuf> {
     find("RELAY_NODE", ".tools/node/bin/node", "node")
 }
 
+/// Chromium: `RELAY_CHROMIUM`, else the one on the `PATH`.
+///
+/// # Errors
+/// When there is none.
+pub fn chromium() -> Result<PathBuf> {
+    find("RELAY_CHROMIUM", ".tools/chromium", "chromium")
+}
+
 fn find(variable: &str, under: &str, on_path: &str) -> Result<PathBuf> {
     if let Some(named) = std::env::var_os(variable) {
         let named = PathBuf::from(named);

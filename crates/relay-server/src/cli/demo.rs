@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -10,6 +11,9 @@ use super::say;
 use crate::config::{self, BusMode, Config};
 use crate::demo;
 use crate::serve::{Addresses, Extras};
+
+/// How long an ended job stays on the page: the workers go on for ever.
+const ENDED_FOR: Duration = Duration::from_secs(600);
 
 /// Arguments of `relay demo`.
 #[derive(Debug, Args)]
@@ -29,6 +33,7 @@ pub fn run(args: &DemoArgs) -> ExitCode {
         }
     };
     config.bus.mode = BusMode::Embedded;
+    config.history.terminal_ttl = config.history.terminal_ttl.min(ENDED_FOR);
     if let Some(listen) = args.listen {
         config.http.listen = listen;
     }
