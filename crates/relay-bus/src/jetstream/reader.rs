@@ -14,14 +14,17 @@
 mod follow;
 mod missing;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Subscriber;
+use relay_core::moment::WallTime;
 
 use super::Shared;
 use super::ask::Asker;
+use super::decode;
 use super::stream::{self, Facts, StreamError};
 use crate::connection::{BarrierError, Seldom};
 use crate::seam::Intake;
@@ -33,6 +36,8 @@ const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
 /// Between two looks at a stream that does not fit: somebody has to mend it.
 const LONG_PAUSE: Duration = Duration::from_secs(2);
+/// Messages remembered to know the stream by. All of them may have been discarded since; then it is believed.
+const MARKS: usize = 16;
 /// A leader that has just been deposed may answer once more with too low a number.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
@@ -83,6 +88,7 @@ pub(super) async fn read<'a, E>(
         asker,
         intake,
         life: Life::default(),
+        marks: Marks::default(),
         slow_consumers: 0,
         told: None,
         often: Seldom::default(),
@@ -108,6 +114,19 @@ pub(super) async fn read<'a, E>(
     }
 }
 
+/// The last messages read, by number and time: a stream that lost its end gives their numbers out again.
+#[derive(Debug, Default)]
+struct Marks(VecDeque<(u64, WallTime)>);
+
+impl Marks {
+    fn push(&mut self, seq: u64, stored_at: WallTime) {
+        if self.0.len() == MARKS {
+            self.0.pop_front();
+        }
+        self.0.push_back((seq, stored_at));
+    }
+}
+
 /// One life of the stream's numbers.
 #[derive(Debug, Default)]
 struct Life {
@@ -129,6 +148,7 @@ struct Reader<'a> {
     asker: &'a Asker,
     intake: &'a dyn Intake,
     life: Life,
+    marks: Marks,
     slow_consumers: u64,
     /// What keeps the reader from reading, as last logged.
     told: Option<String>,
@@ -211,10 +231,19 @@ impl Reader<'_> {
                 created: facts.created,
                 rewinds: 0,
             };
+            self.marks = Marks::default();
             return Ok(facts);
         }
         let seen = self.shared.seen();
         if facts.last_seq >= seen {
+            if !self.has_read_these().await? {
+                tracing::warn!(
+                    seen,
+                    "the stream has lost messages that were read, and gives their numbers out again"
+                );
+                self.life.rewinds += 1;
+                self.marks = Marks::default();
+            }
             return Ok(facts);
         }
         tokio::time::sleep(CONFIRM_AFTER).await;
@@ -226,7 +255,28 @@ impl Reader<'_> {
                 "the stream has lost its last messages"
             );
             self.life.rewinds += 1;
+            self.marks = Marks::default();
         }
         Ok(again)
+    }
+
+    /// Whether the stream still has, under its number, the last message read that it has not discarded.
+    async fn has_read_these(&self) -> Result<bool, StreamError> {
+        let all = self.shared.subjects.all();
+        for (seq, stored_at) in self.marks.0.iter().rev() {
+            let next = self.asker.leader_next(&all, *seq).await;
+            let found = next.map_err(|source| StreamError::Unanswered {
+                stream: self.shared.settings.stream.clone(),
+                source: source.into(),
+            })?;
+            let Some(found) = found.filter(|found| found.sequence == *seq) else {
+                continue;
+            };
+            let found = decode::from_leader(&self.shared.subjects, found);
+            return Ok(found
+                .update
+                .is_none_or(|update| update.stored_at == *stored_at));
+        }
+        Ok(true)
     }
 }

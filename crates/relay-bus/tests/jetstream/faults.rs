@@ -288,6 +288,50 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     assert_eq!(from_seq, 1);
 }
 
+#[tokio::test]
+async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, kept) = (
+        directory.path().join("store"),
+        directory.path().join("kept"),
+    );
+    let own_store = format!("jetstream {{ store_dir: {store:?} }}");
+    let mut server = NatsServer::start(Options::core().config(&own_store))
+        .await
+        .unwrap();
+    let door = Door::before(&server).await;
+    let mode = Mode::at(&door.url());
+    let (epoch, _) = mode.heard.live(1).await;
+    let worker = Worker::at(&server.url()).await;
+    worker.publish("progress.u.j.state", "1").await;
+    mode.heard.updates_until(1).await;
+    door.shut();
+    server.kill();
+    copy(&store, &kept);
+    server.restart().await.unwrap();
+    door.open();
+    let (same, _) = mode.heard.live(2).await;
+    assert_eq!(same, epoch);
+    let worker = Worker::at(&server.url()).await;
+    for _ in 0..3 {
+        worker.publish("progress.u.j.state", "lost").await;
+    }
+    mode.heard.updates_until(4).await;
+    door.shut();
+    server.kill();
+    std::fs::remove_dir_all(&store).unwrap();
+    copy(&kept, &store);
+    server.restart().await.unwrap();
+    let worker = Worker::at(&server.url()).await;
+    for _ in 0..5 {
+        worker.publish("progress.u.j.state", "another").await;
+    }
+    door.open();
+    let (again, from_seq) = mode.heard.live(3).await;
+    assert_ne!(again, epoch);
+    assert_eq!(from_seq, 6);
+}
+
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

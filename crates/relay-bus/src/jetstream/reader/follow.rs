@@ -186,7 +186,10 @@ impl<'r, 'a> Follow<'r, 'a> {
         }
         shared.seen.fetch_max(seq, Ordering::AcqRel);
         match decode::live(&shared.subjects, seq, &message) {
-            Ok(Some(update)) => self.reader.intake.ingest(update),
+            Ok(Some(update)) => {
+                self.reader.marks.push(seq, update.stored_at);
+                self.reader.intake.ingest(update);
+            }
             Ok(None) => {}
             Err(flaw) => self.refuse(&flaw, &message),
         }
