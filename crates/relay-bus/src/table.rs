@@ -12,7 +12,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::{Job, JobBounds};
-use relay_core::moment::WallTime;
+use relay_core::moment::{Moment, WallTime};
 use relay_core::publication::{Body, JobKey, Publication};
 use relay_core::topic::Topic;
 use smallvec::SmallVec;
@@ -138,6 +138,10 @@ pub(crate) struct Table {
     pub(crate) unsaid: Vec<Repairing>,
     /// Groups somebody watches.
     pub(crate) watched_groups: HashSet<Name>,
+    /// Joins whose cursors are of a node that is ahead of this one, and until when they wait.
+    pub(crate) ahead: VecDeque<(Moment, JoinRequest)>,
+    /// The lowest number any of them waits for.
+    pub(crate) ahead_from: u64,
     /// Joins of owners and groups that wait for the repair of single jobs.
     pub(crate) deferred: Vec<(HashSet<JobId>, JoinRequest)>,
     pub(crate) counts: HashMap<&'static str, u64>,
@@ -189,6 +193,8 @@ impl Table {
             life: 0,
             unsaid: Vec::new(),
             watched_groups: HashSet::new(),
+            ahead: VecDeque::new(),
+            ahead_from: u64::MAX,
             deferred: Vec::new(),
             counts: HashMap::new(),
             bytes: 0,

@@ -220,6 +220,8 @@ pub struct Subscription {
     pub print: Print,
     /// Whether the bus has answered and the first word is in the outbox.
     pub live: bool,
+    /// What the client had been told of the topic before it came; nothing up to here is news to it.
+    pub since: u64,
 }
 
 #[derive(Debug)]
@@ -323,10 +325,16 @@ impl Session {
         self.subscriptions.iter().find(|each| each.topic == *topic)
     }
 
-    /// Notes that the bus answered a join. False if the subscription ended meanwhile.
-    pub fn joined(&mut self, id: SubscriptionId) -> bool {
+    /// Notes that the bus answered a join of a client that had been told everything up to `since`. False
+    /// if the subscription ended meanwhile.
+    pub fn joined(&mut self, id: SubscriptionId, since: u64) -> bool {
         let found = self.subscriptions.iter_mut().find(|each| each.id == id);
-        found.map(|subscription| subscription.live = true).is_some()
+        let Some(subscription) = found else {
+            return false;
+        };
+        subscription.live = true;
+        subscription.since = since;
+        true
     }
 
     /// Ends one subscription (refused by the bus, or foreign).
@@ -358,6 +366,7 @@ impl Session {
             print: Print::of(&topic),
             topic,
             live: false,
+            since: 0,
         });
         Ok(id)
     }

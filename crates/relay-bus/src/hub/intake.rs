@@ -31,6 +31,9 @@ impl Intake for Hub {
         if let Err(declined) = self.take(&mut table, incoming) {
             table.count(declined.code());
         }
+        if table.high >= table.ahead_from {
+            self.admit_ahead(&mut table);
+        }
     }
 
     fn live(&self, epoch: u64, from_seq: u64) {
@@ -52,6 +55,7 @@ impl Intake for Hub {
         };
         table.high = table.high.max(from_seq);
         self.tell_holds(&mut table);
+        self.admit_ahead(&mut table);
         if self.backing.memory().is_none() {
             self.freshen(&mut table);
         }

@@ -4,6 +4,7 @@
 //! the shard's inbox behind everything published before it and ahead of everything after.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
@@ -14,21 +15,57 @@ use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{Joined, Message};
 use crate::table::{LoadKey, Table, Waiter};
 
+/// How long a join waits for this node to come as far as its cursor. Nodes are apart by the time a message
+/// travels, or by that of a reconnect; what is further ahead is no place this bus has been.
+const AHEAD_WAIT: Duration = Duration::from_secs(3);
+
 impl Hub {
     /// Asks for the first word on a topic. The answer comes as [`Message::Joined`], at once if the table
     /// knows it, when the store has answered otherwise.
     pub fn join(&self, request: JoinRequest) {
         let mut table = self.table.lock();
         *table.shards_of(&request.topic) |= 1 << request.shard;
+        if self.backing.memory().is_some()
+            && let Some(since) = ahead(&table, &request)
+        {
+            let until = self.clock.now() + AHEAD_WAIT;
+            table.ahead.push_back((until, request));
+            table.ahead_from = table.ahead_from.min(since);
+            return;
+        }
+        self.join_now(&mut table, request);
+    }
+
+    /// Joins that waited for this node to come as far as their cursors: those that it has caught up with,
+    /// and those that have waited long enough, which start anew.
+    pub(super) fn admit_ahead(&self, table: &mut Table) {
+        let now = self.clock.now();
+        table.ahead_from = u64::MAX;
+        for (until, mut request) in std::mem::take(&mut table.ahead) {
+            match ahead(table, &request) {
+                None => self.join_now(table, request),
+                Some(_) if now >= until => {
+                    request.cursor = None;
+                    self.join_now(table, request);
+                }
+                Some(since) => {
+                    table.ahead_from = table.ahead_from.min(since);
+                    table.ahead.push_back((until, request));
+                }
+            }
+        }
+    }
+
+    fn join_now(&self, table: &mut Table, request: JoinRequest) {
         match request.topic.clone() {
-            Topic::Job(id) => self.join_job(&mut table, &id, request),
+            Topic::Job(id) => self.join_job(table, &id, request),
             Topic::User(owner) => {
                 let complete = table.complete || table.complete_owners.contains(&owner);
-                self.join_many(&mut table, LoadKey::Owner(owner), complete, request);
+                self.join_many(table, LoadKey::Owner(owner), complete, request);
             }
             Topic::Group(_) => {
                 let complete = table.complete;
-                self.join_many(&mut table, LoadKey::Everything, complete, request);
+                self.join_many(table, LoadKey::Everything, complete, request);
             }
         }
     }
@@ -163,6 +200,13 @@ impl Hub {
             high: table.high,
         })));
     }
+}
+
+/// What another node has told this client up to, if that has not come to this one yet.
+fn ahead(table: &Table, request: &JoinRequest) -> Option<u64> {
+    let cursor = request.cursor.as_ref()?;
+    let since = cursor.since(&request.topic)?;
+    (cursor.epoch == table.epoch && since > table.high).then_some(since)
 }
 
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.

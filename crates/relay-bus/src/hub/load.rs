@@ -27,6 +27,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How often expired jobs are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often joins are looked at that wait for this node to come as far as their cursors.
+const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
+
 /// What came of one request, and of which reading of the bus it was.
 #[derive(Debug)]
 enum Loaded {
@@ -42,6 +45,8 @@ impl Hub {
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiry = interval(EXPIRY_INTERVAL);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = interval(PATIENCE_INTERVAL);
+        patience.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut comparing = false;
         loop {
             if let Some(store) = self.backing.memory() {
@@ -64,6 +69,7 @@ impl Hub {
                 }
                 _ = resync.tick() => *self.resync.lock() = true,
                 _ = expiry.tick() => self.expire(),
+                _ = patience.tick() => self.admit_ahead(&mut self.table.lock()),
             }
         }
     }

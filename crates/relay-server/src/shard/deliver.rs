@@ -35,6 +35,7 @@ const MAX_OFFERS: u32 = 6;
 impl Shard {
     /// Offers a publication to everybody on this shard who watches it.
     pub(super) fn offer(&self, state: &mut State, publication: &Arc<Publication>, now: Moment) {
+        let is_repair = publication.seq <= state.frontier;
         state.frontier = state.frontier.max(publication.seq);
         let mut lost = Vec::new();
         for watcher in state.registry.watchers_of(publication) {
@@ -46,6 +47,9 @@ impl Shard {
                     lost.push((*watcher, Loss::Forbidden));
                     continue;
                 }
+            }
+            if is_repair && is_before(connection, watcher, publication.seq) {
+                continue;
             }
             let outbox = &mut connection.outbox;
             match outbox.offer(publication, watcher.subscription, now, &self.common.outbox) {
@@ -113,7 +117,11 @@ impl Shard {
         state.frontier = state.frontier.max(joined.high);
         state.registry.answered(&joined.topic);
         let slot = Self::find(state, joined.connection);
-        let live = slot.filter(|slot| state.connections[*slot].session.joined(joined.subscription));
+        let since = joined.since.filter(|_| joined.recovered).unwrap_or(0);
+        let live = slot.filter(|slot| {
+            let session = &mut state.connections[*slot].session;
+            session.joined(joined.subscription, since)
+        });
         let Some(slot) = live else {
             // It left while the hub was asked; the hub still counts the shard in.
             if !state.registry.is_wanted(&joined.topic) {
@@ -497,6 +505,12 @@ impl Shard {
         // It is leaving either way; whether the goodbye arrives changes nothing.
         self.write_frames(state, slot, now);
     }
+}
+
+/// Whether another node told the client a number before it came here, where that was missing.
+fn is_before(connection: &Connection, watcher: &Watcher, seq: u64) -> bool {
+    let subscription = connection.session.subscription(watcher.subscription);
+    subscription.is_some_and(|subscription| seq <= subscription.since)
 }
 
 /// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
