@@ -76,11 +76,12 @@ struct Walk {
 }
 
 impl Walk {
-    fn start(walkers: Vec<Walker>, address: &str) -> Self {
+    fn start(walkers: Vec<Walker>, relays: &[&RelayServer]) -> Self {
         let (done, waiting) = watch::channel(None);
         let mut tasks = JoinSet::new();
         for walker in walkers {
-            tasks.spawn(walker.walk(address.to_owned(), waiting.clone()));
+            let addresses = relays.iter().map(|relay| relay.address()).collect();
+            tasks.spawn(walker.walk(addresses, waiting.clone()));
         }
         Self { tasks, done }
     }
@@ -162,7 +163,7 @@ async fn watchers_that_come_and_go_on_all_transports_miss_nothing() {
     };
     let nats = NatsServer::start(Options::jetstream()).await.unwrap();
     let relay = RelayServer::start(settings(&nats)).await.unwrap();
-    let walk = Walk::start(walkers(&plan, 24), &relay.address());
+    let walk = Walk::start(walkers(&plan, 24), &[&relay]);
     let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
     let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
     assert!(
@@ -199,7 +200,7 @@ async fn nats_killed_in_the_middle_costs_no_watcher_anything() {
     let plan = short_plan();
     let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
     let relay = RelayServer::start(settings(&nats)).await.unwrap();
-    let walk = Walk::start(walkers(&plan, 12), &relay.address());
+    let walk = Walk::start(walkers(&plan, 12), &[&relay]);
     let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
     half_way(&fleet, &plan).await;
     nats.kill();
@@ -209,6 +210,30 @@ async fn nats_killed_in_the_middle_costs_no_watcher_anything() {
     let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
     let walked = walk.end(published.clone()).await;
     judge(&walked, &published, &relay);
+}
+
+/// One node hears what the other does not: who comes from the first to the second has been told more than
+/// the second knows, until it is awake and has compared.
+#[tokio::test]
+async fn nodes_that_are_apart_in_time_repeat_nothing_and_lose_nothing() {
+    let plan = short_plan();
+    let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let first = RelayServer::start(settings(&nats)).await.unwrap();
+    let mut second = RelayServer::start(settings(&nats)).await.unwrap();
+    let walk = Walk::start(walkers(&plan, 12), &[&first, &second]);
+    let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
+    half_way(&fleet, &plan).await;
+    nats.kill();
+    second.signal("STOP").unwrap();
+    nats.restart().await.unwrap();
+    let more = plan.jobs * plan.steps * 2 / 3;
+    wait::until(SOON, "more updates", || fleet.acknowledged() >= more)
+        .await
+        .unwrap();
+    second.signal("CONT").unwrap();
+    let published = fleet.finish(WORKERS_WITHIN).await.unwrap();
+    let walked = walk.end(published.clone()).await;
+    judge(&walked, &published, &first);
 }
 
 /// The relay sleeps while NATS restarts and the jobs go on to their ends: it hears none of that, and no
@@ -289,7 +314,7 @@ async fn a_relay_killed_in_the_middle_costs_no_watcher_anything() {
         .into_iter()
         .map(Walker::relay_may_go)
         .collect();
-    let walk = Walk::start(walkers, &relay.address());
+    let walk = Walk::start(walkers, &[&relay]);
     let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
     half_way(&fleet, &plan).await;
     relay.kill();
@@ -308,7 +333,7 @@ async fn a_relay_that_drains_in_the_middle_costs_no_watcher_anything() {
         .into_iter()
         .map(Walker::relay_may_go)
         .collect();
-    let walk = Walk::start(walkers, &relay.address());
+    let walk = Walk::start(walkers, &[&relay]);
     let mut fleet = Fleet::start(&plan, &[nats.url()]).unwrap();
     half_way(&fleet, &plan).await;
     let status = relay.terminate(SOON).await.unwrap();

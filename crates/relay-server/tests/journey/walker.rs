@@ -82,7 +82,7 @@ impl Walker {
     /// Comes and goes until the workers are done, then stays until it has what it is owed.
     pub(crate) async fn walk(
         mut self,
-        address: String,
+        addresses: Vec<String>,
         mut done: watch::Receiver<Option<Published>>,
     ) -> Walked {
         // not all at the same moment
@@ -94,11 +94,12 @@ impl Walker {
                 .choice(self.interest.transports())
                 .unwrap_or(&Transport::Sse);
             let stay = Duration::from_millis(self.random.u64(50..900));
+            let address = self.any(&addresses);
             self.leg(&address, transport, stay).await;
             sleep(Duration::from_millis(self.random.u64(0..200))).await;
         }
         let published = done.borrow().clone().unwrap_or_default();
-        self.catch_up(&address, &published).await;
+        self.catch_up(&addresses, &published).await;
         self.walked(&published)
     }
 
@@ -214,7 +215,11 @@ impl Walker {
         }
     }
 
-    async fn catch_up(&mut self, address: &str, published: &Published) {
+    fn any(&mut self, addresses: &[String]) -> String {
+        self.random.choice(addresses).cloned().unwrap_or_default()
+    }
+
+    async fn catch_up(&mut self, addresses: &[String], published: &Published) {
         let deadline = Instant::now() + CATCH_UP;
         let interest = self.interest.clone();
         while Instant::now() < deadline {
@@ -222,7 +227,8 @@ impl Walker {
                 .random
                 .choice(&Transport::ALL[..3])
                 .unwrap_or(&Transport::Sse);
-            let Some(mut watcher) = self.join(address, transport).await else {
+            let address = self.any(addresses);
+            let Some(mut watcher) = self.join(&address, transport).await else {
                 continue;
             };
             loop {
