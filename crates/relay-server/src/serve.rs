@@ -4,6 +4,7 @@
 //! knows all the parts.
 
 mod bus;
+mod files;
 mod limits;
 
 use std::io;
@@ -111,16 +112,12 @@ pub fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
 }
 
 async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
+    files::raise_limit(config.limits.connections);
     let shards = shard_count(config);
     let clock = Clock::start();
     let epoch = bus::epoch(clock);
     let bus = bus::Bus::new(config, epoch)?;
-    let hub = Hub::new(
-        limits::hub(config, shards),
-        bus.backing(),
-        clock,
-        bus::epoch(clock),
-    );
+    let hub = Hub::new(limits::hub(config, shards), bus.backing(), clock, epoch);
     let common = Arc::new(limits::common(
         config,
         hub.clone(),

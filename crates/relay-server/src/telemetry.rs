@@ -23,17 +23,18 @@ const DELIVERY_BUCKETS: &[f64] = &[
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
+    /// Held while figures counted elsewhere are brought up to date: two scrapes at once would add twice.
+    scraping: Mutex<()>,
     updates: IntCounterVec,
-    update_counts: Mutex<Vec<(&'static str, u64)>>,
     jobs: IntGauge,
     job_bytes: IntGauge,
     repairs: IntGauge,
-    evicted: IntGauge,
+    evicted: IntCounter,
     bus_up: IntGauge,
     bus_sequence: IntGauge,
     inbox_messages: IntGaugeVec,
-    inbox_conflated: IntGaugeVec,
-    inbox_shed: IntGaugeVec,
+    inbox_conflated: IntCounterVec,
+    inbox_shed: IntCounterVec,
     connections: IntGaugeVec,
     opened: IntCounterVec,
     closed: IntCounterVec,
@@ -109,13 +110,13 @@ impl Telemetry {
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
         Ok(Self {
+            scraping: Mutex::new(()),
             updates: counters(
                 r,
                 "relay_updates_total",
                 "Updates from the bus by what became of them",
                 &["result"],
             )?,
-            update_counts: Mutex::default(),
             jobs: int_gauge(r, "relay_jobs", "Jobs in memory")?,
             job_bytes: int_gauge(
                 r,
@@ -123,11 +124,7 @@ impl Telemetry {
                 "Bytes of job payloads in memory",
             )?,
             repairs: int_gauge(r, "relay_repairs", "Jobs being fetched from the store now")?,
-            evicted: int_gauge(
-                r,
-                "relay_jobs_evicted",
-                "Jobs evicted from memory since the start",
-            )?,
+            evicted: counter(r, "relay_jobs_evicted_total", "Jobs evicted from memory")?,
             bus_up: int_gauge(
                 r,
                 "relay_bus_up",
@@ -140,16 +137,16 @@ impl Telemetry {
                 "Messages waiting for a shard",
                 &["shard"],
             )?,
-            inbox_conflated: int_gauges(
+            inbox_conflated: counters(
                 r,
-                "relay_shard_inbox_conflated",
-                "States conflated before an overloaded shard saw them, since the start",
+                "relay_shard_inbox_conflated_total",
+                "States conflated before an overloaded shard saw them",
                 &["shard"],
             )?,
-            inbox_shed: int_gauges(
+            inbox_shed: counters(
                 r,
-                "relay_shard_inbox_shed",
-                "Milestones shed before an overloaded shard saw them, each announced as a gap, since the start",
+                "relay_shard_inbox_shed_total",
+                "Milestones shed before an overloaded shard saw them, each announced as a gap",
                 &["shard"],
             )?,
             connections: int_gauges(r, "relay_connections", "Open connections", &["transport"])?,
@@ -337,11 +334,11 @@ impl Telemetry {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn scrape(&self, hub: &HubStats) -> Result<Vec<u8>, prometheus::Error> {
+        let _alone = self.scraping.lock();
         self.jobs.set(signed(hub.jobs));
         self.job_bytes.set(signed(hub.bytes));
         self.repairs.set(signed(hub.repairs));
-        self.evicted
-            .set(i64::try_from(hub.evicted).unwrap_or(i64::MAX));
+        raise(&self.evicted, hub.evicted);
         self.bus_up.set(i64::from(!hub.stale));
         self.bus_sequence
             .set(i64::try_from(hub.high).unwrap_or(i64::MAX));
@@ -351,33 +348,21 @@ impl Telemetry {
             self.inbox_messages
                 .with_label_values(&label)
                 .set(signed(*waiting));
-            self.inbox_conflated
-                .with_label_values(&label)
-                .set(i64::try_from(*conflated).unwrap_or(i64::MAX));
-            self.inbox_shed
-                .with_label_values(&label)
-                .set(i64::try_from(*shed).unwrap_or(i64::MAX));
+            raise(&self.inbox_conflated.with_label_values(&label), *conflated);
+            raise(&self.inbox_shed.with_label_values(&label), *shed);
         }
-        self.count_updates(&hub.counts);
+        for (result, count) in &hub.counts {
+            raise(&self.updates.with_label_values(&[result]), *count);
+        }
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
 
-    /// The hub counts under its own lock; the difference since the last scrape is added here.
-    fn count_updates(&self, counts: &[(&'static str, u64)]) {
-        let mut before = self.update_counts.lock();
-        for (result, count) in counts {
-            let last = before
-                .iter()
-                .find(|(each, _)| each == result)
-                .map_or(0, |(_, n)| *n);
-            self.updates
-                .with_label_values(&[result])
-                .inc_by(count.saturating_sub(last));
-        }
-        *before = counts.to_vec();
-    }
+/// Brings a counter up to what somebody else has counted.
+fn raise(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn signed(count: usize) -> i64 {
