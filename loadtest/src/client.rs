@@ -1,150 +1,82 @@
-//! Watchers that cost next to nothing, so that one machine can hold thousands beside the server.
+//! What a watcher says and understands: the handshake written by hand, frames found by their lengths.
 //!
-//! The handshake is written by hand, frames are found by their lengths and never parsed, and all
-//! connections of a thread share one read buffer. It knows the framing of the two transports and not what
-//! the frames say.
+//! A server's cost must not drown in its client's, so nothing here parses JSON, keeps a buffer for an idle
+//! connection or knows a socket. It knows the framing of the two transports and not what the frames say.
 //!
-//! Invariant: a connection holds a buffer of its own only while a frame of it is incomplete.
+//! Invariant: a decoder holds memory only while a message is incomplete.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use memchr::memmem;
+use serde::{Deserialize, Serialize};
 
-/// How long one handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(20);
-/// Connections are spread over this many loopback addresses, so that neither ports nor the server's
-/// limits per address are an obstacle.
-const SOURCES: usize = 100;
 /// The longest head of an answer.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// The key every handshake carries, and what a server has to make of it (RFC 6455 section 1.3).
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// How a watcher is connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {
     /// WebSocket.
+    #[default]
     Ws,
     /// Server-Sent Events.
     Sse,
 }
 
 impl Transport {
-    /// As it is spelled on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ws => "ws",
-            Self::Sse => "sse",
-        }
-    }
-
-    fn request(self, server: SocketAddr, topic: &str) -> String {
+    /// The request that opens a stream at `path`.
+    pub(crate) fn request(self, server: SocketAddr, path: &str) -> Vec<u8> {
         match self {
             Self::Ws => format!(
-                "GET /v1/ws?topic={topic} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+                "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
             ),
             Self::Sse => format!(
-                "GET /v1/sse?topic={topic} HTTP/1.1\r\nHost: {server}\r\nAccept: text/event-stream\r\n\r\n"
+                "GET {path} HTTP/1.1\r\nHost: {server}\r\nAccept: text/event-stream\r\n\r\n"
             ),
         }
+        .into_bytes()
+    }
+
+    /// Reads the answer to [`Self::request`]: the decoder of what follows and how long the head was, or
+    /// `None` while it is not whole.
+    pub(crate) fn accept(self, answer: &[u8]) -> Result<Option<(Decoder, usize)>> {
+        let Some(ends) = memmem::find(answer, b"\r\n\r\n") else {
+            if answer.len() > MAX_HEAD_BYTES {
+                bail!("the answer's head does not end");
+            }
+            return Ok(None);
+        };
+        let head = String::from_utf8_lossy(&answer[..ends]);
+        let lower = head.to_ascii_lowercase();
+        let decoder = match (self, head.split(' ').nth(1)) {
+            (Self::Ws, Some("101")) if head.contains(ACCEPT) => Decoder::web_socket(),
+            (Self::Sse, Some("200")) => Decoder::sse(lower.contains("transfer-encoding: chunked")),
+            _ => bail!("refused: {}", String::from_utf8_lossy(answer)),
+        };
+        Ok(Some((decoder, ends + 4)))
     }
 }
 
-/// One open connection.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
-    decoder: Decoder,
-    /// What came in with the handshake's answer and belongs to the stream behind it.
-    early: Vec<u8>,
-}
-
-impl Connection {
-    /// Connects watcher number `index` and makes the handshake.
-    pub(crate) async fn open(
-        server: SocketAddr,
-        transport: Transport,
-        topic: &str,
-        index: usize,
-    ) -> Result<Self> {
-        timeout(
-            HANDSHAKE_WITHIN,
-            Self::handshake(server, transport, topic, index),
-        )
-        .await
-        .with_context(|| format!("connection {index}: no handshake within {HANDSHAKE_WITHIN:?}"))?
-        .with_context(|| format!("connection {index}"))
-    }
-
-    async fn handshake(
-        server: SocketAddr,
-        transport: Transport,
-        topic: &str,
-        index: usize,
-    ) -> Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        if server.ip().is_loopback() {
-            let last = u8::try_from(2 + index % SOURCES)?;
-            socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into())?;
-        }
-        let mut stream = socket.connect(server).await.context("cannot connect")?;
-        stream
-            .write_all(transport.request(server, topic).as_bytes())
-            .await?;
-        let mut answer = Vec::with_capacity(1024);
-        let head_ends = loop {
-            if let Some(at) = find(&answer, b"\r\n\r\n") {
-                break at + 4;
-            }
-            if answer.len() > MAX_HEAD_BYTES || stream.read_buf(&mut answer).await? == 0 {
-                bail!(
-                    "the handshake broke off: {}",
-                    String::from_utf8_lossy(&answer)
-                );
-            }
-        };
-        let head = String::from_utf8_lossy(&answer[..head_ends]).to_ascii_lowercase();
-        let decoder = match (transport, head.split(' ').nth(1)) {
-            (Transport::Ws, Some("101")) => Decoder::web_socket(),
-            (Transport::Sse, Some("200")) => {
-                Decoder::sse(head.contains("transfer-encoding: chunked"))
-            }
-            _ => bail!("refused: {}", String::from_utf8_lossy(&answer)),
-        };
-        let early = answer.split_off(head_ends);
-        Ok(Self {
-            stream,
-            decoder,
-            early,
-        })
-    }
-
-    /// Reads until the server closes, handing each message to `hear` as it completes; pings are answered.
-    pub(crate) async fn follow(
-        mut self,
-        buffer: &std::cell::RefCell<Vec<u8>>,
-        mut hear: impl FnMut(Message<'_>),
-    ) -> Result<()> {
-        let early = std::mem::take(&mut self.early);
-        let mut pong = self.decoder.feed(&early, &mut hear)?;
-        drop(early);
-        loop {
-            if let Some(pong) = pong.take() {
-                self.stream.write_all(&pong).await?;
-            }
-            self.stream.readable().await?;
-            let mut buffer = buffer.borrow_mut();
-            match self.stream.try_read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(n) => pong = self.decoder.feed(&buffer[..n], &mut hear)?,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
+/// A client's text frame. Masked with zeros: the mask must be there, not be secret.
+pub(crate) fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match u8::try_from(payload.len()) {
+        Ok(length @ 0..126) => frame.push(0x80 | length),
+        _ => {
+            frame.push(0x80 | 126);
+            let length = u16::try_from(payload.len()).unwrap_or(u16::MAX);
+            frame.extend_from_slice(&length.to_be_bytes());
         }
     }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// What a server said.
@@ -160,7 +92,7 @@ pub(crate) enum Message<'a> {
 
 /// Finds the messages in a stream of bytes.
 #[derive(Debug)]
-struct Decoder {
+pub(crate) struct Decoder {
     kind: Kind,
     /// The beginning of a message whose end is still to come.
     partial: Vec<u8>,
@@ -188,7 +120,11 @@ impl Decoder {
     }
 
     /// Takes in bytes; returns an answer that the protocol demands, if any.
-    fn feed(&mut self, bytes: &[u8], mut hear: impl FnMut(Message<'_>)) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut hear: impl FnMut(Message<'_>),
+    ) -> Result<Option<Vec<u8>>> {
         let joined;
         let mut rest = match &mut self.kind {
             Kind::Sse(Some(chunks)) => {
@@ -242,7 +178,7 @@ fn take_frame(
         return Ok(0);
     };
     match first {
-        0x81 => hear(Message::Text(payload)),
+        0x81 | 0x82 => hear(Message::Text(payload)),
         0x88 => hear(Message::Close(
             payload
                 .first_chunk()
@@ -250,10 +186,7 @@ fn take_frame(
                 .map_or(1005, u16::from_be_bytes),
         )),
         0x89 if payload.len() < 126 => {
-            // Masked with zeros: the mask must be there, not be secret.
-            let mut frame = vec![0x8a, 0x80 | second, 0, 0, 0, 0];
-            frame.extend_from_slice(payload);
-            *pong = Some(frame);
+            *pong = Some(masked(0xa, payload));
             hear(Message::Heartbeat);
         }
         0x8a => hear(Message::Heartbeat),
@@ -264,11 +197,11 @@ fn take_frame(
 
 /// Takes one event off the front; says how long it was, or 0 if it is not whole yet.
 fn take_event(bytes: &[u8], hear: &mut impl FnMut(Message<'_>)) -> usize {
-    let Some(end) = find(bytes, b"\n\n") else {
+    let Some(end) = memmem::find(bytes, b"\n\n") else {
         return 0;
     };
     let event = &bytes[..end];
-    let has_data = event.starts_with(b"data:") || find(event, b"\ndata:").is_some();
+    let has_data = event.starts_with(b"data:") || memmem::find(event, b"\ndata:").is_some();
     hear(if has_data {
         Message::Text(event)
     } else {
@@ -312,13 +245,6 @@ impl Chunks {
         }
         Ok(())
     }
-}
-
-/// Where `needle` begins in `bytes`.
-pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    bytes
-        .windows(needle.len())
-        .position(|window| window == needle)
 }
 
 #[cfg(test)]

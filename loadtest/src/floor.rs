@@ -1,29 +1,33 @@
 //! The floor: the least a machine can do.
 //!
-//! One thread, blocking sockets. Watchers connect with the same requests as to a relay; then a publisher
-//! connects, and the body of each of its POSTs is framed once and written to every watcher, one write
-//! each, before the POST is answered. No jobs, no limits, no timers, no heartbeat.
+//! One thread. Watchers connect with the same requests as to a relay; then a publisher connects, and the body
+//! of each update it sends is framed once and written to every watcher of its job, one write each. No
+//! answers, no limits, no queues, no timers, no heartbeat.
 //!
 //! Invariant: it ends when its publisher leaves, and when nothing happens for [`PATIENCE`].
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use memchr::memmem;
 use relay_testkit::ports::Port;
 use relay_testkit::process::Process;
 use socket2::SockRef;
 use tokio::time::{Instant, sleep};
 
 use crate::client::Transport;
-use crate::server::Meter;
+use crate::process::Meter;
 
 /// How long the floor waits for anything at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a floor says when it can be connected to.
 const LISTENING: &str = "listening";
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 const START_WITHIN: Duration = Duration::from_secs(10);
 
 /// The floor's own command line.
@@ -65,7 +69,7 @@ impl Floor {
         drop(std::fs::remove_file(&log));
         Ok(Self {
             address,
-            process: Meter { pid: child.id() },
+            process: Meter::of(child.id()),
             _child: child,
             _port: port,
         })
@@ -80,86 +84,109 @@ pub(crate) fn serve(args: &FloorArgs) -> Result<()> {
     SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
     SockRef::from(&listener).listen(4096)?;
     writeln!(io::stdout().lock(), "{LISTENING}")?;
-    let mut watchers = Vec::new();
+    let mut rooms = Rooms::new();
     loop {
-        let (stream, _) = listener.accept().context("nobody came")?;
+        let (mut stream, _) = listener.accept().context("nobody came")?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        let mut requests = BufReader::new(stream);
-        let Some(request) = Request::read(&mut requests)? else {
+        let Some(request) = read_head(&mut stream)? else {
             continue;
         };
-        match request.transport {
-            Some(transport) => {
-                let mut stream = requests.into_inner();
-                stream.write_all(transport.welcome())?;
-                watchers.push((transport, stream));
-            }
-            None => return publish(request, requests, &mut watchers),
+        if !request.starts_with("GET ") {
+            stream.write_all(b"+OK\r\n")?;
+            return fan_out(stream, &mut rooms);
         }
+        let transport = if request.starts_with("GET /v1/ws") {
+            Transport::Ws
+        } else {
+            Transport::Sse
+        };
+        let job = request
+            .split_once("topic=job:")
+            .and_then(|(_, rest)| rest.split(' ').next())
+            .context("no topic")?;
+        stream.write_all(transport.welcome())?;
+        // A watcher that does not read must not hold up the others; that is all the floor does about it.
+        stream.set_nonblocking(true)?;
+        rooms
+            .entry(job.to_owned())
+            .or_default()
+            .push((transport, stream));
     }
 }
 
-/// Writes each body to every watcher until the publisher leaves.
-fn publish(
-    first: Request,
-    mut requests: BufReader<TcpStream>,
-    watchers: &mut [(Transport, TcpStream)],
-) -> Result<()> {
-    let mut next = Some(first);
-    while let Some(request) = next {
-        let (ws, sse) = (
-            Transport::Ws.frame(&request.body),
-            Transport::Sse.frame(&request.body),
-        );
-        for (transport, stream) in watchers.iter_mut() {
-            let bytes = match transport {
-                Transport::Ws => &ws,
-                Transport::Sse => &sse,
-            };
-            stream.write_all(bytes)?;
+/// Watchers by job.
+type Rooms = HashMap<String, Vec<(Transport, TcpStream)>>;
+
+/// The first lines a client sends, up to the empty one; the publisher's first is all it has.
+fn read_head(stream: &mut TcpStream) -> io::Result<Option<String>> {
+    let (mut head, mut bytes) = (Vec::new(), [0; 2048]);
+    loop {
+        let read = stream.read(&mut bytes)?;
+        head.extend_from_slice(&bytes[..read]);
+        if head.ends_with(b"\r\n\r\n") || head.starts_with(b"CONNECT\r\n") {
+            return Ok(Some(String::from_utf8_lossy(&head).into_owned()));
         }
-        requests
-            .get_mut()
-            .write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")?;
-        next = Request::read(&mut requests)?;
-    }
-    Ok(())
-}
-
-/// As much of a request as the floor looks at.
-struct Request {
-    /// What a watcher asks for; `None`: it publishes.
-    transport: Option<Transport>,
-    body: Vec<u8>,
-}
-
-impl Request {
-    /// The next request, or `None` when the other side has left.
-    fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
-        let (mut line, mut length) = (String::new(), 0);
-        if from.read_line(&mut line)? == 0 {
+        if read == 0 || head.len() > MAX_HEAD_BYTES {
             return Ok(None);
         }
-        let transport = if line.starts_with("GET /v1/ws") {
-            Some(Transport::Ws)
-        } else if line.starts_with("GET") {
-            Some(Transport::Sse)
-        } else {
-            None
-        };
-        while line.trim_end() != "" {
-            line.clear();
-            from.read_line(&mut line)?;
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(io::Error::other)?;
-            }
-        }
-        let mut body = vec![0; length];
-        from.read_exact(&mut body)?;
-        Ok(Some(Self { transport, body }))
     }
+}
+
+/// Reads `PUB <subject> <length>` and a body, again and again, and writes each body to its job's watchers.
+fn fan_out(mut publisher: TcpStream, rooms: &mut Rooms) -> Result<()> {
+    let (mut waiting, mut bytes) = (Vec::new(), vec![0; READ_BYTES]);
+    loop {
+        let read = publisher.read(&mut bytes)?;
+        if read == 0 {
+            return Ok(());
+        }
+        waiting.extend_from_slice(&bytes[..read]);
+        let mut used = 0;
+        while let Some((job, body, length)) = update(&waiting[used..])? {
+            if let Some(watchers) = rooms.get_mut(job) {
+                write_to_all(watchers, body);
+            }
+            used += length;
+        }
+        waiting.drain(..used);
+    }
+}
+
+/// The first update in `bytes`: its job, its body, and how long all of it is.
+fn update(bytes: &[u8]) -> Result<Option<(&str, &[u8], usize)>> {
+    let Some(line) = memmem::find(bytes, b"\r\n") else {
+        return Ok(None);
+    };
+    let words = std::str::from_utf8(&bytes[..line])?;
+    let mut words = words.split(' ').skip(1);
+    let (subject, length) = (words.next(), words.next());
+    let length: Option<usize> = length.and_then(|length| length.parse().ok());
+    let job = subject.and_then(|subject| subject.split('.').nth(2));
+    let (Some(job), Some(length)) = (job, length) else {
+        bail!("not a PUB: {}", String::from_utf8_lossy(&bytes[..line]));
+    };
+    let body = line + 2;
+    let Some(text) = bytes.get(body..body + length) else {
+        return Ok(None);
+    };
+    let whole = body + length + 2;
+    Ok((bytes.len() >= whole).then_some((job, text, whole)))
+}
+
+fn write_to_all(watchers: &mut Vec<(Transport, TcpStream)>, body: &[u8]) {
+    let (ws, sse) = (Transport::Ws.frame(body), Transport::Sse.frame(body));
+    watchers.retain_mut(|(transport, stream)| {
+        let bytes = match transport {
+            Transport::Ws => &ws,
+            Transport::Sse => &sse,
+        };
+        match stream.write(bytes) {
+            Ok(sent) => sent == bytes.len(),
+            // No room: it does without.
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    });
 }
 
 impl Transport {
@@ -214,15 +241,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_read_with_its_body_and_no_further() {
-        let mut stream =
-            &b"POST /v1/jobs/a HTTP/1.1\r\nContent-Length: 2\r\n\r\nhiGET /v1/ws HTTP/1.1\r\n\r\n"
-                [..];
-        let first = Request::read(&mut stream).unwrap().unwrap();
-        assert_eq!((first.transport, &first.body[..]), (None, &b"hi"[..]));
-        let second = Request::read(&mut stream).unwrap().unwrap();
-        assert_eq!(second.transport, Some(Transport::Ws));
-        assert!(Request::read(&mut stream).unwrap().is_none());
+    fn an_update_is_read_with_its_body_and_no_further() {
+        let bytes = b"PUB progress.-.j-1.state 2\r\nhi\r\nPUB progress";
+        assert_eq!(update(bytes).unwrap(), Some(("j-1", &b"hi"[..], 32)));
+        for cut in 0..32 {
+            assert_eq!(update(&bytes[..cut]).unwrap(), None, "{cut}");
+        }
+        assert!(update(b"nonsense\r\n").is_err());
     }
 
     #[test]

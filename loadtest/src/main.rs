@@ -5,101 +5,84 @@
 //! public surface and nothing of its insides. Server and client are separate processes, so each has its
 //! own file limit and the server's figures are its own.
 //!
-//! Invariant: a run is bounded by `--deadline`, and the servers it started end with it.
+//! Invariant: every phase of a run is bounded, and the servers it started end with it.
 
+mod chart;
 mod client;
-mod fanout;
+mod crowd;
 mod floor;
-mod idle;
+mod measure;
+mod peer;
+mod play;
+mod process;
+mod profile;
+mod progress;
+mod publisher;
 mod report;
-mod server;
+mod scale;
+mod scenario;
+mod tally;
+mod target;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
-use tokio::runtime::Runtime;
-use tokio::task::LocalSet;
-use tokio::time::timeout;
 
 /// What a relay costs: CPU per delivery against the floor, memory per idle connection
 #[derive(Debug, Parser)]
 #[command(
     version,
     after_help = "\
-Examples (build the relay first: cargo build --release -p relay-server):
-  relay-loadtest fanout --start target/release/relay
-  relay-loadtest fanout --start target/release/relay --transport sse --connections 2000 --json
-  relay-loadtest idle   --start target/release/relay --connections 5000
-  relay-loadtest idle   --url 127.0.0.1:8080 --pid 4242     a relay that runs already
+Examples (build first: cargo build --release -p relay-server -p relay-loadtest):
+  relay-loadtest run loadtest/scenarios/one-job.toml --start target/release/relay
+  relay-loadtest run loadtest/scenarios/idle-*.toml --start target/release/relay --out report
+  relay-loadtest run loadtest/scenarios/one-job.toml --url 127.0.0.1:8080 --pid 4242
+  relay-loadtest run loadtest/scenarios/one-job.toml --start target/release/relay --peer ws --peer nats
+  relay-loadtest scale --start target/release/relay
+  relay-loadtest profile --start target/release/relay
 
 A connection is a file: with the usual limit of 1024 run `ulimit -n 20000` first."
 )]
 struct Line {
-    /// Give up after this many seconds
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 600)]
-    deadline: u64,
-    /// Print JSON instead of a table
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
-    scenario: Scenario,
+    command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Scenario {
-    /// One job, many watchers: server CPU per delivery, against the floor
-    Fanout(fanout::FanoutArgs),
-    /// Many connections that hear nothing: memory per connection
-    Idle(idle::IdleArgs),
+enum Command {
+    /// Play scenario files to the relay, the floor and peers
+    Run(play::RunArgs),
+    /// The same at 1, 2, 4 … times the watchers, the jobs and the rate, fitted
+    Scale(scale::ScaleArgs),
+    /// Instructions per delivery, by callgrind: the same on a noisy machine
+    Profile(profile::ProfileArgs),
     /// The floor itself, for one run: serves until its publisher leaves
     #[command(hide = true)]
     FloorServer(floor::FloorArgs),
 }
 
 fn main() -> ExitCode {
-    match run(Line::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let outcome = match Line::parse().command {
+        Command::Run(args) => play::run(&args),
+        Command::Scale(args) => scale::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        // One thread and no runtime: that is the point of it.
+        Command::FloorServer(args) => floor::serve(&args).map(|()| true),
+    };
+    told(outcome)
+}
+
+/// `Ok(false)`: it ran, and a figure was missed.
+fn told(outcome: Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
         Err(error) => {
             // With stderr closed the exit code still tells.
             drop(writeln!(io::stderr().lock(), "relay-loadtest: {error:#}"));
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(line: Line) -> Result<()> {
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-    };
-    let deadline = Duration::from_secs(line.deadline);
-    match line.scenario {
-        // One thread and no runtime: that is the point of it.
-        Scenario::FloorServer(args) => floor::serve(&args),
-        Scenario::Fanout(args) => {
-            let report = bounded(&runtime()?, deadline, fanout::run(&args))?;
-            report::print(&report, line.json)
-        }
-        Scenario::Idle(args) => {
-            let report = bounded(&runtime()?, deadline, idle::run(&args))?;
-            report::print(&report, line.json)
-        }
-    }
-}
-
-/// Runs a scenario on this thread, for no longer than `deadline`.
-fn bounded<T>(
-    runtime: &Runtime,
-    deadline: Duration,
-    scenario: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    LocalSet::new().block_on(runtime, async {
-        timeout(deadline, scenario)
-            .await
-            .with_context(|| format!("not done after {deadline:?} (--deadline)"))?
-    })
 }

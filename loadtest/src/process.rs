@@ -1,0 +1,168 @@
+//! What processes cost: CPU and memory, from the kernel's own accounting.
+//!
+//! Reads `/proc`; knows nothing of what the processes do.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::report::ratio;
+
+/// A clock tick of `/proc`, in microseconds: `USER_HZ` is 100 on every Linux there is a relay for.
+const TICK_MICROS: u64 = 10_000;
+/// Reads what some processes have cost so far, together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter {
+    pub(crate) pids: Vec<u32>,
+}
+
+/// CPU used by processes.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Cpu {
+    /// In their own code.
+    pub(crate) user_micros: u64,
+    /// In the kernel on their behalf.
+    pub(crate) system_micros: u64,
+    /// How often their threads gave up or lost the processor.
+    pub(crate) context_switches: u64,
+}
+
+impl Cpu {
+    /// User and system together.
+    pub(crate) fn micros(self) -> u64 {
+        self.user_micros + self.system_micros
+    }
+
+    /// What was used since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            user_micros: self.user_micros.saturating_sub(earlier.user_micros),
+            system_micros: self.system_micros.saturating_sub(earlier.system_micros),
+            context_switches: self
+                .context_switches
+                .saturating_sub(earlier.context_switches),
+        }
+    }
+}
+
+/// Memory of processes. Kernel memory of their sockets is on top.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Memory {
+    /// Their proportional share of what is resident.
+    pub(crate) pss_kib: u64,
+    /// All that is resident.
+    pub(crate) rss_kib: u64,
+    /// The most that ever was.
+    pub(crate) peak_kib: u64,
+}
+
+impl Meter {
+    pub(crate) fn of(pid: u32) -> Self {
+        Self { pids: vec![pid] }
+    }
+
+    /// CPU so far.
+    pub(crate) fn cpu(&self) -> Result<Cpu> {
+        let mut sum = Cpu::default();
+        for pid in &self.pids {
+            let (user, system) = ticks(*pid)?;
+            let (mut exact, mut switches) = (0, 0);
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let thread = thread?.path();
+                // A thread may end between the listing and the reading.
+                let read = |file| fs::read_to_string(thread.join(file)).unwrap_or_default();
+                let status = read("status");
+                switches += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
+                switches += field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
+                let spent = read("schedstat");
+                exact += spent
+                    .split(' ')
+                    .next()
+                    .and_then(|nanos| nanos.parse::<u64>().ok())
+                    .unwrap_or(0)
+                    / 1000;
+            }
+            // Ticks say how much of it was whose; the scheduler's own count is exact, where there is one.
+            let total = if exact > 0 { exact } else { user + system };
+            let user = (total as f64 * ratio(user, user + system)) as u64;
+            sum.user_micros += user;
+            sum.system_micros += total - user;
+            sum.context_switches += switches;
+        }
+        Ok(sum)
+    }
+
+    /// Memory now.
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        let mut sum = Memory::default();
+        for pid in &self.pids {
+            let rollup = read(*pid, "smaps_rollup")?;
+            let status = read(*pid, "status")?;
+            let kib = |text, name| field(text, name).with_context(|| format!("no {name}"));
+            sum.pss_kib += kib(&rollup, "Pss:")?;
+            sum.rss_kib += kib(&rollup, "Rss:")?;
+            sum.peak_kib += kib(&status, "VmHWM:")?;
+        }
+        Ok(sum)
+    }
+
+    /// What is resident now, read often and cheaply.
+    pub(crate) fn resident_kib(&self) -> Result<u64> {
+        let resident = |pid: &u32| field(&read(*pid, "status")?, "VmRSS:").context("no VmRSS");
+        self.pids.iter().map(resident).sum()
+    }
+}
+
+/// User and system time in microseconds, to a clock tick.
+fn ticks(pid: u32) -> Result<(u64, u64)> {
+    let stat = read(pid, "stat")?;
+    // The command's name is in brackets and may hold anything, so count from the last bracket.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| -> Result<u64> {
+        let field = fields.get(at).context("a short /proc/<pid>/stat")?;
+        Ok(field.parse::<u64>()? * TICK_MICROS)
+    };
+    Ok((ticks(11)?, ticks(12)?))
+}
+
+fn read(pid: u32, file: &str) -> Result<String> {
+    let path = format!("/proc/{pid}/{file}");
+    fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {path}; does the server still run, as you?"))
+}
+
+/// The number behind `name` at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_can_be_read() {
+        let this = Meter::of(std::process::id());
+        let memory = this.memory().unwrap();
+        assert!(memory.pss_kib > 0 && memory.rss_kib >= memory.pss_kib);
+        assert!(memory.peak_kib >= memory.rss_kib && this.resident_kib().unwrap() > 0);
+        let before = this.cpu().unwrap();
+        assert!(before.context_switches > 0);
+        assert_eq!(before.since(before).micros(), 0);
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "Pss_Anon:  7 kB\nPss:   12 kB\nnonvoluntary_ctxt_switches: 3\nvoluntary_ctxt_switches: 2\n";
+        assert_eq!(field(text, "Pss:"), Some(12));
+        assert_eq!(field(text, "voluntary_ctxt_switches:"), Some(2));
+        assert_eq!(field(text, "Swap:"), None);
+    }
+}
