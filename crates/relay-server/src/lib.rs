@@ -2,7 +2,7 @@
 //!
 //! Read the modules in this order: [`config`] says what may be, [`identity`] and [`origin`] who may come
 //! in; [`serve`] puts a relay together; [`shard`] is where connections live, [`frame`] and [`websocket`]
-//! what they are sent; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
+//! what they are sent, [`socketio`] another protocol they may speak; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
 
 pub mod admin;
 pub mod admission;
@@ -18,5 +18,6 @@ pub mod logging;
 pub mod origin;
 pub mod serve;
 pub mod shard;
+pub mod socketio;
 pub mod telemetry;
 pub mod websocket;

@@ -1,0 +1,249 @@
+//! Engine.IO packets, the opening handshake, and how a request is refused.
+//!
+//! A packet is one character that says what it is, and its text. What a packet of the upper layer means is
+//! not known here.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde::Serialize;
+
+/// A packet as a client sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packet<'a> {
+    /// `1`: the client leaves.
+    Close,
+    /// `2`: only ever a probe, on a WebSocket that is to take over.
+    Ping(&'a str),
+    /// `3`: the answer to a ping of ours.
+    Pong,
+    /// `4`: a packet of the upper layer.
+    Message(&'a str),
+    /// `5`: this WebSocket takes over from polling.
+    Upgrade,
+    /// `6`: nothing.
+    Noop,
+    /// `b` and base64 in a payload, or a binary frame.
+    Binary,
+}
+
+/// Text that is no packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an Engine.IO packet of a client")]
+pub struct NoPacket;
+
+impl<'a> Packet<'a> {
+    /// Reads one packet.
+    ///
+    /// # Errors
+    /// When it is empty, of an unknown kind, or of a kind that only servers send.
+    pub fn parse(text: &'a str) -> Result<Self, NoPacket> {
+        let mut rest = text.chars();
+        let kind = rest.next().ok_or(NoPacket)?;
+        let rest = rest.as_str();
+        match (kind, rest) {
+            ('1', "") => Ok(Self::Close),
+            ('2', probe) => Ok(Self::Ping(probe)),
+            ('3', _) => Ok(Self::Pong),
+            ('4', message) => Ok(Self::Message(message)),
+            ('5', "") => Ok(Self::Upgrade),
+            ('6', "") => Ok(Self::Noop),
+            ('b', _) => Ok(Self::Binary),
+            _ => Err(NoPacket),
+        }
+    }
+}
+
+/// The server's ping.
+pub const PING: &str = "2";
+/// Ends a session; a Socket.IO client comes back by itself after it.
+pub const CLOSE: &str = "1";
+/// Says nothing; it ends a poll whose client wants to go on over WebSocket.
+pub const NOOP: &str = "6";
+/// What a client asks on a WebSocket that is to take over.
+pub const PROBE: &str = "probe";
+/// The answer to the probe.
+pub const PROBED: &str = "3probe";
+
+/// The packet that opens a session.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Open<'a> {
+    /// The session's id.
+    pub sid: &'a str,
+    /// Transports the client may change to.
+    pub upgrades: &'static [&'static str],
+    /// Milliseconds between two pings.
+    pub ping_interval: u64,
+    /// Milliseconds a client may take to answer one.
+    pub ping_timeout: u64,
+    /// Bytes one payload of the client may have.
+    pub max_payload: usize,
+}
+
+impl<'a> Open<'a> {
+    /// The packet for a session that counts as dead `dead_after` after its last sign of life.
+    pub fn new(
+        sid: &'a str,
+        is_polling: bool,
+        ping_interval: Duration,
+        dead_after: Duration,
+        max_payload: usize,
+    ) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            sid,
+            upgrades: if is_polling { &["websocket"] } else { &[] },
+            ping_interval: ms(ping_interval),
+            ping_timeout: ms(dead_after.saturating_sub(ping_interval)),
+            max_payload,
+        }
+    }
+
+    /// The packet's text.
+    pub fn encode(&self) -> String {
+        // A struct of strings and numbers cannot fail to serialize.
+        format!("0{}", serde_json::to_string(self).unwrap_or_default())
+    }
+}
+
+/// Why a request is turned away, in the words and numbers Engine.IO clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// `transport=` names neither polling nor websocket.
+    TransportUnknown,
+    /// No session of this process has that id.
+    SessionUnknown,
+    /// A session is opened with GET.
+    BadHandshakeMethod,
+    /// Against the rules of the protocol.
+    BadRequest,
+    /// Not for this client.
+    Forbidden,
+    /// Another version than 4.
+    UnsupportedVersion,
+}
+
+impl Refusal {
+    /// Engine.IO's number for it.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::TransportUnknown => 0,
+            Self::SessionUnknown => 1,
+            Self::BadHandshakeMethod => 2,
+            Self::BadRequest => 3,
+            Self::Forbidden => 4,
+            Self::UnsupportedVersion => 5,
+        }
+    }
+
+    /// Engine.IO's words for it.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::TransportUnknown => "Transport unknown",
+            Self::SessionUnknown => "Session ID unknown",
+            Self::BadHandshakeMethod => "Bad handshake method",
+            Self::BadRequest => "Bad request",
+            Self::Forbidden => "Forbidden",
+            Self::UnsupportedVersion => "Unsupported protocol version",
+        }
+    }
+
+    /// The word in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TransportUnknown => "engineio_transport_unknown",
+            Self::SessionUnknown => "engineio_session_unknown",
+            Self::BadHandshakeMethod => "engineio_bad_handshake_method",
+            Self::BadRequest => "engineio_bad_request",
+            Self::Forbidden => "engineio_forbidden",
+            Self::UnsupportedVersion => "engineio_unsupported_version",
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The answer's body; `reason` is for people, clients do not look at it.
+    pub fn body(self, reason: &str) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            code: u8,
+            message: &'a str,
+            reason: &'a str,
+        }
+        let (code, message) = (self.code(), self.message());
+        let body = Body {
+            code,
+            message,
+            reason,
+        };
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_packet_of_a_client_is_read() {
+        for (text, packet) in [
+            ("1", Packet::Close),
+            ("2probe", Packet::Ping("probe")),
+            ("3", Packet::Pong),
+            ("40/jobs,", Packet::Message("0/jobs,")),
+            ("5", Packet::Upgrade),
+            ("6", Packet::Noop),
+            ("bAQIDBA==", Packet::Binary),
+        ] {
+            assert_eq!(Packet::parse(text), Ok(packet), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_packet_of_a_client_is_refused() {
+        for text in ["", "abc", "0{}", "7", "1x", "5x", "é", " 3"] {
+            assert_eq!(Packet::parse(text), Err(NoPacket), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_opened_with_the_five_fields_clients_want() {
+        let (interval, dead) = (Duration::from_secs(25), Duration::from_secs(45));
+        assert_eq!(
+            Open::new("abc", true, interval, dead, 1000).encode(),
+            r#"0{"sid":"abc","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000}"#
+        );
+        let websocket = Open::new("abc", false, interval, dead, 1000).encode();
+        assert!(websocket.contains(r#""upgrades":[]"#), "{websocket}");
+    }
+
+    #[test]
+    fn a_refusal_has_the_number_and_the_words_clients_know() {
+        let body = Refusal::SessionUnknown.body("why");
+        assert_eq!(
+            String::from_utf8(body).unwrap(),
+            r#"{"code":1,"message":"Session ID unknown","reason":"why"}"#
+        );
+        assert_eq!(Refusal::Forbidden.status(), StatusCode::FORBIDDEN);
+        assert_eq!(
+            Refusal::UnsupportedVersion.status(),
+            StatusCode::BAD_REQUEST
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_packet_or_refused(text in ".*") {
+            let parsed = Packet::parse(&text);
+            prop_assert!(parsed.is_err() || text.starts_with(['1', '2', '3', '4', '5', '6', 'b']));
+        }
+    }
+}
