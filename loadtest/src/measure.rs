@@ -247,7 +247,7 @@ fn fan_out(scenario: &Scenario, target: &Target, stage: &mut Stage<'_>) -> Resul
     if let (Some(before), Some(after)) = (metrics, target.metrics(stage.runtime)?) {
         let grown = |name| after.sum(name, "") - before.sum(name, "");
         run.conflated_by_relay =
-            Some(grown("relay_conflated_total") + grown("relay_shard_inbox_conflated"));
+            Some(grown("relay_conflated_total") + grown("relay_shard_inbox_conflated_total"));
     }
     count(
         &mut run,
