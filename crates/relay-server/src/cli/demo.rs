@@ -15,6 +15,9 @@ use crate::serve::{Addresses, Extras};
 /// How long an ended job stays on the page: the workers go on for ever.
 const ENDED_FOR: Duration = Duration::from_secs(600);
 
+/// Connections of a demo: no reason to complain of a small machine's limits.
+const CONNECTIONS: usize = 1000;
+
 /// Arguments of `relay demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
@@ -34,6 +37,7 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     };
     config.bus.mode = BusMode::Embedded;
     config.history.terminal_ttl = config.history.terminal_ttl.min(ENDED_FOR);
+    config.limits.connections = config.limits.connections.min(CONNECTIONS);
     if let Some(listen) = args.listen {
         config.http.listen = listen;
     }
