@@ -16,7 +16,7 @@ use crate::id::{JobId, Name, Owner};
 use crate::moment::{Moment, WallTime};
 use crate::topic::Topic;
 
-/// How many differently shaped frames one publication can keep.
+/// How many differently shaped frames of the native protocol one publication can keep.
 pub const FRAME_SLOTS: usize = 9;
 
 /// A job's number on this node: shorter to compare than its id, and never used twice.
@@ -51,7 +51,19 @@ pub struct Publication {
 
 /// The frames encoded from a publication so far; nothing is allocated for jobs nobody watches.
 #[derive(Default)]
-pub struct Frames(OnceLock<Box<[OnceLock<Bytes>; FRAME_SLOTS]>>);
+pub struct Frames {
+    native: OnceLock<Box<[OnceLock<Bytes>; FRAME_SLOTS]>>,
+    dialects: OnceLock<Box<[OnceLock<Encoded>]>>,
+}
+
+/// What a publication is in the words of one dialect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ready-made bytes; none where the dialect has nothing to say.
+    pub bytes: Bytes,
+    /// What the encoder wants to know of it again, without reading the bytes.
+    pub tag: u8,
+}
 
 /// What a publication says.
 #[derive(Debug, Clone)]
@@ -111,8 +123,26 @@ impl Publication {
     ///
     /// The frame in a slot must be the same whoever encodes it.
     pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
-        let frames = self.frames.0.get_or_init(Box::default);
+        let frames = self.frames.native.get_or_init(Box::default);
         frames[slot].get_or_init(|| encode(self)).clone()
+    }
+
+    /// What is kept in `slot` of the `slots` that all dialects of a node share, made by `encode` if this is
+    /// the first to ask. A slot beyond them is encoded and not kept.
+    ///
+    /// What is in a slot must be the same whoever encodes it, and `slots` the same whoever asks.
+    pub fn encoded(
+        &self,
+        slots: usize,
+        slot: usize,
+        encode: impl FnOnce(&Self) -> Encoded,
+    ) -> Encoded {
+        let make = || std::iter::repeat_with(OnceLock::new).take(slots).collect();
+        let kept = self.frames.dialects.get_or_init(make);
+        match kept.get(slot) {
+            Some(kept) => kept.get_or_init(|| encode(self)).clone(),
+            None => encode(self),
+        }
     }
 }
 

@@ -189,6 +189,10 @@ pub enum CloseReason {
     Protocol,
     /// The relay is going away.
     Drain,
+    /// The job it was opened for has ended, and the grace after that is over.
+    Ended,
+    /// Nothing was said in either direction for as long as its dialect allows.
+    Idle,
 }
 
 impl CloseReason {
@@ -205,6 +209,8 @@ impl CloseReason {
             Self::TooFrequent => "too_frequent",
             Self::Protocol => "protocol",
             Self::Drain => "drain",
+            Self::Ended => "ended",
+            Self::Idle => "idle",
         }
     }
 }

@@ -48,6 +48,16 @@ impl ApiError {
         }
     }
 
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Seconds until it is worth asking again.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.retry_after
+    }
+
     /// The word for programs.
     pub fn code(&self) -> &'static str {
         self.code
@@ -146,11 +156,28 @@ impl ApiError {
         error
     }
 
+    /// 429: a bound on requests, over until `seconds` have passed.
+    pub fn rate_limited(per_minute: u32, seconds: u32) -> Self {
+        let message = format!("more than {per_minute} requests in a minute");
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message);
+        error.retry_after = Some(seconds);
+        error
+    }
+
     /// 429: a bound on connections.
     pub fn limit(code: &'static str, message: &str) -> Self {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
         error.retry_after = Some(5);
         error
+    }
+
+    /// 500: the dialect's mapping gave no body.
+    pub fn mapping_failed() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "mapping_failed",
+            "the job's state could not be put into this answer's shape; the relay's log says why",
+        )
     }
 
     /// 503: the relay is going away.

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use problem::{ConfigErrors, Place, Problem};
 pub use sections::{
-    Admin, Algorithm, Auth, AuthMode, Bus, BusMode, Delivery, Drain, History, Http, Limits, Log,
-    LogFormat, Nats, StreamStorage,
+    Admin, Algorithm, Auth, AuthMode, Bus, BusMode, Delivery, Dialects, Drain, History, Http,
+    Limits, Log, LogFormat, Nats, StreamStorage,
 };
 pub use source::{ENV_PREFIX, env_name};
 pub use url::ServerUrl;
@@ -52,6 +52,8 @@ pub struct Config {
     pub history: History,
     /// How the relay stops: clients are told at once, and leave a few at a time.
     pub drain: Drain,
+    /// Front ends of other applications that are served in their own wire shapes.
+    pub dialects: Dialects,
     /// What the relay says about itself on standard error.
     pub log: Log,
 }
@@ -145,6 +147,11 @@ impl Loaded {
                 .filter(|finding| finding.keys.iter().all(|k| !unread.iter().any(|u| u == k)))
                 .map(|finding| finding.placed(&places)),
         );
+        if problems.is_empty()
+            && let Err(errors) = crate::dialect::Dialects::load(&config)
+        {
+            problems.extend_from_slice(errors.problems());
+        }
         if !problems.is_empty() {
             return Err(ConfigErrors::new(problems));
         }

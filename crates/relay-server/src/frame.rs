@@ -9,11 +9,11 @@ use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
 use relay_core::outbox::GapReason;
 use relay_core::publication::{Body, Publication};
-use relay_core::session::CommandError;
 use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::dialect::Frame;
 use crate::websocket;
 
 /// How a frame's JSON is wrapped.
@@ -214,17 +214,22 @@ impl Notice<'_> {
         self.encode_as(wire, Some(cursor))
     }
 
+    /// What a dialect may have its own words for; a pong is answered by its message mapping.
+    pub fn frame(&self) -> Option<Frame> {
+        Some(match self {
+            Notice::Hello { .. } => Frame::Hello,
+            Notice::Authenticated { .. } => Frame::Authenticated,
+            Notice::Subscribed { .. } => Frame::Subscribed,
+            Notice::Unsubscribed { .. } => Frame::Unsubscribed,
+            Notice::Gap { .. } => Frame::Gap,
+            Notice::Pong { .. } => return None,
+            Notice::Error { .. } => Frame::Error,
+            Notice::ServerShutdown { .. } => Frame::ServerShutdown,
+        })
+    }
+
     fn encode_as(&self, wire: Wire, id: Option<&str>) -> Bytes {
-        let kind = match self {
-            Notice::Hello { .. } => "hello",
-            Notice::Authenticated { .. } => "authenticated",
-            Notice::Subscribed { .. } => "subscribed",
-            Notice::Unsubscribed { .. } => "unsubscribed",
-            Notice::Gap { .. } => "gap",
-            Notice::Pong { .. } => "pong",
-            Notice::Error { .. } => "error",
-            Notice::ServerShutdown { .. } => "server_shutdown",
-        };
+        let kind = self.frame().map_or("pong", Frame::as_str);
         // Serializing a struct of strings and numbers into memory cannot fail.
         let json = serde_json::to_vec(self).unwrap_or_default();
         wrap(kind, &json, id, wire)
@@ -237,17 +242,6 @@ pub fn gap(job: &JobId, topic: &Topic, reason: GapReason, wire: Wire) -> Bytes {
         topic: topic.to_string(),
         job_id: job.as_str(),
         reason: reason.as_str(),
-    }
-    .encode(wire)
-}
-
-/// The frame that says why a command did nothing.
-pub fn refusal(error: &CommandError, id: Option<&Value>, wire: Wire) -> Bytes {
-    Notice::Error {
-        id,
-        code: error.code(),
-        message: &error.to_string(),
-        topic: None,
     }
     .encode(wire)
 }

@@ -2,7 +2,8 @@
 //!
 //! Read the modules in this order: [`config`] says what may be, [`identity`] and [`origin`] who may come
 //! in; [`serve`] puts a relay together; [`shard`] is where connections live, [`frame`] and [`websocket`]
-//! what they are sent, [`socketio`] another protocol they may speak; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
+//! what they are sent, [`dialect`] what other front ends are sent, [`socketio`] another protocol they may
+//! speak; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
 
 pub mod admin;
 pub mod admission;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod demo;
+pub mod dialect;
 pub mod frame;
 pub mod identity;
 pub mod logging;

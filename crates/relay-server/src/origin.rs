@@ -231,9 +231,11 @@ pub struct Policy {
 
 const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PATCH, OPTIONS");
 const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, If-None-Match, Last-Event-ID, Cache-Control",
+    "Authorization, Content-Type, If-None-Match, Last-Event-ID, Cache-Control, X-Request-ID",
 );
-const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static("ETag, Retry-After");
+const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(
+    "ETag, Retry-After, X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
+);
 /// Ten minutes: the browser asks once for a page's stay, and a changed configuration is soon seen.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 

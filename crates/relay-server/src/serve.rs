@@ -5,7 +5,7 @@
 
 mod bus;
 mod files;
-mod limits;
+pub(crate) mod limits;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -54,6 +54,9 @@ pub enum ServeError {
     /// The system gives no threads, timers or signals.
     #[error("the system does not give what the relay needs: {0}")]
     System(#[from] io::Error),
+    /// A dialect's file changed since it was checked.
+    #[error(transparent)]
+    Dialects(#[from] crate::config::ConfigErrors),
     /// Two metrics contradict each other.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -123,6 +126,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         hub.clone(),
         identity::Mode::from_config(config)?,
         Telemetry::new()?,
+        crate::dialect::Dialects::load(config)?,
     ));
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;

@@ -12,9 +12,12 @@ mod accept;
 mod connection;
 mod deliver;
 mod drain;
+mod foreign;
 mod holds;
 mod inbound;
 mod registry;
+
+mod speech;
 mod timers;
 mod watch;
 
@@ -40,6 +43,7 @@ use tokio::sync::watch as channel;
 use tokio::time::sleep_until;
 
 use crate::admission::{Admission, Admissions};
+use crate::dialect::{Dialects, PollLimits};
 use crate::identity::{self, Identity};
 use crate::origin;
 use crate::telemetry::{ClassMetrics, Telemetry, TransportMetrics};
@@ -70,6 +74,10 @@ pub struct Common {
     pub admissions: Admissions,
     /// Metrics.
     pub telemetry: Telemetry,
+    /// The dialects spoken besides the native protocol.
+    pub dialects: Dialects,
+    /// How often who polls.
+    pub polls: PollLimits,
     /// Bounds of sessions.
     pub session: SessionBounds,
     /// Bounds of outboxes.
@@ -174,6 +182,7 @@ struct Opening {
     identity: Arc<Identity>,
     admission: Admission,
     authenticated: bool,
+    speech: Option<Box<speech::Speech>>,
 }
 
 impl Shard {
@@ -282,7 +291,7 @@ impl Shard {
 
     /// Adds a connection; it is in the slab from now on and has to be given a task if it has a socket.
     fn open(&self, state: &mut State, opening: Opening, now: Moment) -> (usize, ConnectionId) {
-        let bounds = &self.common.session;
+        let bounds = speech::session_bounds(&opening.speech, &self.common);
         let expires_at = opening
             .identity
             .expires_at
@@ -312,10 +321,15 @@ impl Shard {
             opened: now,
             leaves_at: None,
             pinged: None,
+            speech: opening.speech,
         });
         let metrics = state.metrics.of(&state.connections[slot].transport);
         metrics.open.inc();
         metrics.opened.inc();
+        if let Some(speech) = &state.connections[slot].speech {
+            let dialect = &speech.dialect().name;
+            self.common.telemetry.dialect_connections(dialect).inc();
+        }
         self.reschedule(state, slot);
         (slot, id)
     }
@@ -352,6 +366,10 @@ impl Shard {
             self.unwatch(&mut state.registry, &subscription.topic, watcher);
         }
         state.metrics.of(&connection.transport).open.dec();
+        if let Some(speech) = &connection.speech {
+            let dialect = &speech.dialect().name;
+            self.common.telemetry.dialect_connections(dialect).dec();
+        }
         let transport = connection.transport.name();
         self.common.telemetry.closed(transport, reason.as_str());
         tracing::debug!(
@@ -386,7 +404,8 @@ impl Shard {
             // Whoever waits for the answer keeps the time.
             Transport::Poll(_) => None,
             Transport::WebSocket(_) | Transport::EventStream => {
-                Some(connection.session.next_tick(&self.common.session))
+                let bounds = speech::session_bounds(&connection.speech, &self.common);
+                Some(connection.session.next_tick(bounds))
             }
         };
         let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
@@ -399,6 +418,7 @@ impl Shard {
             ),
         }
         want(connection.leaves_at);
+        want(connection.speech.as_ref().and_then(|speech| speech.next()));
         let extras = connection.extras.iter();
         want(
             extras

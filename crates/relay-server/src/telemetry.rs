@@ -58,6 +58,9 @@ pub struct Telemetry {
     /// Time from a ping to its pong.
     pub round_trip_seconds: Histogram,
     client_errors: IntCounterVec,
+    dialect_runs: IntCounterVec,
+    dialect_failures: IntCounterVec,
+    dialect_connections: IntGaugeVec,
     endings_pending: IntGaugeVec,
     endings_oldest: GaugeVec,
     limit_in_use: IntGaugeVec,
@@ -236,6 +239,24 @@ impl Telemetry {
                 "Client messages that were refused, by code",
                 &["code"],
             )?,
+            dialect_runs: counters(
+                r,
+                "relay_dialect_runs_total",
+                "Runs of a dialect's mappings",
+                &["dialect", "mapping"],
+            )?,
+            dialect_failures: counters(
+                r,
+                "relay_dialect_failures_total",
+                "Runs of a dialect's mappings that failed, so that nothing was sent",
+                &["dialect", "mapping"],
+            )?,
+            dialect_connections: int_gauges(
+                r,
+                "relay_dialect_connections",
+                "Open connections that speak a dialect",
+                &["dialect"],
+            )?,
             endings_pending: int_gauges(
                 r,
                 "relay_endings_pending",
@@ -308,6 +329,24 @@ impl Telemetry {
     /// A client's message was refused.
     pub fn client_error(&self, code: &str) {
         self.client_errors.with_label_values(&[code]).inc();
+    }
+
+    /// A mapping of a dialect runs.
+    pub fn mapping_run(&self, dialect: &str, mapping: &str) {
+        self.dialect_runs
+            .with_label_values(&[dialect, mapping])
+            .inc();
+    }
+
+    /// A run of a dialect's mapping failed.
+    pub fn mapping_failure(&self, dialect: &str, mapping: &str) {
+        let failures = &self.dialect_failures;
+        failures.with_label_values(&[dialect, mapping]).inc();
+    }
+
+    /// How many open connections speak a dialect.
+    pub fn dialect_connections(&self, dialect: &str) -> IntGauge {
+        self.dialect_connections.with_label_values(&[dialect])
     }
 
     /// What a shard has not got rid of.

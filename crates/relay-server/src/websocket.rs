@@ -16,6 +16,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 pub mod close {
     /// The client asked for it.
     pub const NORMAL: u16 = 1000;
+    /// This side goes away.
+    pub const GOING_AWAY: u16 = 1001;
     /// Broken framing.
     pub const PROTOCOL: u16 = 1002;
     /// Text that is not UTF-8.

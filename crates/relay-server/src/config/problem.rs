@@ -67,7 +67,7 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     /// Orders the problems as a person reads: down the file, then the environment, then what is missing.
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(mut problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty(), "an error without a problem");
         problems.sort();
         problems.dedup();

@@ -68,7 +68,7 @@ fn kind_of(schema: &Value, name: &str) -> String {
         Some("uint" | "uint32" | "uint64") => "whole number".to_owned(),
         Some(format) => format.to_owned(),
         None if is("boolean") => "`true`, `false`".to_owned(),
-        None if name.ends_with("file") => "path".to_owned(),
+        None if name.ends_with("file") || name == "directory" => "path".to_owned(),
         None => "text".to_owned(),
     }
 }

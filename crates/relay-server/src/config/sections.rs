@@ -428,6 +428,28 @@ impl Default for Log {
     }
 }
 
+/// Front ends of other applications that are served in their own wire shapes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dialects {
+    /// Dialects that are spoken, by the names of their files without `.toml`: of the relay's own, and of those in dialects.directory.
+    #[serde(with = "ListOf::<String>")]
+    #[schemars(with = "Vec<String>")]
+    pub enabled: Vec<String>,
+    /// Folder with dialect files of your own; one that has the name of a built-in dialect takes its place. Example: `"/etc/relay/dialects"`
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for Dialects {
+    fn default() -> Self {
+        let built_in = crate::dialect::BUILT_IN.iter();
+        Self {
+            enabled: built_in.map(|(name, _)| (*name).to_owned()).collect(),
+            directory: None,
+        }
+    }
+}
+
 /// The shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

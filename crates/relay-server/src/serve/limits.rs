@@ -10,6 +10,7 @@ use relay_core::session::SessionBounds;
 
 use crate::admission::Admissions;
 use crate::config::Config;
+use crate::dialect::{Dialects, PollLimits};
 use crate::identity::Mode;
 use crate::origin::Policy;
 use crate::shard::Common;
@@ -33,11 +34,33 @@ pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
     }
 }
 
+pub(crate) fn session(config: &Config) -> SessionBounds {
+    SessionBounds {
+        subscriptions: config.limits.subscriptions_per_connection,
+        auth_timeout: AUTH_TIMEOUT,
+        ping_interval: config.delivery.ping_interval,
+        dead_after: config.delivery.dead_after,
+    }
+}
+
+pub(crate) fn outbox(config: &Config) -> OutboxBounds {
+    OutboxBounds {
+        milestones: config.delivery.milestones,
+        bytes: config.delivery.outbox_bytes,
+        jobs: OUTBOX_JOBS,
+        interval: match config.delivery.updates_per_second {
+            0 => Duration::ZERO,
+            per_second => Duration::from_secs(1) / per_second,
+        },
+    }
+}
+
 pub(super) fn common(
     config: &Config,
     hub: Arc<Hub>,
     identity: Mode,
     telemetry: Telemetry,
+    dialects: Dialects,
 ) -> Common {
     let (limits, delivery) = (&config.limits, &config.delivery);
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
@@ -52,21 +75,10 @@ pub(super) fn common(
             per_node: count(limits.connections),
         }),
         telemetry,
-        session: SessionBounds {
-            subscriptions: limits.subscriptions_per_connection,
-            auth_timeout: AUTH_TIMEOUT,
-            ping_interval: delivery.ping_interval,
-            dead_after: delivery.dead_after,
-        },
-        outbox: OutboxBounds {
-            milestones: delivery.milestones,
-            bytes: delivery.outbox_bytes,
-            jobs: OUTBOX_JOBS,
-            interval: match delivery.updates_per_second {
-                0 => Duration::ZERO,
-                per_second => Duration::from_secs(1) / per_second,
-            },
-        },
+        dialects,
+        polls: PollLimits::default(),
+        session: session(config),
+        outbox: outbox(config),
         write_timeout: delivery.write_timeout,
         max_failures: delivery.max_failures,
         ack_timeout: delivery.ack_timeout,

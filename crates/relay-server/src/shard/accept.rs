@@ -202,6 +202,16 @@ impl Shard {
                 Err(response) => Ok(*response),
             };
         }
+        if let Some(found) = self.common.dialects.routes.find(request.uri().path()) {
+            let request = request.map(|_| ());
+            return match self.watch_foreign(&request, peer, &found).await {
+                super::watch::Watched::Answer(response) => Ok(response),
+                super::watch::Watched::Stream(takeover) => {
+                    *left.borrow_mut() = Some(*takeover);
+                    std::future::pending().await
+                }
+            };
+        }
         // The router cannot fail; its error type has no values.
         router.oneshot(request.map(Body::new)).await
     }
@@ -231,6 +241,9 @@ impl Shard {
             identity: stream.identity,
             admission: stream.admission,
             authenticated: stream.authenticated,
+            speech: stream.dialect.map(|(endpoint, params)| {
+                Box::new(super::speech::Speech::new(endpoint, params, now))
+            }),
         };
         let (slot, id) = self.open(&mut state, opening, now);
         if let Some(hello) = stream.hello {

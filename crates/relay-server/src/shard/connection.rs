@@ -30,6 +30,7 @@ use crate::identity::Identity;
 use crate::websocket::Decoder;
 
 use super::inbound::MessageLimiter;
+use super::speech::Speech;
 
 use relay_bus::inbox::ConnectionId;
 
@@ -218,6 +219,8 @@ pub(super) struct Connection {
     pub(super) leaves_at: Option<Moment>,
     /// The ping whose pong is awaited.
     pub(super) pinged: Option<Moment>,
+    /// What it needs to speak a dialect; native clients need nothing.
+    pub(super) speech: Option<Box<Speech>>,
 }
 
 impl Connection {

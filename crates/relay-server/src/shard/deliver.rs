@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::connection::{Answered, Connection, PollAnswer, Transport, Unacknowledged, Written};
 use super::holds::{Holds, Released};
 use super::registry::Watcher;
-use super::{Shard, State};
+use super::{Shard, State, speech};
 use crate::frame::{self, Notice, Wire};
 use crate::identity::Sight;
 use crate::websocket;
@@ -51,8 +51,9 @@ impl Shard {
             if is_repair && is_before(connection, watcher, publication.seq) {
                 continue;
             }
+            let bounds = speech::outbox_bounds(&connection.speech, &self.common);
             let outbox = &mut connection.outbox;
-            match outbox.offer(publication, watcher.subscription, now, &self.common.outbox) {
+            match outbox.offer(publication, watcher.subscription, now, bounds) {
                 Offered::Queued => {}
                 Offered::Duplicate => continue,
                 Offered::Conflated => self.common.telemetry.conflated.inc(),
@@ -204,7 +205,8 @@ impl Shard {
             cursor: cursor.clone(),
             stale: state.stale,
         };
-        let frame = notice.encode_with_id(connection.transport.wire(), &cursor);
+        let frame = self.frame_of(&state.connections[slot], &notice, Some(&cursor));
+        let connection = &mut state.connections[slot];
         if let Transport::Poll(Some(poll)) = &mut connection.transport {
             poll.waiting = poll.waiting.saturating_sub(1);
             poll.recovered &= joined.recovered;
@@ -253,12 +255,16 @@ impl Shard {
             message: "this belongs to another user, and your token's topics do not grant it",
             topic: Some(topic.to_string()),
         };
-        let frame = notice.encode(transport.wire());
+        let frame = self.frame_of(&state.connections[slot], &notice, None);
         self.reply(state, slot, frame);
     }
 
     /// Queues a reply; ends a client that does not read its replies.
     pub(super) fn reply(&self, state: &mut State, slot: usize, frame: Bytes) {
+        if frame.is_empty() {
+            // A dialect that has no word for it.
+            return;
+        }
         let Some(connection) = state.connections.get_mut(slot) else {
             return;
         };
@@ -307,11 +313,20 @@ impl Shard {
             let ceiling = ceiling(&state.holds, connection);
             let mut bytes: usize = state.frames.iter().map(Bytes::len).sum();
             while bytes < WRITE_BYTES
-                && let Some(taken) = connection.outbox.take(now, ceiling, &self.common.outbox)
+                && let Some(taken) = connection.outbox.take(
+                    now,
+                    ceiling,
+                    speech::outbox_bounds(&connection.speech, &self.common),
+                )
             {
-                let frame = render(connection, &taken, state.epoch, state.stale);
+                let frame = match connection.speech {
+                    None => render(connection, &taken, state.epoch, state.stale),
+                    Some(_) => self.render_foreign(connection, &taken),
+                };
                 bytes += frame.len();
-                state.frames.push(frame);
+                if !frame.is_empty() {
+                    state.frames.push(frame);
+                }
                 self.account(connection, &state.metrics, taken, now);
             }
             if state.frames.is_empty() {
@@ -371,6 +386,10 @@ impl Shard {
         let Telling::Publication(publication) = taken.telling else {
             return;
         };
+        if let Some(speech) = &mut connection.speech {
+            let jobs = connection.session.subscriptions().len();
+            speech.note(&publication, jobs, now);
+        }
         metrics.of(&connection.transport).deliveries.inc();
         let class = match (publication.is_terminal(), publication.is_state()) {
             (true, _) => &metrics.ending,
@@ -499,6 +518,10 @@ impl Shard {
         let Some((code, words)) = close_words(reason) else {
             return;
         };
+        let speech = connection.speech.as_ref();
+        let code = speech
+            .and_then(|speech| speech.dialect().close_code(reason))
+            .unwrap_or(code);
         state.frames.clear();
         connection.writer.take_replies(&mut state.frames);
         state.frames.push(websocket::close_frame(code, words));
@@ -643,5 +666,7 @@ fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
             close::RESTART,
             "the relay restarts; reconnect with the last cursor",
         ),
+        CloseReason::Ended => (close::NORMAL, "the job has ended"),
+        CloseReason::Idle => (close::GOING_AWAY, "nothing was said for too long"),
     })
 }

@@ -45,14 +45,20 @@ impl Shard {
             return;
         }
         let retry_ms = fastrand::u64(RETRY_MS);
-        let wire = state.connections[slot].transport.wire();
-        let mut frame = Notice::ServerShutdown { retry_ms }.encode(wire);
+        let connection = &state.connections[slot];
+        let wire = connection.transport.wire();
+        let mut frame = self.frame_of(connection, &Notice::ServerShutdown { retry_ms }, None);
+        let speech = connection.speech.as_ref();
+        let within = speech.and_then(|speech| speech.dialect().drain_within);
+        let window = within.map_or(window, |within| within.min(window));
         if wire == Wire::EventStream {
             // The browser's own reconnection takes its delay from here.
             frame = Bytes::from([format!("retry: {retry_ms}\n").as_bytes(), &frame].concat());
         }
         state.connections[slot].leaves_at = Some(now + window.mul_f64(fastrand::f64()));
         self.reply(state, slot, frame);
+        // Also where there is nothing to say: its timer has to be set to the moment it leaves.
+        self.mark(state, slot);
     }
 
     /// Whether the shard was told to drain and everybody has left.

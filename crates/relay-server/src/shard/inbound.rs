@@ -4,18 +4,19 @@ use governor::clock::{Clock as _, QuantaClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::SubscriptionId;
-use relay_core::session::{Action, CloseReason, Event};
+use relay_core::session::{Action, CloseReason, CommandError, Event};
 use relay_core::topic::Topic;
 use serde_json::Value;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::connection::Transport;
 use super::registry::Watcher;
-use super::{Join, Shard, State};
+use super::{Join, Shard, State, speech};
 use crate::command;
-use crate::frame::{self, Notice};
+use crate::frame::Notice;
 use crate::identity::{Credential, Sight, Source};
 use crate::websocket::{self, DecodeError, Inbound};
 
@@ -111,7 +112,10 @@ impl Shard {
             }
             Inbound::Text(text) => {
                 if self.admit_message(state, slot, Some(&text)) {
-                    self.on_text(state, slot, &text, now);
+                    match state.connections[slot].speech {
+                        None => self.on_text(state, slot, &text, now),
+                        Some(_) => self.on_foreign_text(state, slot, &text, now),
+                    }
                 }
             }
         }
@@ -148,20 +152,28 @@ impl Shard {
                 return false;
             }
         }
-        let actions = connection
-            .session
-            .handle(Event::Tick, now, &self.common.session);
+        if let Some(over) = connection
+            .speech
+            .as_ref()
+            .and_then(|each| each.is_over(now))
+        {
+            self.end(state, slot, over);
+            return false;
+        }
+        let bounds = *speech::session_bounds(&connection.speech, &self.common);
+        let actions = connection.session.handle(Event::Tick, now, &bounds);
         for action in actions {
             self.perform(state, slot, action, None, false, now);
         }
         let Some(slot) = Self::find(state, id) else {
             return false;
         };
+        self.check(state, slot, now);
         self.reoffer(state, slot, now);
         Self::find(state, id).is_some()
     }
 
-    fn perform(
+    pub(super) fn perform(
         &self,
         state: &mut State,
         slot: usize,
@@ -201,14 +213,28 @@ impl Shard {
             Action::Verify(token) => self.on_auth(state, slot, &token, id, now),
             Action::Pong => {
                 let ts = self.clock.wall().as_unix_micros() / 1000;
-                let wire = state.connections[slot].transport.wire();
-                self.reply(state, slot, Notice::Pong { id, ts }.encode(wire));
+                let frame = self.frame_of(&state.connections[slot], &Notice::Pong { id, ts }, None);
+                self.reply(state, slot, frame);
             }
             Action::Ping => self.ping(state, slot, now),
             Action::Refuse(error) => {
                 self.common.telemetry.client_error(error.code());
-                let wire = state.connections[slot].transport.wire();
-                self.reply(state, slot, frame::refusal(&error, id, wire));
+                let connection = &state.connections[slot];
+                let message = error.to_string();
+                let notice = Notice::Error {
+                    id,
+                    code: error.code(),
+                    message: &message,
+                    // A native client has its id to know what it asked for.
+                    topic: match (&error, &connection.speech) {
+                        (CommandError::AlreadySubscribed { topic }, Some(_)) => {
+                            Some(topic.to_string())
+                        }
+                        _ => None,
+                    },
+                };
+                let frame = self.frame_of(connection, &notice, None);
+                self.reply(state, slot, frame);
             }
             Action::Close(reason) => self.end(state, slot, reason),
         }
@@ -257,7 +283,7 @@ impl Shard {
             id,
             topic: topic.to_string(),
         };
-        let frame = notice.encode(connection.transport.wire());
+        let frame = self.frame_of(&state.connections[slot], &notice, None);
         self.unwatch(&mut state.registry, topic, Watcher { slot, subscription });
         self.reply(state, slot, frame);
     }
@@ -301,7 +327,7 @@ impl Shard {
             user: connection.user().map(relay_core::id::Name::as_str),
             expires_at: expires_at.map(WallTime::to_rfc3339),
         };
-        let frame = notice.encode(connection.transport.wire());
+        let frame = self.frame_of(connection, &notice, None);
         self.reply(state, slot, frame);
         if state.connections.contains(slot) {
             self.watch_awaited(state, slot);
@@ -335,13 +361,17 @@ impl Shard {
         self.reply(state, slot, frame);
     }
 
+    /// How long a client's answer took.
+    pub(super) fn observe_round_trip(&self, _state: &mut State, _slot: usize, took: Duration) {
+        self.common
+            .telemetry
+            .round_trip_seconds
+            .observe(took.as_secs_f64());
+    }
+
     fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {
         if let Some(pinged) = state.connections[slot].pinged.take() {
-            let took = now - pinged;
-            self.common
-                .telemetry
-                .round_trip_seconds
-                .observe(took.as_secs_f64());
+            self.observe_round_trip(state, slot, now - pinged);
         }
     }
 
@@ -360,7 +390,6 @@ impl Shard {
             DecodeError::Protocol(_) | DecodeError::NotUtf8 => "protocol",
         });
         if let DecodeError::TooLarge(_) = error {
-            let wire = state.connections[slot].transport.wire();
             let message = error.to_string();
             let notice = Notice::Error {
                 id: None,
@@ -368,7 +397,8 @@ impl Shard {
                 message: &message,
                 topic: None,
             };
-            self.reply(state, slot, notice.encode(wire));
+            let frame = self.frame_of(&state.connections[slot], &notice, None);
+            self.reply(state, slot, frame);
             return self.end_if_there(state, slot, CloseReason::TooLarge);
         }
         let answer = websocket::close_frame(error.close_code(), &error.to_string());
@@ -410,14 +440,14 @@ impl Shard {
         message: &str,
     ) {
         self.common.telemetry.client_error(code);
-        let wire = state.connections[slot].transport.wire();
         let notice = Notice::Error {
             id,
             code,
             message,
             topic: None,
         };
-        self.reply(state, slot, notice.encode(wire));
+        let frame = self.frame_of(&state.connections[slot], &notice, None);
+        self.reply(state, slot, frame);
     }
 
     fn end_if_there(&self, state: &mut State, slot: usize, reason: CloseReason) {

@@ -22,6 +22,7 @@ use super::connection::{Poll, PollAnswer, Transport};
 use super::{Join, Opening, Shard, State};
 use crate::admission::Admission;
 use crate::answer::{self, ApiError};
+use crate::dialect::{Endpoint, Params};
 use crate::frame::Notice;
 use crate::identity::{Identity, Sight, credential, credential::SUBPROTOCOL_PREFIX};
 use crate::origin::Standing;
@@ -30,7 +31,7 @@ use crate::websocket::{self, Decoder};
 /// Frames in one answer to a poll; what is left comes with the next.
 pub(super) const MAX_POLL_FRAMES: usize = 1000;
 /// How long a request waits for the bus to say whose a job is.
-const LOOKUP_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
 /// What a connection that is about to begin starts with.
 pub(super) struct Stream {
@@ -42,6 +43,8 @@ pub(super) struct Stream {
     pub(super) hello: Option<()>,
     pub(super) topics: Vec<Topic>,
     pub(super) cursor: Option<Cursor>,
+    /// Which dialect it speaks, and what its path says.
+    pub(super) dialect: Option<(Arc<Endpoint>, Params)>,
 }
 
 /// How a request to watch ends.
@@ -158,6 +161,7 @@ impl Shard {
             hello,
             topics: query.topics.clone(),
             cursor: query.cursor.clone(),
+            dialect: None,
         };
         match (request.uri().path(), handshake) {
             ("/v1/poll", _) => {
@@ -229,7 +233,11 @@ impl Shard {
         Ok(())
     }
 
-    async fn may_watch_all(&self, identity: &Identity, topics: &[Topic]) -> Result<(), ApiError> {
+    pub(super) async fn may_watch_all(
+        &self,
+        identity: &Identity,
+        topics: &[Topic],
+    ) -> Result<(), ApiError> {
         for topic in topics {
             let allowed = match (identity.sight(topic), topic) {
                 (Sight::Yes, _) | (Sight::WhenKnown, Topic::Group(_) | Topic::User(_)) => true,
@@ -274,6 +282,7 @@ impl Shard {
                 identity: stream.identity,
                 admission: stream.admission,
                 authenticated: true,
+                speech: None,
             };
             let (slot, id) = self.open(&mut state, opening, now);
             self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
@@ -351,6 +360,7 @@ impl Shard {
         for topic in topics {
             let session = &mut state.connections[slot].session;
             // Counted and told apart when the URL was read.
+            // A dialect's bound on subscriptions is everybody's.
             let Ok(subscription) = session.subscribe(topic.clone(), &self.common.session) else {
                 continue;
             };
@@ -383,7 +393,7 @@ impl Shard {
             ping_interval_ms: u64::try_from(self.common.session.ping_interval.as_millis())
                 .unwrap_or(u64::MAX),
         };
-        let frame = notice.encode(connection.transport.wire());
+        let frame = self.frame_of(connection, &notice, None);
         self.reply(state, slot, frame);
     }
 }
@@ -468,7 +478,7 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 }
 
 /// The head of the answer to a WebSocket handshake (RFC 6455 section 4.2.2).
-fn handshake(headers: &HeaderMap) -> Result<Bytes, ApiError> {
+pub(super) fn handshake(headers: &HeaderMap) -> Result<Bytes, ApiError> {
     let has = |name, token: &str| {
         headers
             .get_all(name)

@@ -1,0 +1,363 @@
+//! Dialects: other front ends' wire shapes, as files say them.
+//!
+//! A dialect's file names routes, words and jq mappings; here it is checked, compiled, and put beside the
+//! others in one table of routes. Mappings get what a native client would get (PROTOCOL.md) and give what
+//! this front end wants instead; what a client sends, they turn into commands. The dialect knows frames and
+//! messages, and nothing of sockets, outboxes or subscriptions.
+//!
+//! Invariant: a mapping runs once for a publication and a [`Voice`] (and what its clients were told before,
+//! where the file asks to know), however many watch.
+
+mod builtin;
+mod compile;
+mod file;
+pub mod jq;
+mod limit;
+mod routes;
+mod voice;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use relay_core::document::Status;
+use relay_core::outbox::OutboxBounds;
+use relay_core::session::{CloseReason, SessionBounds};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::config::{Config, ConfigErrors};
+use crate::serve::limits;
+use crate::telemetry::Telemetry;
+use jq::{Failure, Input, Mapping};
+
+pub use builtin::BUILT_IN;
+pub use file::Carrier;
+pub use limit::{Caller, PollLimits};
+pub use routes::{Endpoint, Found, Params, Poll, Routes};
+pub use voice::{Before, Voice};
+
+/// One front end's language.
+#[derive(Debug)]
+pub struct Dialect {
+    /// Its file's name.
+    pub name: String,
+    /// Its words for statuses.
+    pub words: Words,
+    /// The cookie the token comes in, where it has one of its own.
+    pub cookie: Option<String>,
+    /// Bounds of its clients' outboxes.
+    pub outbox: OutboxBounds,
+    /// Bounds of its clients' sessions.
+    pub session: SessionBounds,
+    /// Close when nothing was said in either direction for this long.
+    pub idle_after: Option<Duration>,
+    /// How often [`Frame::Check`] is sent.
+    pub check_interval: Option<Duration>,
+    /// How long after the ending of its only job a connection is closed.
+    pub after_ending: Option<Duration>,
+    /// The longest a drain lets its clients stay.
+    pub drain_within: Option<Duration>,
+    /// Whether `X-Request-ID` is taken, made and echoed.
+    pub request_id: bool,
+    /// Whether mappings know what a client was told before.
+    pub tracks_status: bool,
+    /// What clients may ask workers for, by name.
+    pub requests: HashMap<String, Request>,
+    codes: HashMap<&'static str, u16>,
+    command: Option<Mapping>,
+    refusal: Option<Mapping>,
+    frames: HashMap<Frame, Mapping>,
+}
+
+/// A request to NATS that a client may cause.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The subject; a client has no say in it.
+    pub subject: String,
+    /// How long the answer may take.
+    pub timeout: Duration,
+}
+
+/// The things a dialect can have words for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Frame {
+    /// A job's complete state.
+    State,
+    /// A named event.
+    Milestone,
+    /// The job left history.
+    Gone,
+    /// Milestones are lost.
+    Gap,
+    /// First on a connection.
+    Hello,
+    /// A token was accepted.
+    Authenticated,
+    /// A subscription stands.
+    Subscribed,
+    /// A subscription ended as asked.
+    Unsubscribed,
+    /// Something was not done.
+    Error,
+    /// The relay is going away.
+    ServerShutdown,
+    /// Counts over the jobs of a topic.
+    Aggregate,
+    /// The connection is judged differently from now on.
+    Quality,
+    /// A question that only shows whether the client answers.
+    Check,
+    /// What a worker answered to a client's request.
+    Answer,
+}
+
+impl Frame {
+    /// The key in `[frames]`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Milestone => "milestone",
+            Self::Gone => "gone",
+            Self::Gap => "gap",
+            Self::Hello => "hello",
+            Self::Authenticated => "authenticated",
+            Self::Subscribed => "subscribed",
+            Self::Unsubscribed => "unsubscribed",
+            Self::Error => "error",
+            Self::ServerShutdown => "server_shutdown",
+            Self::Aggregate => "aggregate",
+            Self::Quality => "quality",
+            Self::Check => "check",
+            Self::Answer => "answer",
+        }
+    }
+}
+
+/// A front end's words for statuses: the five, then the finer ones it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words(Vec<String>);
+
+impl Words {
+    /// Which word a status has; `detail` is the worker's own word, used where the front end knows it.
+    pub fn index(&self, status: Status, detail: Option<&str>) -> u8 {
+        let fine = detail.filter(|_| !status.is_terminal()).and_then(|detail| {
+            let words = self.0.iter().enumerate().skip(Status::ALL.len());
+            let mut known = words.filter(|(_, word)| word.eq_ignore_ascii_case(detail));
+            known.next().map(|(at, _)| at)
+        });
+        let at = fine.or_else(|| Status::ALL.iter().position(|each| *each == status));
+        u8::try_from(at.unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// The word.
+    pub fn get(&self, index: u8) -> Option<&str> {
+        self.0.get(usize::from(index)).map(String::as_str)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never: the five are always there.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a client's message asks, as the dialect's mapping says it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Instruction {
+    /// Watch a topic.
+    Subscribe(String),
+    /// Watch it no longer.
+    Unsubscribe(String),
+    /// Say this, as it is.
+    Reply(Vec<u8>),
+    /// Say that something was not done.
+    Error {
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Here is a token.
+    Auth(String),
+    /// This answers the last check.
+    RoundTrip,
+    /// Ask a worker.
+    Request {
+        /// Which of `[requests]`.
+        name: String,
+        /// What to send.
+        data: Vec<u8>,
+    },
+}
+
+impl Dialect {
+    /// Whether the dialect has a word for something.
+    pub fn speaks(&self, frame: Frame) -> bool {
+        self.frames.contains_key(&frame)
+    }
+
+    /// The close code for a reason, where it is not the native one.
+    pub fn close_code(&self, reason: CloseReason) -> Option<u16> {
+        self.codes.get(reason.as_str()).copied()
+    }
+
+    /// Runs the mapping of a frame; nothing where the dialect has no word for it, or the mapping fails.
+    pub fn map(
+        &self,
+        frame: Frame,
+        input: &Input,
+        relay: &Input,
+        telemetry: &Telemetry,
+    ) -> Vec<Vec<u8>> {
+        match self.frames.get(&frame) {
+            Some(mapping) => self
+                .run(mapping, input, relay, telemetry)
+                .unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    /// What a client's message asks. `None`: the mapping failed on it.
+    pub fn instructions(
+        &self,
+        message: &Input,
+        relay: &Input,
+        telemetry: &Telemetry,
+    ) -> Option<Vec<Instruction>> {
+        let Some(mapping) = &self.command else {
+            return Some(Vec::new());
+        };
+        let texts = self.run(mapping, message, relay, telemetry)?;
+        let mut instructions = Vec::with_capacity(texts.len());
+        for text in texts {
+            match instruction(&text) {
+                Some(instruction) => instructions.push(instruction),
+                None => self.failed(
+                    mapping,
+                    &Failure::Jq(format!(
+                        "{} is no instruction",
+                        String::from_utf8_lossy(&text[..text.len().min(80)])
+                    )),
+                    telemetry,
+                ),
+            }
+        }
+        Some(instructions)
+    }
+
+    /// The body of an answer that refuses, where the dialect has its own.
+    pub fn refusal(&self, input: &Input, relay: &Input, telemetry: &Telemetry) -> Option<Vec<u8>> {
+        let mapping = self.refusal.as_ref()?;
+        self.run(mapping, input, relay, telemetry)?
+            .into_iter()
+            .next()
+    }
+
+    /// Runs any mapping of the dialect, and counts what becomes of it.
+    pub fn run(
+        &self,
+        mapping: &Mapping,
+        input: &Input,
+        relay: &Input,
+        telemetry: &Telemetry,
+    ) -> Option<Vec<Vec<u8>>> {
+        telemetry.mapping_run(&self.name, mapping.name());
+        match mapping.run(input, relay) {
+            Ok(texts) => Some(texts),
+            Err(failure) => {
+                self.failed(mapping, &failure, telemetry);
+                None
+            }
+        }
+    }
+
+    fn failed(&self, mapping: &Mapping, failure: &Failure, telemetry: &Telemetry) {
+        telemetry.mapping_failure(&self.name, mapping.name());
+        mapping.report(&self.name, failure);
+    }
+}
+
+/// Reads one output of the command mapping.
+fn instruction(text: &[u8]) -> Option<Instruction> {
+    let mut object: serde_json::Map<String, Value> = serde_json::from_slice(text).ok()?;
+    let text_of = |value: &Value| value.as_str().map(str::to_owned);
+    let (key, value) = match object.len() {
+        1 => object.iter().next().map(|(k, v)| (k.clone(), v.clone()))?,
+        2 => {
+            let name = object.remove("request")?;
+            let data = serde_json::to_vec(object.get("data")?).ok()?;
+            return Some(Instruction::Request {
+                name: text_of(&name)?,
+                data,
+            });
+        }
+        _ => return None,
+    };
+    Some(match key.as_str() {
+        "subscribe" => Instruction::Subscribe(text_of(&value)?),
+        "unsubscribe" => Instruction::Unsubscribe(text_of(&value)?),
+        "auth" => Instruction::Auth(text_of(&value)?),
+        "round_trip" => Instruction::RoundTrip,
+        "error" => Instruction::Error {
+            code: text_of(value.get("code")?)?,
+            message: text_of(value.get("message")?)?,
+        },
+        "reply" => {
+            // Cut out of the text, not written anew: the order of members is the mapping's.
+            let raw: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
+            Instruction::Reply(raw.get("reply")?.get().as_bytes().to_vec())
+        }
+        _ => return None,
+    })
+}
+
+/// Every dialect a node speaks, and where.
+#[derive(Debug, Default)]
+pub struct Dialects {
+    /// By path.
+    pub routes: Routes,
+    /// How many slots publications keep for frames of all voices; complete when all files are read.
+    slots: Arc<AtomicUsize>,
+    all: Vec<Arc<Dialect>>,
+}
+
+/// What dialects take over from the configuration where their files say nothing.
+#[derive(Debug, Clone, Copy)]
+struct Defaults {
+    outbox: OutboxBounds,
+    session: SessionBounds,
+}
+
+impl Dialects {
+    /// Reads, checks and compiles what `[dialects]` names.
+    ///
+    /// # Errors
+    /// All that is wrong in all files, each with its place.
+    pub fn load(config: &Config) -> Result<Self, ConfigErrors> {
+        let defaults = Defaults {
+            outbox: limits::outbox(config),
+            session: limits::session(config),
+        };
+        compile::load(config, defaults)
+    }
+
+    /// Sets slots aside in every publication; the number of the first.
+    fn take_slots(&mut self, count: usize) -> usize {
+        self.slots.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// The dialects, in the order they are named.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Dialect>> {
+        self.all.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,471 @@
+//! From files to dialects: every mistake found, each with its file and line.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+use relay_core::session::CloseReason;
+use toml::Spanned;
+
+use super::file::{self, Carrier, DialectFile, PollFile, RouteFile};
+use super::jq::Mapping;
+use super::routes::{Endpoint, Poll, Template, params_of};
+use super::{Defaults, Dialect, Dialects, Frame, Request, Voice, Words, builtin};
+use crate::config::{Config, ConfigErrors, Place, Problem};
+
+/// Words one dialect may have for statuses: each is a slot in every publication.
+const MAX_WORDS: usize = 24;
+/// How long a worker may take to answer, where the file does not say.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Paths that are the native protocol's.
+const RESERVED: &str = "/v1/";
+/// Reasons a close code may be given for.
+const REASONS: [CloseReason; 11] = [
+    CloseReason::Dead,
+    CloseReason::Slow,
+    CloseReason::Overflow,
+    CloseReason::Expired,
+    CloseReason::Unauthenticated,
+    CloseReason::TooLarge,
+    CloseReason::TooFrequent,
+    CloseReason::Protocol,
+    CloseReason::Drain,
+    CloseReason::Ended,
+    CloseReason::Idle,
+];
+
+/// Reads everything `[dialects]` names.
+pub(super) fn load(config: &Config, defaults: Defaults) -> Result<Dialects, ConfigErrors> {
+    let mut dialects = Dialects::default();
+    let mut problems = Vec::new();
+    let mut seen = HashSet::new();
+    for name in &config.dialects.enabled {
+        if !seen.insert(name) {
+            continue;
+        }
+        match source(name, config.dialects.directory.as_deref()) {
+            Ok((path, text)) => {
+                let mut reading = Reading {
+                    path,
+                    text: &text,
+                    problems: &mut problems,
+                };
+                reading.dialect(name, defaults, &mut dialects);
+            }
+            Err(message) => problems.push(Problem {
+                place: Place::Unset,
+                key: "dialects.enabled".to_owned(),
+                message,
+            }),
+        }
+    }
+    if problems.is_empty() {
+        Ok(dialects)
+    } else {
+        Err(ConfigErrors::new(problems))
+    }
+}
+
+/// The text of a dialect and where it stands.
+fn source(name: &str, directory: Option<&Path>) -> Result<(PathBuf, String), String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if name.is_empty() || !name.chars().all(is_name) {
+        return Err(format!(
+            "{name:?} is no dialect's name; it is the name of a file, without folder and .toml"
+        ));
+    }
+    if let Some(directory) = directory {
+        let path = directory.join(format!("{name}.toml"));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => return Ok((path, text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+        }
+    }
+    match builtin::text(name) {
+        Some(text) => Ok((
+            PathBuf::from(format!("config/dialects/{name}.toml")),
+            text.to_owned(),
+        )),
+        None => {
+            let known: Vec<_> = builtin::BUILT_IN.iter().map(|(name, _)| *name).collect();
+            let hint = match directory {
+                Some(directory) => format!("there is no such file in {}", directory.display()),
+                None => "dialects.directory is not set".to_owned(),
+            };
+            Err(format!(
+                "no dialect {name:?}: {hint}, and the built-in ones are {}",
+                known.join(", ")
+            ))
+        }
+    }
+}
+
+/// One file being read.
+struct Reading<'a> {
+    path: PathBuf,
+    text: &'a str,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reading<'_> {
+    fn refuse(&mut self, offset: usize, key: &str, message: impl Into<String>) {
+        let (line, column) = file::place(self.text, offset);
+        self.problems.push(Problem {
+            place: Place::File {
+                path: self.path.clone(),
+                line,
+                column,
+            },
+            key: key.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn dialect(&mut self, name: &str, defaults: Defaults, into: &mut Dialects) {
+        let file: DialectFile = match toml::from_str(self.text) {
+            Ok(file) => file,
+            Err(error) => {
+                let offset = error.span().map_or(0, |span| span.start);
+                return self.refuse(offset, "", error.message().to_owned());
+            }
+        };
+        if let Some(definitions) = &file.definitions
+            && !self.check_definitions(definitions)
+        {
+            // What the mappings make of broken definitions says nothing.
+            return;
+        }
+        let words = self.words(&file);
+        let frames = self.frames(&file);
+        let definitions = file.definitions.as_ref();
+        let command = self.mapping(
+            "messages.command",
+            definitions,
+            file.messages.command.as_ref(),
+        );
+        let refusal = self.mapping("http.refusal", definitions, file.http.refusal.as_ref());
+        let dialect = Arc::new(Dialect {
+            name: name.to_owned(),
+            words,
+            cookie: file.identity.cookie.clone(),
+            outbox: outbox(&file, defaults),
+            session: session(&file, defaults),
+            idle_after: file.heartbeat.idle_after.map(|time| time.0),
+            check_interval: file.heartbeat.check_interval.map(|time| time.0),
+            after_ending: file.close.after_ending.map(|time| time.0),
+            drain_within: file.close.drain_within.map(|time| time.0),
+            request_id: file.http.request_id,
+            tracks_status: file.delivery.tracks_status,
+            requests: self.requests(&file),
+            codes: self.codes(&file),
+            command,
+            refusal,
+            frames,
+        });
+        self.check_times(&file, &dialect);
+        let mut voices: HashMap<(Carrier, String), Arc<Voice>> = HashMap::new();
+        for route in &file.routes {
+            let key = (route.transport, route.view.clone());
+            let voice = voices.entry(key).or_insert_with(|| {
+                Arc::new(Voice {
+                    dialect: dialect.clone(),
+                    carrier: route.transport,
+                    view: route.view.clone(),
+                    first_slot: into.take_slots(Voice::slots_of(&dialect)),
+                    slots: into.slots.clone(),
+                })
+            });
+            self.route(route, voice.clone(), into);
+        }
+        for poll in &file.polls {
+            self.poll(poll, definitions, &dialect, into);
+        }
+        into.all.push(dialect);
+    }
+
+    fn words(&mut self, file: &DialectFile) -> Words {
+        let status = &file.status;
+        let mut words = vec![
+            status.queued.clone(),
+            status.running.clone(),
+            status.completed.clone(),
+            status.failed.clone(),
+            status.cancelled.clone(),
+        ];
+        words.extend(status.details.iter().cloned());
+        if words.len() > MAX_WORDS {
+            let message = format!("{} words for statuses; at most {MAX_WORDS}", words.len());
+            self.refuse(0, "status.details", message);
+        }
+        Words(words)
+    }
+
+    fn frames(&mut self, file: &DialectFile) -> HashMap<Frame, Mapping> {
+        let from = &file.frames;
+        let all = [
+            (Frame::State, &from.state),
+            (Frame::Milestone, &from.milestone),
+            (Frame::Gone, &from.gone),
+            (Frame::Gap, &from.gap),
+            (Frame::Hello, &from.hello),
+            (Frame::Authenticated, &from.authenticated),
+            (Frame::Subscribed, &from.subscribed),
+            (Frame::Unsubscribed, &from.unsubscribed),
+            (Frame::Error, &from.error),
+            (Frame::ServerShutdown, &from.server_shutdown),
+            (Frame::Aggregate, &from.aggregate),
+            (Frame::Quality, &from.quality),
+            (Frame::Check, &from.check),
+            (Frame::Answer, &from.answer),
+        ];
+        let mut frames = HashMap::new();
+        for (frame, code) in all {
+            let name = format!("frames.{}", frame.as_str());
+            if let Some(mapping) = self.mapping(&name, file.definitions.as_ref(), code.as_ref()) {
+                frames.insert(frame, mapping);
+            }
+        }
+        frames
+    }
+
+    fn mapping(
+        &mut self,
+        name: &str,
+        definitions: Option<&Spanned<String>>,
+        code: Option<&Spanned<String>>,
+    ) -> Option<Mapping> {
+        let code = code?;
+        let before = definitions.map_or("", |text| text.get_ref().as_str());
+        match Mapping::compile(name, before, code.get_ref()) {
+            Ok(mapping) => Some(mapping),
+            Err(mistakes) => {
+                let start = file::content_start(self.text, &code.span());
+                for mistake in mistakes {
+                    // The definitions are right by themselves, so it is the mapping's own.
+                    let offset = mistake.offset.saturating_sub(before.len() + 1);
+                    self.refuse(start + offset, name, format!("jq: {}", mistake.message));
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether the definitions are right by themselves.
+    fn check_definitions(&mut self, definitions: &Spanned<String>) -> bool {
+        let text = definitions.get_ref();
+        let Err(mistakes) = Mapping::compile("definitions", text, ".") else {
+            return true;
+        };
+        let start = file::content_start(self.text, &definitions.span());
+        for mistake in mistakes {
+            let offset = mistake.offset.min(text.trim_end().len());
+            let message = format!("jq: {}", mistake.message);
+            self.refuse(start + offset, "definitions", message);
+        }
+        false
+    }
+
+    fn requests(&mut self, file: &DialectFile) -> HashMap<String, Request> {
+        let mut requests = HashMap::new();
+        for (name, request) in &file.requests {
+            let subject = request.subject.get_ref();
+            let is_token = |token: &str| {
+                !token.is_empty()
+                    && token
+                        .chars()
+                        .all(|c| c.is_ascii_graphic() && !matches!(c, '*' | '>'))
+            };
+            if !subject.split('.').all(is_token) || subject.starts_with('$') {
+                let message = format!(
+                    "{subject:?} is no subject to send a request to: words with dots between them, without wildcards"
+                );
+                self.refuse(request.subject.span().start, "requests", message);
+            }
+            let timeout = request.timeout.map_or(REQUEST_TIMEOUT, |time| time.0);
+            let request = Request {
+                subject: subject.clone(),
+                timeout,
+            };
+            requests.insert(name.clone(), request);
+        }
+        requests
+    }
+
+    fn codes(&mut self, file: &DialectFile) -> HashMap<&'static str, u16> {
+        let mut codes = HashMap::new();
+        for (reason, code) in &file.close.codes {
+            let known = REASONS.iter().find(|each| each.as_str() == reason);
+            let at = code.span().start;
+            let Some(known) = known else {
+                let all: Vec<_> = REASONS.iter().map(|each| each.as_str()).collect();
+                let message = format!("{reason:?} is no reason; there are {}", all.join(", "));
+                self.refuse(at, "close.codes", message);
+                continue;
+            };
+            let code = *code.get_ref();
+            if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+                let message = format!("{code} is no close code that may be sent (RFC 6455, 7.4)");
+                self.refuse(at, "close.codes", message);
+            }
+            codes.insert(known.as_str(), code);
+        }
+        codes
+    }
+
+    fn check_times(&mut self, file: &DialectFile, dialect: &Dialect) {
+        let (ping, dead) = (dialect.session.ping_interval, dialect.session.dead_after);
+        if ping.is_zero() || dead < ping.mul_f64(1.5) {
+            self.refuse(
+                0,
+                "heartbeat.dead_after",
+                "must be at least one and a half times heartbeat.ping_interval, which must not be 0",
+            );
+        }
+        let least = Duration::from_millis(100);
+        let mut times = vec![
+            ("heartbeat.idle_after", file.heartbeat.idle_after),
+            ("heartbeat.check_interval", file.heartbeat.check_interval),
+        ];
+        times.extend(
+            file.polls
+                .iter()
+                .map(|poll| ("polls.interval", poll.interval)),
+        );
+        for (key, time) in times {
+            if time.is_some_and(|time| time.0 < least) {
+                self.refuse(0, key, "is too little; at least 100ms");
+            }
+        }
+        let needs = [
+            (
+                dialect.check_interval.is_some() && !dialect.speaks(Frame::Check),
+                "heartbeat.check_interval",
+                "frames.check",
+            ),
+            (
+                !dialect.requests.is_empty() && !dialect.speaks(Frame::Answer),
+                "requests",
+                "frames.answer",
+            ),
+        ];
+        for (missing, key, frame) in needs {
+            if missing {
+                self.refuse(0, key, format!("needs {frame}, or nothing would be sent"));
+            }
+        }
+    }
+
+    fn route(&mut self, route: &RouteFile, voice: Arc<Voice>, into: &mut Dialects) {
+        let at = route.path.span().start;
+        let path = route.path.get_ref();
+        if !self.path_is_free(at, "routes.path", path) {
+            return;
+        }
+        let mut params = params_of(path);
+        let namespace = route.namespace.as_ref().map(Spanned::get_ref);
+        match (route.transport, namespace) {
+            (Carrier::WebSocket, Some(_)) => {
+                let message = "only a route with transport = \"socketio\" has namespaces";
+                return self.refuse(at, "routes.namespace", message);
+            }
+            (Carrier::SocketIo, Some(namespace)) if !namespace.starts_with('/') => {
+                return self.refuse(at, "routes.namespace", "must begin with /");
+            }
+            (_, namespace) => params.extend(namespace.iter().flat_map(|text| params_of(text))),
+        }
+        let mut topics = Vec::new();
+        for topic in &route.topics {
+            match Template::parse(topic.get_ref(), &params) {
+                Ok(template) => topics.push(template),
+                Err(message) => {
+                    let message = format!("{:?} is no topic: {message}", topic.get_ref());
+                    self.refuse(topic.span().start, "routes.topics", message);
+                }
+            }
+        }
+        let endpoint = Endpoint {
+            path: path.clone(),
+            namespace: match route.transport {
+                Carrier::WebSocket => None,
+                Carrier::SocketIo => Some(namespace.map_or("/", String::as_str).to_owned()),
+            },
+            voice,
+            topics,
+        };
+        if let Err(message) = into.routes.add_endpoint(endpoint) {
+            self.refuse(at, "routes.path", message);
+        }
+    }
+
+    fn poll(
+        &mut self,
+        poll: &PollFile,
+        definitions: Option<&Spanned<String>>,
+        dialect: &Arc<Dialect>,
+        into: &mut Dialects,
+    ) {
+        let at = poll.path.span().start;
+        let path = poll.path.get_ref();
+        let body = self.mapping("polls.body", definitions, Some(&poll.body));
+        if !self.path_is_free(at, "polls.path", path) {
+            return;
+        }
+        if params_of(path) != ["job"] {
+            let message = "a polled path has one parameter, {job}";
+            return self.refuse(at, "polls.path", message);
+        }
+        let Some(body) = body else {
+            return;
+        };
+        let slot = into.take_slots(1);
+        let added = into.routes.add_poll(Poll {
+            path: path.clone(),
+            dialect: dialect.clone(),
+            per_minute: poll.per_minute,
+            interval: poll.interval.map(|time| time.0),
+            view: poll.view.clone(),
+            body,
+            slot,
+            slots: into.slots.clone(),
+        });
+        if let Err(message) = added {
+            self.refuse(at, "polls.path", message);
+        }
+    }
+
+    fn path_is_free(&mut self, at: usize, key: &str, path: &str) -> bool {
+        let message = if !path.starts_with('/') || path == "/" {
+            "must begin with / and go on"
+        } else if path.starts_with(RESERVED) {
+            "paths below /v1/ are the native protocol's"
+        } else {
+            return true;
+        };
+        self.refuse(at, key, message);
+        false
+    }
+}
+
+fn outbox(file: &DialectFile, defaults: Defaults) -> relay_core::outbox::OutboxBounds {
+    let mut bounds = defaults.outbox;
+    if let Some(milestones) = file.delivery.milestones {
+        bounds.milestones = milestones.max(1);
+    }
+    if let Some(per_second) = file.delivery.updates_per_second.filter(|rate| *rate > 0) {
+        bounds.interval = Duration::from_secs(1) / per_second;
+    }
+    bounds
+}
+
+fn session(file: &DialectFile, defaults: Defaults) -> relay_core::session::SessionBounds {
+    let mut bounds = defaults.session;
+    if let Some(time) = file.heartbeat.ping_interval {
+        bounds.ping_interval = time.0;
+    }
+    if let Some(time) = file.heartbeat.dead_after {
+        bounds.dead_after = time.0;
+    }
+    bounds
+}

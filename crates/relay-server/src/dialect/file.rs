@@ -1,0 +1,235 @@
+//! A dialect's file: what may be written in it, read and nothing more.
+//!
+//! Knows TOML and where in the file a text stands; whether the parts fit together is for [`super::Dialect`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+
+use crate::config::value::parse_duration;
+
+/// One file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DialectFile {
+    /// What speaks it, in one line.
+    #[serde(rename = "description")]
+    pub(super) _description: String,
+    /// jq definitions every mapping of the file may use.
+    pub(super) definitions: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) status: StatusFile,
+    #[serde(default)]
+    pub(super) identity: IdentityFile,
+    #[serde(default)]
+    pub(super) delivery: DeliveryFile,
+    #[serde(default)]
+    pub(super) heartbeat: HeartbeatFile,
+    #[serde(default)]
+    pub(super) close: CloseFile,
+    #[serde(default)]
+    pub(super) http: HttpFile,
+    #[serde(default)]
+    pub(super) routes: Vec<RouteFile>,
+    #[serde(default)]
+    pub(super) polls: Vec<PollFile>,
+    #[serde(default)]
+    pub(super) messages: MessagesFile,
+    #[serde(default)]
+    pub(super) frames: FramesFile,
+    #[serde(default)]
+    pub(super) requests: BTreeMap<String, RequestFile>,
+}
+
+/// The front end's words for the five statuses.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StatusFile {
+    pub(super) queued: String,
+    pub(super) running: String,
+    pub(super) completed: String,
+    pub(super) failed: String,
+    pub(super) cancelled: String,
+    /// Finer words of workers (`status_detail`) the front end knows too.
+    pub(super) details: Vec<String>,
+}
+
+impl Default for StatusFile {
+    fn default() -> Self {
+        Self {
+            queued: "queued".to_owned(),
+            running: "running".to_owned(),
+            completed: "completed".to_owned(),
+            failed: "failed".to_owned(),
+            cancelled: "cancelled".to_owned(),
+            details: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct IdentityFile {
+    /// The cookie the token comes in, where it is not the one `auth.cookie` names.
+    pub(super) cookie: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DeliveryFile {
+    pub(super) updates_per_second: Option<u32>,
+    pub(super) milestones: Option<usize>,
+    /// Whether mappings are told what a client was told before: `$relay.from`, `$relay.snapshot`.
+    pub(super) tracks_status: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HeartbeatFile {
+    pub(super) ping_interval: Option<Time>,
+    pub(super) dead_after: Option<Time>,
+    /// Close when nothing was said in either direction for this long.
+    pub(super) idle_after: Option<Time>,
+    /// How often `frames.check` is sent.
+    pub(super) check_interval: Option<Time>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct CloseFile {
+    /// How long after the ending of the job in the URL the relay closes.
+    pub(super) after_ending: Option<Time>,
+    /// A drain lets these clients go within this time, if that is sooner than `drain.spread`.
+    pub(super) drain_within: Option<Time>,
+    /// Close codes by reason, where they are not the native protocol's.
+    pub(super) codes: BTreeMap<String, Spanned<u16>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct HttpFile {
+    /// Take, make and echo `X-Request-ID`.
+    pub(super) request_id: bool,
+    /// The body of an answer that refuses.
+    pub(super) refusal: Option<Spanned<String>>,
+}
+
+/// How clients of a route speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// JSON text frames on a WebSocket.
+    WebSocket,
+    /// Socket.IO events.
+    SocketIo,
+}
+
+impl Carrier {
+    /// The word in files and for mappings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::SocketIo => "socketio",
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteFile {
+    pub(super) path: Spanned<String>,
+    pub(super) transport: Carrier,
+    /// The Socket.IO namespace; may have parameters as a path has.
+    pub(super) namespace: Option<Spanned<String>>,
+    /// A word of the file's own by which mappings tell routes apart: `$relay.view`.
+    #[serde(default)]
+    pub(super) view: String,
+    /// What is subscribed without being asked for.
+    #[serde(default)]
+    pub(super) topics: Vec<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PollFile {
+    pub(super) path: Spanned<String>,
+    #[serde(default)]
+    pub(super) view: String,
+    pub(super) body: Spanned<String>,
+    /// Requests a user may make in a minute; said in `X-RateLimit-*`.
+    pub(super) per_minute: Option<u32>,
+    /// What `Retry-After` says while the job runs.
+    pub(super) interval: Option<Time>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct MessagesFile {
+    pub(super) command: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FramesFile {
+    pub(super) state: Option<Spanned<String>>,
+    pub(super) milestone: Option<Spanned<String>>,
+    pub(super) gone: Option<Spanned<String>>,
+    pub(super) gap: Option<Spanned<String>>,
+    pub(super) hello: Option<Spanned<String>>,
+    pub(super) authenticated: Option<Spanned<String>>,
+    pub(super) subscribed: Option<Spanned<String>>,
+    pub(super) unsubscribed: Option<Spanned<String>>,
+    pub(super) error: Option<Spanned<String>>,
+    pub(super) server_shutdown: Option<Spanned<String>>,
+    pub(super) aggregate: Option<Spanned<String>>,
+    pub(super) quality: Option<Spanned<String>>,
+    pub(super) check: Option<Spanned<String>>,
+    pub(super) answer: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RequestFile {
+    /// The NATS subject.
+    pub(super) subject: Spanned<String>,
+    pub(super) timeout: Option<Time>,
+}
+
+/// A duration as text: `"25s"`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Time(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        parse_duration(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// Line and column of an offset, both from 1.
+pub(super) fn place(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let start = before.iter().rposition(|byte| *byte == b'\n');
+    let column = before.len() - start.map_or(0, |at| at + 1) + 1;
+    (line, column)
+}
+
+/// Where in `file` the text that stands at `span` begins, behind its quotes.
+pub(super) fn content_start(file: &str, span: &std::ops::Range<usize>) -> usize {
+    let raw = file.get(span.clone()).unwrap_or_default();
+    let multi_line = ["'''", "\"\"\""]
+        .iter()
+        .any(|quotes| raw.starts_with(quotes));
+    if !multi_line {
+        return span.start + 1;
+    }
+    let skipped = match &raw.as_bytes()[3..] {
+        [b'\r', b'\n', ..] => 2,
+        [b'\n', ..] => 1,
+        _ => 0,
+    };
+    span.start + 3 + skipped
+}

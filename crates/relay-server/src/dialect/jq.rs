@@ -1,0 +1,392 @@
+//! Mappings: jq programs from a dialect's file, compiled once and run on frames, messages and documents.
+//!
+//! A mapping turns one JSON value into any number of JSON texts. It knows nothing of what the values mean,
+//! of sockets or of dialects; whoever runs it says what a failure leads to.
+//!
+//! Invariant: one run gives at most [`MAX_OUTPUTS`] texts of together at most [`MAX_BYTES`], whatever its
+//! input is.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jaq_core::load::{Arena, File, Loader, lex, parse, span};
+use jaq_core::{Compiler, Ctx, Filter, Vars, compile, data, load};
+use jaq_json::{Val, read, write};
+use serde::Serialize;
+
+/// Texts one run may give.
+pub const MAX_OUTPUTS: usize = 16;
+/// Bytes one run may give in all.
+pub const MAX_BYTES: usize = 256 * 1024;
+/// The deepest nesting a mapping's input may have: values are read, written and dropped recursively.
+const MAX_DEPTH: usize = 128;
+
+type Data = data::JustLut<Val>;
+
+/// A compiled mapping.
+pub struct Mapping {
+    name: String,
+    filter: Filter<Data>,
+    /// Whether a failure was logged; one line a mapping is enough.
+    reported: AtomicBool,
+}
+
+/// What is wrong with a program's text, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Offset into the text, in bytes.
+    pub offset: usize,
+    /// What jq says.
+    pub message: String,
+}
+
+/// Why a run gave nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The input is no JSON, or too deep.
+    #[error("the input cannot be read as JSON: {0}")]
+    Input(String),
+    /// The program ended in an error of its own.
+    #[error("{0}")]
+    Jq(String),
+    /// The program asked for the process to end.
+    #[error("the program called halt")]
+    Halt,
+    /// More texts, or more bytes, than a run may give.
+    #[error("the output passes its bound of {MAX_OUTPUTS} values and {MAX_BYTES} bytes")]
+    TooMuch,
+    /// An output that is no JSON, such as NaN.
+    #[error("an output is not JSON: {0}")]
+    NotJson(String),
+}
+
+/// An input to mappings, read once and run through any number of them.
+#[derive(Debug, Clone)]
+pub struct Input(Val);
+
+impl Input {
+    /// Reads JSON.
+    ///
+    /// # Errors
+    /// When it is no JSON, or nested too deep.
+    pub fn parse(json: &[u8]) -> Result<Self, Failure> {
+        if is_deeper(json, MAX_DEPTH) {
+            return Err(Failure::Input(format!("nested deeper than {MAX_DEPTH}")));
+        }
+        let parsed = read::parse_single(json);
+        parsed
+            .map(Self)
+            .map_err(|error| Failure::Input(error.to_string()))
+    }
+
+    /// Anything serializable as JSON.
+    ///
+    /// # Errors
+    /// As [`Input::parse`].
+    pub fn of(value: &impl Serialize) -> Result<Self, Failure> {
+        let json = serde_json::to_vec(value).map_err(|error| Failure::Input(error.to_string()))?;
+        Self::parse(&json)
+    }
+
+    /// A member of the object this is.
+    pub fn member(&self, name: &str) -> Option<Self> {
+        let Val::Obj(members) = &self.0 else {
+            return None;
+        };
+        let member = members.get(&Val::from(name.to_owned()))?;
+        Some(Self(member.clone()))
+    }
+
+    /// The text of a member of the object this is.
+    pub fn text(&self, name: &str) -> Option<String> {
+        match self.member(name)?.0 {
+            Val::TStr(text) => String::from_utf8(text.to_vec()).ok(),
+            _ => None,
+        }
+    }
+}
+
+impl Mapping {
+    /// Compiles `code`, which may use what `definitions` defines, and the variable `$relay`.
+    ///
+    /// # Errors
+    /// What jq says; offsets count from the beginning of `definitions`, one line end and then `code`.
+    pub fn compile(name: &str, definitions: &str, code: &str) -> Result<Self, Vec<Mistake>> {
+        let text = joined(definitions, code);
+        let defs = jaq_core::defs()
+            .chain(jaq_std::defs())
+            .chain(jaq_json::defs());
+        // The environment holds secrets, and a frame is no place for them.
+        let funs = jaq_core::funs::<Data>()
+            .chain(jaq_std::funs().filter(|(name, ..)| *name != "env"))
+            .chain(jaq_json::funs());
+        let arena = Arena::default();
+        let program = File {
+            code: text.as_str(),
+            path: (),
+        };
+        let modules = Loader::new(defs)
+            .load(&arena, program)
+            .map_err(|errors| load_mistakes(&text, errors))?;
+        let filter = Compiler::default()
+            .with_funs(funs)
+            .with_global_vars(["$relay"])
+            .compile(modules)
+            .map_err(|errors| compile_mistakes(&text, errors))?;
+        Ok(Self {
+            name: name.to_owned(),
+            filter,
+            reported: AtomicBool::new(false),
+        })
+    }
+
+    /// The mapping's place in its file, `frames.state`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs the program on `input`, with `relay` as `$relay`; each output becomes one JSON text.
+    ///
+    /// # Errors
+    /// When the program fails; what it gave before that is dropped.
+    pub fn run(&self, input: &Input, relay: &Input) -> Result<Vec<Vec<u8>>, Failure> {
+        let vars = Vars::new([relay.0.clone()]);
+        let ctx = Ctx::<Data>::new(&self.filter.lut, vars);
+        let mut texts = Vec::new();
+        let mut left = MAX_BYTES;
+        for output in self.filter.id.run((ctx, input.0.clone())) {
+            let value = output.map_err(|exception| match exception.get_err() {
+                Ok(error) => Failure::Jq(shortened(&error.to_string())),
+                Err(_) => Failure::Halt,
+            })?;
+            if texts.len() == MAX_OUTPUTS {
+                return Err(Failure::TooMuch);
+            }
+            let mut text = Bounded {
+                bytes: Vec::with_capacity(256.min(left)),
+                left,
+            };
+            write::write(&mut text, &write::Pp::default(), 0, &value)
+                .map_err(|_| Failure::TooMuch)?;
+            left = text.left;
+            // jaq knows numbers and keys that JSON does not; what is no JSON must not reach a client.
+            serde_json::from_slice::<serde::de::IgnoredAny>(&text.bytes)
+                .map_err(|error| Failure::NotJson(error.to_string()))?;
+            texts.push(text.bytes);
+        }
+        Ok(texts)
+    }
+
+    /// Logs a failure, the first time there is one.
+    pub fn report(&self, dialect: &str, failure: &Failure) {
+        if !self.reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                dialect,
+                mapping = self.name,
+                %failure,
+                "a mapping failed; further failures of it are only counted (relay_dialect_failures_total)"
+            );
+        }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The text a mapping is compiled from.
+fn joined(definitions: &str, code: &str) -> String {
+    format!("{definitions}\n{code}")
+}
+
+/// A writer that refuses what passes its bound.
+struct Bounded {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.left {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.left -= bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether brackets nest deeper than `limit`; right for JSON, and never too low for anything else.
+fn is_deeper(json: &[u8], limit: usize) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// jq puts the value at fault into its messages; a log wants the beginning of it.
+fn shortened(message: &str) -> String {
+    const CHARS: usize = 200;
+    match message.char_indices().nth(CHARS) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
+fn at(text: &str, part: &str) -> usize {
+    // What was found at the end of the text may be a text of jaq's own.
+    let inside = text.as_bytes().as_ptr_range();
+    if inside.contains(&part.as_ptr()) {
+        span(text, part).start
+    } else {
+        text.trim_end().len()
+    }
+}
+
+fn found(part: &str) -> String {
+    match part.trim() {
+        "" => "the end".to_owned(),
+        part => format!("{:?}", part.chars().take(24).collect::<String>()),
+    }
+}
+
+fn load_mistakes(text: &str, errors: load::Errors<&str, ()>) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    let mut add = |part: &str, message| {
+        mistakes.push(Mistake {
+            offset: at(text, part),
+            message,
+        });
+    };
+    for (_, error) in errors {
+        match error {
+            load::Error::Io(errors) => {
+                for (path, error) in errors {
+                    add(path, format!("{path} cannot be included: {error}"));
+                }
+            }
+            load::Error::Lex(errors) => {
+                for (expected, part) in errors {
+                    let expected: lex::Expect<&str> = expected;
+                    add(
+                        part,
+                        format!("expected {}, found {}", expected.as_str(), found(part)),
+                    );
+                }
+            }
+            load::Error::Parse(errors) => {
+                for (expected, part) in errors {
+                    let expected: parse::Expect<&str> = expected;
+                    add(
+                        part,
+                        format!("expected {}, found {}", expected.as_str(), found(part)),
+                    );
+                }
+            }
+        }
+    }
+    mistakes
+}
+
+fn compile_mistakes(text: &str, errors: compile::Errors<&str, ()>) -> Vec<Mistake> {
+    let errors = errors.into_iter().flat_map(|(_, errors)| errors);
+    errors
+        .map(|(part, undefined)| {
+            let arity = match undefined {
+                compile::Undefined::Filter(arity) => format!("/{arity}"),
+                _ => String::new(),
+            };
+            Mistake {
+                offset: at(text, part),
+                message: format!("undefined {} {part}{arity}", undefined.as_str()),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(code: &str, input: &str) -> Result<Vec<String>, Failure> {
+        let mapping = Mapping::compile("test", "", code).unwrap();
+        let relay = Input::of(&serde_json::json!({"status": "processing"})).unwrap();
+        let outputs = mapping.run(&Input::parse(input.as_bytes()).unwrap(), &relay)?;
+        let texts = outputs.into_iter().map(String::from_utf8);
+        Ok(texts.map(Result::unwrap).collect())
+    }
+
+    #[test]
+    fn each_output_is_one_text_in_the_order_of_the_program() {
+        let outputs = run("{b: .a, s: $relay.status}, empty, 2", r#"{"a":1.0}"#).unwrap();
+        assert_eq!(outputs, [r#"{"b":1.0,"s":"processing"}"#, "2"]);
+    }
+
+    #[test]
+    fn a_mistake_is_said_with_its_place() {
+        let mistakes = Mapping::compile("test", "def a: 1;", "{x: (a + }").unwrap_err();
+        assert_eq!(mistakes[0].offset, "def a: 1;\n{x: (a + ".len());
+        let mistakes = Mapping::compile("test", "", "{x: nosuch}").unwrap_err();
+        assert_eq!(
+            mistakes[0],
+            Mistake {
+                offset: 5,
+                message: "undefined filter nosuch/0".to_owned()
+            }
+        );
+        assert!(Mapping::compile("test", "", "{x: $nosuch}").is_err());
+        assert!(Mapping::compile("test", "", "").is_err());
+        assert!(Mapping::compile("test", "", "\"never ends").is_err());
+        assert!(Mapping::compile("test", "", "{a: [}").is_err());
+        assert!(
+            Mapping::compile("test", "", "env").is_err(),
+            "the environment holds secrets"
+        );
+    }
+
+    #[test]
+    fn a_run_ends_at_its_bounds() {
+        assert!(matches!(run("range(100)", "1"), Err(Failure::TooMuch)));
+        assert!(matches!(run("repeat(1)", "1"), Err(Failure::TooMuch)));
+        assert!(matches!(run("[range(100000)]", "1"), Err(Failure::TooMuch)));
+    }
+
+    #[test]
+    fn what_fails_is_an_error_and_never_ends_the_process() {
+        assert!(matches!(run(".a.b", "[1]"), Err(Failure::Jq(_))));
+        assert!(matches!(run("halt", "1"), Err(Failure::Halt)));
+        assert!(matches!(run("nan", "1"), Err(Failure::NotJson(_))));
+        assert!(run("{(1|tojson|tonumber): 1}", "1").is_err());
+    }
+
+    #[test]
+    fn an_input_too_deep_is_refused_before_it_is_read() {
+        let deep = "[".repeat(100_000);
+        assert!(Input::parse(deep.as_bytes()).is_err());
+        let texts = format!("[{:?}]", "[".repeat(1000));
+        assert!(Input::parse(texts.as_bytes()).is_ok());
+    }
+}

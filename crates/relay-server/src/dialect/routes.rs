@@ -1,0 +1,325 @@
+//! Which path speaks which dialect, and what a path says about topics.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use matchit::{InsertError, Router};
+use relay_core::id::Name;
+use relay_core::publication::{Encoded, Publication};
+use relay_core::topic::{Topic, TopicError};
+use serde_json::json;
+
+use super::jq::{Input, Mapping};
+use super::voice::native;
+use super::{Carrier, Dialect, Voice};
+use crate::telemetry::Telemetry;
+
+/// A route on which clients stay connected.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The path as the file has it; a metric's label.
+    pub path: String,
+    /// What its clients hear.
+    pub voice: Arc<Voice>,
+    /// The Socket.IO namespace, where the carrier has namespaces; parameters in it are in braces.
+    pub namespace: Option<String>,
+    pub(super) topics: Vec<Template>,
+}
+
+/// A route that is asked again and again for one job.
+pub struct Poll {
+    /// The path as the file has it; a metric's label.
+    pub path: String,
+    /// The dialect.
+    pub dialect: Arc<Dialect>,
+    /// Requests a user may make in a minute.
+    pub per_minute: Option<u32>,
+    /// What `Retry-After` says while the job runs.
+    pub interval: Option<Duration>,
+    pub(super) view: String,
+    pub(super) body: Mapping,
+    pub(super) slot: usize,
+    pub(super) slots: Arc<AtomicUsize>,
+}
+
+/// What one path leads to.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    websocket: Option<Arc<Endpoint>>,
+    socketio: Vec<Arc<Endpoint>>,
+    poll: Option<Arc<Poll>>,
+}
+
+/// All routes of all dialects.
+#[derive(Default)]
+pub struct Routes {
+    router: Router<usize>,
+    entries: Vec<Entry>,
+}
+
+/// What a request's path leads to.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// Where a WebSocket with plain JSON frames may be opened.
+    pub websocket: Option<&'a Arc<Endpoint>>,
+    /// The Socket.IO namespaces that can be connected to over this path.
+    pub socketio: &'a [Arc<Endpoint>],
+    /// What answers plain requests.
+    pub poll: Option<&'a Arc<Poll>>,
+    /// The path's parameters.
+    pub params: Params,
+}
+
+/// Parameters of a path (and a namespace): name and value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Params(pub Vec<(String, String)>);
+
+impl Params {
+    /// The value of one.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(each, _)| each == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+impl Routes {
+    /// What `path` leads to; a slash at its end makes no difference.
+    pub fn find(&self, path: &str) -> Option<Found<'_>> {
+        let path = match path.strip_suffix('/') {
+            Some("") | None => path,
+            Some(path) => path,
+        };
+        let matched = self.router.at(path).ok()?;
+        let entry = &self.entries[*matched.value];
+        let params = matched.params.iter();
+        Some(Found {
+            websocket: entry.websocket.as_ref(),
+            socketio: &entry.socketio,
+            poll: entry.poll.as_ref(),
+            params: Params(
+                params
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect(),
+            ),
+        })
+    }
+
+    /// The entry for a path, made if there is none.
+    fn entry(&mut self, path: &str) -> Result<&mut Entry, InsertError> {
+        let path = match path.strip_suffix('/') {
+            Some("") | None => path,
+            Some(path) => path,
+        };
+        let next = self.entries.len();
+        let at = match self.router.insert(path, next) {
+            Ok(()) => {
+                self.entries.push(Entry::default());
+                next
+            }
+            Err(InsertError::Conflict { with }) if with == path => {
+                self.router.at(path).map_or(next, |found| *found.value)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(&mut self.entries[at])
+    }
+
+    /// Adds an endpoint.
+    ///
+    /// # Errors
+    /// Says why the path cannot be served.
+    pub(super) fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<(), String> {
+        let path = endpoint.path.clone();
+        let entry = self.entry(&path).map_err(|error| error.to_string())?;
+        let endpoint = Arc::new(endpoint);
+        match endpoint.voice.carrier {
+            Carrier::WebSocket => {
+                if let Some(other) = &entry.websocket {
+                    let name = &other.voice.dialect.name;
+                    return Err(format!("{path} is a WebSocket of {name} already"));
+                }
+                entry.websocket = Some(endpoint);
+            }
+            Carrier::SocketIo => {
+                let taken = |each: &&Arc<Endpoint>| each.namespace == endpoint.namespace;
+                if let Some(other) = entry.socketio.iter().find(taken) {
+                    let name = &other.voice.dialect.name;
+                    return Err(format!("{path} has that namespace of {name} already"));
+                }
+                entry.socketio.push(endpoint);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a route for polls.
+    ///
+    /// # Errors
+    /// Says why the path cannot be served.
+    pub(super) fn add_poll(&mut self, poll: Poll) -> Result<(), String> {
+        let path = poll.path.clone();
+        let entry = self.entry(&path).map_err(|error| error.to_string())?;
+        if let Some(other) = &entry.poll {
+            return Err(format!(
+                "{path} is polled in {} already",
+                other.dialect.name
+            ));
+        }
+        entry.poll = Some(Arc::new(poll));
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routes")
+            .field("entries", &self.entries)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Endpoint {
+    /// What a client is subscribed to without asking: the route's topics, as far as path, query and
+    /// credential say what belongs into them.
+    ///
+    /// # Errors
+    /// When what was put in makes no topic.
+    pub fn topics(
+        &self,
+        params: &Params,
+        query: &[(String, String)],
+        user: Option<&Name>,
+    ) -> Result<Vec<Topic>, (String, TopicError)> {
+        let mut topics = Vec::new();
+        for template in &self.topics {
+            let Some(text) = template.fill(params, query, user) else {
+                continue;
+            };
+            let topic = Topic::parse(&text).map_err(|error| (text, error))?;
+            if !topics.contains(&topic) {
+                topics.push(topic);
+            }
+        }
+        Ok(topics)
+    }
+}
+
+impl Poll {
+    /// The body for a job's state, run once for each state.
+    pub fn body(&self, state: &Publication, telemetry: &Telemetry) -> Encoded {
+        state.encoded(self.slots.load(Ordering::Relaxed), self.slot, |state| {
+            let (_, json) = native(state);
+            let texts = Input::parse(&json).ok().and_then(|input| {
+                let relay = self.relay(state, &input)?;
+                self.dialect.run(&self.body, &input, &relay, telemetry)
+            });
+            let first = texts.into_iter().flatten().next();
+            Encoded {
+                tag: u8::from(first.is_some()),
+                bytes: first.unwrap_or_default().into(),
+            }
+        })
+    }
+
+    fn relay(&self, state: &Publication, input: &Input) -> Option<Input> {
+        let relay_core::publication::Body::State { status, .. } = &state.body else {
+            return None;
+        };
+        let detail = input
+            .member("job")
+            .and_then(|job| job.text("status_detail"));
+        let words = &self.dialect.words;
+        let at = state.worker_at.unwrap_or(state.stored_at);
+        Input::of(&json!({
+            "status": words.get(words.index(*status, detail.as_deref())),
+            "view": self.view,
+            "at": at.to_rfc3339(),
+            "ms": at.as_unix_micros() / 1000,
+        }))
+        .ok()
+    }
+}
+
+impl fmt::Debug for Poll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poll")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A topic with places to be filled: `job:{job}`, `user:{user}`, `job:{?generation_id}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Param(String),
+    Query(String),
+    User,
+}
+
+impl Template {
+    /// Reads a template whose parameters are among `params`.
+    pub(super) fn parse(text: &str, params: &[&str]) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| "a { has no } behind it".to_owned())?;
+            parts.push(Part::Text(before.to_owned()));
+            parts.push(match name.strip_prefix('?') {
+                Some(query) => Part::Query(query.to_owned()),
+                None if params.contains(&name) => Part::Param(name.to_owned()),
+                None if name == "user" => Part::User,
+                None => return Err(format!("{{{name}}} is no parameter of the path")),
+            });
+            rest = after;
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        let template = Self(parts);
+        let sample = template.with(|_| Some("x".to_owned())).unwrap_or_default();
+        Topic::parse(&sample).map_err(|error| error.to_string())?;
+        Ok(template)
+    }
+
+    fn fill(
+        &self,
+        params: &Params,
+        query: &[(String, String)],
+        user: Option<&Name>,
+    ) -> Option<String> {
+        self.with(|part| match part {
+            Part::Text(text) => Some(text.clone()),
+            Part::Param(name) => params.get(name).map(str::to_owned),
+            Part::Query(name) => {
+                let found = query.iter().find(|(each, _)| each == name);
+                found.map(|(_, value)| value.clone())
+            }
+            Part::User => user.map(|user| user.as_str().to_owned()),
+        })
+    }
+
+    fn with(&self, mut value: impl FnMut(&Part) -> Option<String>) -> Option<String> {
+        let mut text = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(fixed) => text.push_str(fixed),
+                other => text.push_str(&value(other)?),
+            }
+        }
+        Some(text)
+    }
+}
+
+/// The names of a path's parameters.
+pub(super) fn params_of(path: &str) -> Vec<&str> {
+    let segments = path.split('/');
+    segments
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+        .collect()
+}

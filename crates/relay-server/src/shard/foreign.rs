@@ -1,0 +1,314 @@
+//! Requests on the paths of dialects: connections opened, polls answered, all else refused.
+//!
+//! The rules are those of `/v1/`: origin, identity, sight and bounds are checked before anything is
+//! upgraded, so that a client's own backoff grows. Only the shape of what is said is the dialect's.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode};
+use relay_core::cursor::Cursor;
+use relay_core::id::Name;
+use relay_core::topic::Topic;
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::Shard;
+use super::accept::Takeover;
+use super::connection::Transport;
+use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
+use crate::answer::{self, ApiError};
+use crate::dialect::jq::Input;
+use crate::dialect::{Caller, Dialect, Endpoint, Found, Poll};
+use crate::identity::{Identity, credential};
+use crate::origin::Standing;
+use crate::websocket::Decoder;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// The longest request id that is taken over.
+const MAX_REQUEST_ID: usize = 128;
+
+/// One request, and what is said in every answer to it.
+struct Visit<'a> {
+    request: &'a Request<()>,
+    peer: IpAddr,
+    standing: Standing,
+    dialect: &'a Arc<Dialect>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Shard {
+    /// Answers a request on a dialect's path.
+    pub(super) async fn watch_foreign(
+        self: &Rc<Self>,
+        request: &Request<()>,
+        peer: IpAddr,
+        found: &Found<'_>,
+    ) -> Watched {
+        let headers = request.headers();
+        if request.method() == Method::OPTIONS {
+            let answer = match self.common.origins.preflight(headers) {
+                Ok(answer) => answer.map(|()| Body::empty()),
+                Err(refused) => ApiError::from(refused).into_answer(),
+            };
+            return Watched::Answer(answer);
+        }
+        let upgrades = headers.contains_key(header::UPGRADE);
+        let endpoint = found.websocket.filter(|_| upgrades || found.poll.is_none());
+        let (dialect, route) = match (endpoint, found.poll) {
+            (Some(endpoint), _) => (&endpoint.voice.dialect, &endpoint.path),
+            (None, Some(poll)) => (&poll.dialect, &poll.path),
+            (None, None) => return Watched::Answer(ApiError::no_route().into_answer()),
+        };
+        let mut visit = Visit {
+            request,
+            peer,
+            standing: Standing::None,
+            dialect,
+            request_id: dialect.request_id.then(|| request_id(headers)),
+        };
+        let mut watched = match self.common.origins.check(headers) {
+            Ok(standing) => {
+                visit.standing = standing;
+                let answered = match (endpoint, found.poll) {
+                    (Some(endpoint), _) => self.open_foreign(&visit, endpoint, found).await,
+                    (None, Some(poll)) => self.answer_foreign_poll(&visit, poll, found).await,
+                    (None, None) => Err(ApiError::no_route()),
+                };
+                answered.unwrap_or_else(|error| self.refuse_foreign(&visit, error))
+            }
+            Err(refused) => self.refuse_foreign(&visit, refused.into()),
+        };
+        if let Watched::Answer(answer) = &mut watched {
+            let status = answer.status().as_u16();
+            let headers = answer.headers_mut();
+            if visit.standing != Standing::None {
+                let origins = &self.common.origins;
+                headers.extend(origins.response_headers(visit.standing, request.headers()));
+            }
+            headers.extend(visit.request_id.clone().map(|id| (REQUEST_ID, id)));
+            self.common.telemetry.request(route, status);
+        }
+        watched
+    }
+
+    /// Opens a connection that speaks a dialect.
+    async fn open_foreign(
+        self: &Rc<Self>,
+        visit: &Visit<'_>,
+        endpoint: &Arc<Endpoint>,
+        found: &Found<'_>,
+    ) -> Result<Watched, ApiError> {
+        let head = handshake(visit.request.headers())?;
+        if visit.request.method() != Method::GET {
+            return Err(ApiError::method_not_allowed("GET"));
+        }
+        if self.state.borrow().draining {
+            return Err(ApiError::draining());
+        }
+        let identity = Arc::new(self.identify_foreign(visit)?);
+        let query = visit.request.uri().query().unwrap_or("");
+        let query = serde_urlencoded::from_str::<Vec<(String, String)>>(query)
+            .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
+        let topics = endpoint
+            .topics(&found.params, &query, identity.user.as_ref())
+            .map_err(|(text, error)| {
+                let text: String = text.chars().take(160).collect();
+                ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
+            })?;
+        self.may_watch_all(&identity, &topics).await?;
+        let admitted = self
+            .common
+            .admissions
+            .admit(identity.user.as_ref(), visit.peer);
+        let admission =
+            admitted.map_err(|refusal| ApiError::limit(refusal.code(), &refusal.to_string()))?;
+        Ok(Watched::Stream(Box::new(Takeover {
+            head: with_header(&head, visit.request_id.as_ref()),
+            stream: Stream {
+                transport: Transport::WebSocket(Decoder::default()),
+                identity,
+                admission,
+                authenticated: true,
+                hello: Some(()),
+                topics,
+                cursor: None,
+                dialect: Some((endpoint.clone(), found.params.clone())),
+            },
+            early: Bytes::new(),
+        })))
+    }
+
+    /// Answers a poll with the job's latest state in the dialect's words.
+    async fn answer_foreign_poll(
+        &self,
+        visit: &Visit<'_>,
+        poll: &Arc<Poll>,
+        found: &Found<'_>,
+    ) -> Result<Watched, ApiError> {
+        if !matches!(*visit.request.method(), Method::GET | Method::HEAD) {
+            return Err(ApiError::method_not_allowed("GET, HEAD"));
+        }
+        let identity = self.identify_foreign(visit)?;
+        let limits = self.limit_poll(visit, poll, &identity)?;
+        let id = found.params.get("job").unwrap_or_default();
+        let job = Name::parse(id)
+            .map_err(|error| ApiError::bad_request("bad_name", &format!("the job id {error}")))?;
+        let lookup = timeout(LOOKUP_WAIT, self.common.hub.lookup(&job)).await;
+        let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
+        let Some(state) = lookup.state else {
+            return Err(match lookup.stale {
+                true => ApiError::bus_unavailable(),
+                false => ApiError::unknown_job(id),
+            });
+        };
+        let topic = Topic::Job(job);
+        if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
+            return Err(ApiError::forbidden_topic(&topic));
+        }
+        let etag = format!("\"{}\"", Cursor::at(state.epoch, state.seq, [&topic]));
+        let seen = visit.request.headers().get(header::IF_NONE_MATCH);
+        let unchanged = seen
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|seen| {
+                seen.split(',')
+                    .any(|each| each.trim().trim_start_matches("W/") == etag)
+            });
+        let mut response = if unchanged {
+            answer::json(StatusCode::NOT_MODIFIED, Vec::new())
+        } else {
+            let body = poll.body(&state, &self.common.telemetry);
+            if body.tag == 0 {
+                return Err(ApiError::mapping_failed());
+            }
+            answer::json(StatusCode::OK, body.bytes.to_vec())
+        };
+        let headers = response.headers_mut();
+        headers.extend(limits.into_iter().flatten());
+        // Cursors are of an alphabet headers take.
+        headers.extend(
+            HeaderValue::from_str(&etag)
+                .ok()
+                .map(|etag| (header::ETAG, etag)),
+        );
+        if let Some(interval) = poll.interval.filter(|_| !state.is_terminal()) {
+            headers.insert(header::RETRY_AFTER, seconds(interval));
+        }
+        if lookup.stale {
+            headers.insert("relay-stale", HeaderValue::from_static("true"));
+        }
+        Ok(Watched::Answer(response))
+    }
+
+    /// What the path's rate says of this request, as headers.
+    fn limit_poll(
+        &self,
+        visit: &Visit<'_>,
+        poll: &Poll,
+        identity: &Identity,
+    ) -> Result<Option<[(HeaderName, HeaderValue); 3]>, ApiError> {
+        let Some(per_minute) = poll.per_minute else {
+            return Ok(None);
+        };
+        let caller = match &identity.user {
+            Some(user) => Caller::User(user.clone()),
+            None => Caller::Address(visit.peer),
+        };
+        let now = self.clock.now();
+        let allowance = self.common.polls.count(&poll.path, caller, per_minute, now);
+        let reset = allowance.reset.as_secs_f64().ceil() as u64;
+        if !allowance.granted {
+            let seconds = u32::try_from(reset).unwrap_or(60);
+            return Err(ApiError::rate_limited(per_minute, seconds));
+        }
+        let at = self.clock.wall().as_unix_micros() / 1_000_000;
+        let at = u64::try_from(at).unwrap_or(0) + reset;
+        Ok(Some([
+            (LIMIT, HeaderValue::from(per_minute)),
+            (REMAINING, HeaderValue::from(allowance.remaining)),
+            (RESET, HeaderValue::from(at)),
+        ]))
+    }
+
+    fn identify_foreign(&self, visit: &Visit<'_>) -> Result<Identity, ApiError> {
+        let name = visit.dialect.cookie.as_ref().unwrap_or(&self.common.cookie);
+        let cookie = visit.standing.may_use_cookie().then_some(name.as_str());
+        let found = credential(visit.request.headers(), visit.request.uri(), cookie)?;
+        Ok(self.common.identity.identify(found.as_ref())?)
+    }
+
+    /// The refusal in the dialect's shape, with everybody's status and headers.
+    fn refuse_foreign(&self, visit: &Visit<'_>, error: ApiError) -> Watched {
+        if visit.request.headers().contains_key(header::UPGRADE) {
+            self.common.telemetry.refused(error.code());
+        }
+        let now = self.clock.wall();
+        let input = Input::of(&json!({
+            "status": error.status().as_u16(),
+            "code": error.code(),
+            "message": error.message(),
+            "retry_after": error.retry_after(),
+        }));
+        let relay = Input::of(&json!({
+            "at": now.to_rfc3339(),
+            "ms": now.as_unix_micros() / 1000,
+            "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
+        }));
+        let body = match (input, relay) {
+            (Ok(input), Ok(relay)) => {
+                let telemetry = &self.common.telemetry;
+                visit.dialect.refusal(&input, &relay, telemetry)
+            }
+            _ => None,
+        };
+        let limit = (error.code() == "rate_limited").then(|| error.retry_after());
+        let mut response = error.into_answer();
+        if let Some(seconds) = limit.flatten() {
+            let headers = response.headers_mut();
+            headers.insert(REMAINING, HeaderValue::from(0));
+            let at = now.as_unix_micros() / 1_000_000 + i64::from(seconds);
+            headers.insert(RESET, HeaderValue::from(at));
+        }
+        if let Some(body) = body {
+            *response.body_mut() = Body::from(body);
+        }
+        Watched::Answer(response)
+    }
+}
+
+/// The client's request id, if it is one, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_id = |id: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(known)
+    };
+    let given = headers.get(REQUEST_ID);
+    let given = given.filter(|value| value.to_str().is_ok_and(is_id));
+    given.cloned().unwrap_or_else(|| {
+        let made = format!("{:032x}", fastrand::u128(..));
+        // Hexadecimal digits are of an alphabet headers take.
+        HeaderValue::from_str(&made).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    })
+}
+
+/// The head of a handshake's answer with one header more.
+fn with_header(head: &Bytes, request_id: Option<&HeaderValue>) -> Bytes {
+    let Some(id) = request_id else {
+        return head.clone();
+    };
+    let end = head.len() - b"\r\n".len();
+    let line = [b"x-request-id: ", id.as_bytes(), b"\r\n\r\n"].concat();
+    Bytes::from([&head[..end], &line].concat())
+}
+
+fn seconds(time: Duration) -> HeaderValue {
+    HeaderValue::from(time.as_secs().max(1))
+}

@@ -1,0 +1,360 @@
+//! A connection that speaks a dialect: what it was told, what it is sent, what it says.
+//!
+//! Everything here is behind one pointer of a connection that native clients do not have. Words and shapes
+//! are the dialect's; when something is sent, and to whom, is decided where it is for everybody.
+
+use bytes::Bytes;
+use relay_core::moment::Moment;
+use relay_core::outbox::{OutboxBounds, Taken, Telling};
+use relay_core::publication::{JobKey, Publication};
+use relay_core::session::{CloseReason, Command, Event, SessionBounds};
+use relay_core::topic::Topic;
+use serde_json::{Value, json};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+use super::connection::Connection;
+use super::{Common, Shard, State};
+use crate::dialect::jq::Input;
+use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params};
+use crate::frame::Notice;
+use crate::telemetry::Telemetry;
+use crate::websocket;
+
+/// Jobs a connection remembers having been told of; the one told first is forgotten first.
+const MAX_TOLD: usize = 1024;
+
+/// What a connection needs to speak a dialect.
+#[derive(Debug)]
+pub(super) struct Speech {
+    pub(super) endpoint: Arc<Endpoint>,
+    /// What the path says.
+    pub(super) params: Params,
+    /// The status each job was last told with, where the dialect tracks that.
+    told: SmallVec<[(JobKey, u8); 1]>,
+    /// When anything was last said, in either direction.
+    pub(super) last_traffic: Moment,
+    /// When the connection ends because its job has.
+    pub(super) ends_at: Option<Moment>,
+    /// When the next check is due.
+    pub(super) next_check: Option<Moment>,
+    /// The check whose answer is awaited.
+    pub(super) checked: Option<Moment>,
+}
+
+impl Speech {
+    pub(super) fn new(endpoint: Arc<Endpoint>, params: Params, now: Moment) -> Self {
+        let interval = endpoint.voice.dialect.check_interval;
+        Self {
+            endpoint,
+            params,
+            told: SmallVec::new(),
+            last_traffic: now,
+            ends_at: None,
+            next_check: interval.map(|interval| now + interval),
+            checked: None,
+        }
+    }
+
+    pub(super) fn dialect(&self) -> &Arc<Dialect> {
+        &self.endpoint.voice.dialect
+    }
+
+    /// The next moment something of this is due.
+    pub(super) fn next(&self) -> Option<Moment> {
+        let idle = self.dialect().idle_after;
+        let idle = idle.map(|idle| self.last_traffic + idle);
+        [idle, self.ends_at, self.next_check]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Why the connection ends now, if it does.
+    pub(super) fn is_over(&self, now: Moment) -> Option<CloseReason> {
+        let idle = self.dialect().idle_after;
+        if self.ends_at.is_some_and(|at| now >= at) {
+            Some(CloseReason::Ended)
+        } else if idle.is_some_and(|idle| now >= self.last_traffic + idle) {
+            Some(CloseReason::Idle)
+        } else {
+            None
+        }
+    }
+
+    /// A publication in this connection's words.
+    fn tell(&mut self, publication: &Publication, replayed: bool, telemetry: &Telemetry) -> Bytes {
+        let voice = &self.endpoint.voice;
+        let tracks = voice.dialect.tracks_status;
+        let known = self
+            .told
+            .iter()
+            .position(|(key, _)| *key == publication.key);
+        let before = match known {
+            Some(at) => Before::Told(self.told[at].1),
+            None if replayed => Before::Snapshot,
+            None => Before::New,
+        };
+        let encoded = voice.encode(publication, before, telemetry, text_frames);
+        if tracks && publication.is_state() {
+            match known {
+                Some(at) => self.told[at].1 = encoded.tag,
+                None => {
+                    if self.told.len() == MAX_TOLD {
+                        self.told.remove(0);
+                    }
+                    self.told.push((publication.key, encoded.tag));
+                }
+            }
+        }
+        encoded.bytes
+    }
+
+    /// Something was told: how long the connection has still to live.
+    pub(super) fn note(&mut self, publication: &Publication, jobs: usize, now: Moment) {
+        self.last_traffic = now;
+        if publication.is_state() && jobs == 1 {
+            let grace = self.dialect().after_ending;
+            let grace = grace.filter(|_| publication.is_terminal());
+            self.ends_at = grace.map(|grace| now + grace);
+        }
+    }
+}
+
+/// Each text in a WebSocket frame, one behind the other.
+fn text_frames(texts: Vec<Vec<u8>>) -> Bytes {
+    match texts.as_slice() {
+        [] => Bytes::new(),
+        [text] => websocket::text(text),
+        texts => {
+            let frames: Vec<Bytes> = texts.iter().map(|text| websocket::text(text)).collect();
+            Bytes::from(frames.concat())
+        }
+    }
+}
+
+/// The bounds of a connection's outbox.
+pub(super) fn outbox_bounds<'a>(
+    speech: &'a Option<Box<Speech>>,
+    common: &'a Common,
+) -> &'a OutboxBounds {
+    match speech {
+        None => &common.outbox,
+        Some(speech) => &speech.endpoint.voice.dialect.outbox,
+    }
+}
+
+/// The bounds of a connection's session.
+pub(super) fn session_bounds<'a>(
+    speech: &'a Option<Box<Speech>>,
+    common: &'a Common,
+) -> &'a SessionBounds {
+    match speech {
+        None => &common.session,
+        Some(speech) => &speech.endpoint.voice.dialect.session,
+    }
+}
+
+impl Shard {
+    /// What was taken from the outbox of a connection that speaks a dialect.
+    pub(super) fn render_foreign(&self, connection: &mut Connection, taken: &Taken) -> Bytes {
+        let (job, reason) = match &taken.telling {
+            Telling::Publication(publication) => {
+                return match &mut connection.speech {
+                    Some(speech) => {
+                        speech.tell(publication, taken.replayed, &self.common.telemetry)
+                    }
+                    None => Bytes::new(),
+                };
+            }
+            Telling::Gap { job, reason } => (job, reason),
+        };
+        let subscription = connection.session.subscription(taken.via);
+        let notice = Notice::Gap {
+            topic: subscription.map_or_else(String::new, |each| each.topic.to_string()),
+            job_id: job.as_str(),
+            reason: reason.as_str(),
+        };
+        self.frame_of(connection, &notice, None)
+    }
+
+    /// A notice in a connection's words; empty where it has none for it. `id` becomes the event's id on an
+    /// event stream.
+    pub(super) fn frame_of(
+        &self,
+        connection: &Connection,
+        notice: &Notice<'_>,
+        id: Option<&str>,
+    ) -> Bytes {
+        let Some(speech) = &connection.speech else {
+            let wire = connection.transport.wire();
+            return match id {
+                Some(id) => notice.encode_with_id(wire, id),
+                None => notice.encode(wire),
+            };
+        };
+        let Some(frame) = notice.frame() else {
+            return Bytes::new();
+        };
+        match serde_json::to_value(notice) {
+            Ok(input) => self.say_foreign(connection, speech, frame, &input),
+            Err(_) => Bytes::new(),
+        }
+    }
+
+    /// Anything a dialect may have words for.
+    pub(super) fn say_foreign(
+        &self,
+        connection: &Connection,
+        speech: &Speech,
+        frame: Frame,
+        input: &Value,
+    ) -> Bytes {
+        let dialect = speech.dialect();
+        if !dialect.speaks(frame) {
+            return Bytes::new();
+        }
+        let relay = self.context(connection, speech);
+        let (Ok(input), Ok(relay)) = (Input::of(input), Input::of(&relay)) else {
+            return Bytes::new();
+        };
+        text_frames(dialect.map(frame, &input, &relay, &self.common.telemetry))
+    }
+
+    /// What mappings are told about the connection they speak on.
+    fn context(&self, connection: &Connection, speech: &Speech) -> Value {
+        let now = self.clock.wall();
+        let params: serde_json::Map<String, Value> = speech
+            .params
+            .0
+            .iter()
+            .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
+            .collect();
+        json!({
+            "transport": speech.endpoint.voice.carrier.as_str(),
+            "view": speech.endpoint.voice.view,
+            "params": params,
+            "user": connection.user().map(relay_core::id::Name::as_str),
+            "at": now.to_rfc3339(),
+            "ms": now.as_unix_micros() / 1000,
+        })
+    }
+
+    /// A text message on a connection that speaks a dialect.
+    pub(super) fn on_foreign_text(&self, state: &mut State, slot: usize, text: &str, now: Moment) {
+        let connection = &mut state.connections[slot];
+        let id = connection.id;
+        let Some(speech) = &mut connection.speech else {
+            return;
+        };
+        speech.last_traffic = now;
+        // serde_json is stricter than jq, and says more about what is wrong.
+        let message = serde_json::from_str::<Value>(text)
+            .map_err(|error| error.to_string())
+            .and_then(|_| Input::parse(text.as_bytes()).map_err(|error| error.to_string()));
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                let sentence = format!("the message is not JSON: {error}");
+                return self.refuse(state, slot, None, "bad_json", &sentence);
+            }
+        };
+        let connection = &state.connections[slot];
+        let Some(speech) = &connection.speech else {
+            return;
+        };
+        let Ok(relay) = Input::of(&self.context(connection, speech)) else {
+            return;
+        };
+        let dialect = speech.dialect().clone();
+        let Some(instructions) = dialect.instructions(&message, &relay, &self.common.telemetry)
+        else {
+            let sentence = "the message is none that is understood here";
+            return self.refuse(state, slot, None, "bad_message", sentence);
+        };
+        for instruction in instructions {
+            let Some(slot) = Self::find(state, id) else {
+                return;
+            };
+            self.carry_out(state, slot, instruction, now);
+        }
+    }
+
+    fn carry_out(&self, state: &mut State, slot: usize, instruction: Instruction, now: Moment) {
+        let command = match instruction {
+            Instruction::Subscribe(topic) => Command::Subscribe {
+                topic,
+                cursor: None,
+            },
+            Instruction::Unsubscribe(topic) => Command::Unsubscribe { topic },
+            Instruction::Auth(token) => Command::Auth { token },
+            Instruction::Reply(text) => {
+                return self.reply(state, slot, text_frames(vec![text]));
+            }
+            Instruction::Error { code, message } => {
+                return self.refuse(state, slot, None, &code, &message);
+            }
+            Instruction::RoundTrip => return self.on_check_answered(state, slot, now),
+            Instruction::Request { name, .. } => {
+                let message = format!("{name} is not for the relay, which only reports progress");
+                return self.refuse(state, slot, None, "not_served", &message);
+            }
+        };
+        let bounds = *session_bounds(&state.connections[slot].speech, &self.common);
+        let id = state.connections[slot].id;
+        let session = &mut state.connections[slot].session;
+        let actions = session.handle(Event::Command(command), now, &bounds);
+        for action in actions {
+            let Some(slot) = Self::find(state, id) else {
+                return;
+            };
+            self.perform(state, slot, action, None, false, now);
+        }
+    }
+
+    /// The client answered a check of ours.
+    fn on_check_answered(&self, state: &mut State, slot: usize, now: Moment) {
+        let Some(speech) = &mut state.connections[slot].speech else {
+            return;
+        };
+        if let Some(checked) = speech.checked.take() {
+            self.observe_round_trip(state, slot, now - checked);
+        }
+    }
+
+    /// Asks the client for a sign of its own, where its dialect has a question for that.
+    pub(super) fn check(&self, state: &mut State, slot: usize, now: Moment) {
+        let connection = &mut state.connections[slot];
+        let Some(speech) = &mut connection.speech else {
+            return;
+        };
+        let (Some(at), Some(interval)) = (speech.next_check, speech.dialect().check_interval)
+        else {
+            return;
+        };
+        if at > now {
+            return;
+        }
+        speech.next_check = Some(now + interval);
+        if connection.writer.is_blocked() {
+            return;
+        }
+        speech.checked = Some(now);
+        let connection = &state.connections[slot];
+        let Some(speech) = &connection.speech else {
+            return;
+        };
+        let input = json!({"type": "check", "job_id": first_job(connection)});
+        let frame = self.say_foreign(connection, speech, Frame::Check, &input);
+        self.reply(state, slot, frame);
+    }
+}
+
+/// The job a connection watches, the first if it watches several.
+pub(super) fn first_job(connection: &Connection) -> Option<&str> {
+    let mut topics = connection.session.subscriptions().iter();
+    topics.find_map(|each| match &each.topic {
+        Topic::Job(job) => Some(job.as_str()),
+        Topic::User(_) | Topic::Group(_) => None,
+    })
+}

@@ -1,0 +1,179 @@
+//! What transcripts cannot show: headers, counts, times, and who is refused.
+
+use std::time::Duration;
+
+use relay_testkit::http::Request;
+use relay_testkit::relay::RelayServer;
+use serde_json::json;
+
+use crate::settings;
+use crate::transcript::{Heard, Socket};
+
+/// Reads a metric until it has a value; what is counted on another thread is a moment late.
+async fn until(relay: &RelayServer, series: &str, value: f64) {
+    let reads = async {
+        while relay.metrics().await.unwrap().get(series) != Some(value) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let came = tokio::time::timeout(Duration::from_secs(10), reads).await;
+    came.unwrap_or_else(|_| panic!("{series} does not become {value}"));
+}
+
+#[tokio::test]
+async fn a_mapping_runs_once_for_a_publication_however_many_watch() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    relay
+        .publish("j1", "alice", &json!({"status": "running", "progress": 1}))
+        .await
+        .unwrap();
+    let mut sockets = Vec::new();
+    for path in ["/api/v1/conversions/j1/ws", "/ws/v1/convert/j1/progress"].repeat(10) {
+        let mut socket = Socket::open(&relay, path).await;
+        socket.next().await;
+        sockets.push(socket);
+    }
+    relay
+        .publish("j1", "alice", &json!({"status": "running", "progress": 2}))
+        .await
+        .unwrap();
+    for socket in &mut sockets {
+        let Heard::Text(text) = socket.next().await else {
+            panic!("closed");
+        };
+        assert!(text.contains("\"progress\":2"), "{text}");
+    }
+    let runs = "relay_dialect_runs_total{dialect=\"file-conversion\",mapping=\"frames.state\"}";
+    assert_eq!(relay.metrics().await.unwrap().get(runs), Some(2.0));
+}
+
+#[tokio::test]
+async fn a_poll_is_answered_304_while_nothing_changed_and_says_when_to_ask_again() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    relay
+        .publish("j1", "alice", &json!({"status": "running"}))
+        .await
+        .unwrap();
+    let path = "/api/v1/conversions/j1";
+    let first = relay.send(Request::get(path)).await.unwrap();
+    assert_eq!(first.header("retry-after"), "3");
+    let etag = first.header("etag").to_owned();
+    let again = Request::get(path).header("if-none-match", etag.as_str());
+    let again = relay.send(again).await.unwrap();
+    assert_eq!((again.status.as_u16(), again.text().as_str()), (304, ""));
+    relay
+        .publish("j1", "alice", &json!({"status": "completed"}))
+        .await
+        .unwrap();
+    let changed = Request::get(path).header("if-none-match", etag);
+    let changed = relay.send(changed).await.unwrap();
+    assert_eq!(changed.status.as_u16(), 200);
+    assert_eq!(
+        changed.header("retry-after"),
+        "",
+        "an ended job is not asked for again"
+    );
+}
+
+#[tokio::test]
+async fn video_generation_echoes_request_ids_and_limits_polls() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    relay
+        .publish("gen_1", "alice", &json!({"status": "running"}))
+        .await
+        .unwrap();
+    let path = "/api/v1/generations/gen_1";
+    let named = Request::get(path).header("x-request-id", "req-1.a_b");
+    let named = relay.send(named).await.unwrap();
+    assert_eq!(named.header("x-request-id"), "req-1.a_b");
+    assert_eq!(named.header("x-ratelimit-limit"), "60");
+    assert_eq!(named.header("x-ratelimit-remaining"), "59");
+    let reset: u64 = named.header("x-ratelimit-reset").parse().unwrap();
+    assert!(reset > 1_700_000_000, "seconds since 1970");
+    let forged = Request::get(path).header("x-request-id", "<script>");
+    let made = relay.send(forged).await.unwrap();
+    assert_eq!(made.header("x-request-id").len(), 32);
+    for _ in 0..58 {
+        relay.send(Request::get(path)).await.unwrap();
+    }
+    let refused = relay.send(Request::get(path)).await.unwrap();
+    assert_eq!(refused.status.as_u16(), 429);
+    assert_eq!(refused.error_code(), "rate_limited");
+    assert_eq!(refused.header("x-ratelimit-remaining"), "0");
+    assert!(!refused.header("retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn a_foreign_page_is_refused_in_the_dialects_own_shape() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let foreign = Request::get("/api/ws").header("origin", "https://evil.example");
+    let refused = relay.send(foreign).await.unwrap();
+    assert_eq!(refused.status.as_u16(), 403);
+    assert_eq!(refused.text(), r#"{"error":"Origin not allowed"}"#);
+}
+
+#[tokio::test]
+async fn a_connection_ends_some_time_after_its_job_and_is_counted_till_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[close]\nafter_ending = \"200ms\"\n[close.codes]\nended = 4000\n\
+                [[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
+                [frames]\nstate = '.job.status'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let mut socket = Socket::open(&relay, "/x/j1").await;
+    let open = "relay_dialect_connections{dialect=\"mine\"}";
+    until(&relay, open, 1.0).await;
+    relay
+        .publish("j1", "a", &json!({"status": "completed"}))
+        .await
+        .unwrap();
+    assert_eq!(socket.next().await, Heard::Text("\"completed\"".to_owned()));
+    assert_eq!(socket.next().await, Heard::Closed(Some(4000)));
+    until(&relay, open, 0.0).await;
+}
+
+#[tokio::test]
+async fn a_mapping_that_fails_on_one_job_is_counted_logged_once_and_hurts_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
+                [frames]\nstate = '.job.meta.a.b'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let mut bad = Socket::open(&relay, "/x/bad").await;
+    let mut good = Socket::open(&relay, "/x/good").await;
+    for progress in [1, 2] {
+        let state = json!({"status": "running", "progress": progress, "meta": {"a": "text"}});
+        relay.publish("bad", "a", &state).await.unwrap();
+        bad.quiet().await;
+    }
+    let state = json!({"status": "running", "meta": {"a": {"b": 7}}});
+    relay.publish("good", "a", &state).await.unwrap();
+    assert_eq!(good.next().await, Heard::Text("7".to_owned()));
+    let failures = "relay_dialect_failures_total{dialect=\"mine\",mapping=\"frames.state\"}";
+    // The second one of the bad job may have been held back by its pace.
+    until(&relay, failures, 2.0).await;
+    assert_eq!(relay.logs().matches("a mapping failed").count(), 1);
+}
+
+#[tokio::test]
+async fn check_says_file_and_line_of_a_broken_mapping() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[frames]\nstate = '''\n.job | {a: }\n'''\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_relay"))
+        .arg("check")
+        .env("RELAY__DIALECTS__ENABLED", "mine")
+        .env("RELAY__DIALECTS__DIRECTORY", directory.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("mine.toml:4:"), "{said}");
+    assert!(said.contains("frames.state: jq: expected"), "{said}");
+}
