@@ -361,11 +361,13 @@ impl Table {
 
     /// Starts fetching a job; whatever comes meanwhile waits in the repair.
     pub(crate) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
+        // What came live while the bus is compared says nothing of what was missed before it.
+        let missed_from = self.catching_up.as_ref().map_or(u64::MAX, |it| it.from);
         let entry = self.entry(id);
         if entry.repair.is_none() {
             entry.repair = Some(Box::default());
             let known = entry.job.as_ref().map(|job| job.owner.clone());
-            let last = entry.last_seq();
+            let last = entry.last_seq().min(missed_from);
             self.to_load.push_back(LoadKey::Job(id.clone()));
             if known.is_some() {
                 self.hold(id, known.as_ref(), last);
