@@ -63,6 +63,9 @@ pub(crate) struct Entry {
     /// The last number on each of the job's subjects; `None` is the state's.
     pub(crate) subjects: SmallVec<[(Option<Name>, u64); 1]>,
     pub(crate) repair: Option<Box<Repair>>,
+    /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
+    /// news to them, all of it.
+    pub(crate) nothing_until: u64,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
     pub(crate) partial: bool,
     touched: u64,
@@ -332,6 +335,7 @@ impl Table {
         self.bytes -= entry.bytes;
         entry.bytes = 0;
         entry.subjects.clear();
+        entry.nothing_until = self.high;
         let job = entry.job.take();
         if entry.shards == 0 && entry.repair.is_none() {
             self.jobs.remove(id);

@@ -99,6 +99,10 @@ impl Hub {
                 repair.again = true;
             }
             repair.queued.push(incoming.clone());
+            let entry = table.entry(&incoming.job);
+            if entry.job.is_none() && entry.nothing_until == 0 && incoming.previous == Some(0) {
+                entry.nothing_until = incoming.seq - 1;
+            }
             // Watchers of its owner or group are owed it, though nothing of it was known.
             table.hold(&incoming.job, Some(&incoming.owner), incoming.seq - 1);
             self.tell_holds(table);
@@ -258,6 +262,9 @@ impl Hub {
         tracing::info!(epoch, "the bus begins a new epoch");
         for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
             table.forget(&id);
+        }
+        for entry in table.jobs.values_mut() {
+            entry.nothing_until = 0;
         }
         table.epoch = epoch;
         table.high = 0;

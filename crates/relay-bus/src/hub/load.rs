@@ -310,7 +310,7 @@ impl Hub {
                 self.say_gone(table, id, high);
             } else {
                 table.forget(id);
-                table.entry(id);
+                table.entry(id).nothing_until = table.high;
             }
             return;
         };
@@ -327,6 +327,7 @@ impl Hub {
             Some(job) => job.replace_with(rebuilt),
             None => entry.job = Some(rebuilt),
         }
+        entry.nothing_until = 0;
         for update in updates.iter().filter(|update| update.owner == owner) {
             entry.note(&update.what, update.seq);
         }
@@ -378,6 +379,12 @@ fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
                         .state()
                         .is_none_or(|state| publication.seq > state.seq)
             })
+            .collect(),
+        // They were told that there is nothing, and have missed it all.
+        None if entry.nothing_until > 0 => rebuilt
+            .publications()
+            .into_iter()
+            .filter(|publication| publication.seq > entry.nothing_until)
             .collect(),
         None => rebuilt.snapshot(),
     }
