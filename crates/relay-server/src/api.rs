@@ -121,18 +121,12 @@ async fn state(
         return Err(ApiError::forbidden_topic(&topic));
     }
     let cursor = Cursor::at(state.epoch, state.seq, [&topic]);
-    let etag = format!("\"{cursor}\"");
-    let seen = headers
-        .get(header::IF_NONE_MATCH)
-        .and_then(|value| value.to_str().ok());
-    let unchanged = seen.is_some_and(|seen| {
-        seen.split(',')
-            .any(|each| each.trim().trim_start_matches("W/") == etag)
-    });
-    let mut response = match (&state.body, unchanged) {
-        (Content::State { json, .. }, false) => answer::json(StatusCode::OK, json.to_vec()),
+    let has = held(&headers, &topic, &cursor);
+    let mut response = match (&state.body, has) {
+        (Content::State { json, .. }, None) => answer::json(StatusCode::OK, json.to_vec()),
         _ => answer::json(StatusCode::NOT_MODIFIED, Vec::new()),
     };
+    let etag = format!("\"{}\"", has.unwrap_or(&cursor.to_string()));
     let headers = response.headers_mut();
     // Cursors are of an alphabet headers take.
     if let Ok(etag) = HeaderValue::from_str(&etag) {
@@ -145,6 +139,19 @@ async fn state(
         headers.insert("relay-stale", HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// The tag by which a client shows that it has this state, or a newer one of a node that is ahead of this.
+fn held<'a>(headers: &'a HeaderMap, topic: &Topic, now: &Cursor) -> Option<&'a str> {
+    let tags = headers.get(header::IF_NONE_MATCH)?.to_str().ok()?;
+    let tags = tags
+        .split(',')
+        .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'));
+    tags.into_iter().find(|tag| {
+        Cursor::parse(tag).is_ok_and(|cursor| {
+            cursor.epoch == now.epoch && cursor.since(topic).is_some_and(|since| since >= now.seq)
+        })
+    })
 }
 
 #[derive(Debug, Deserialize)]

@@ -201,3 +201,27 @@ async fn a_poll_that_does_not_wait_for_news_still_has_the_snapshot() {
     assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
     assert_eq!(answer.json()["frames"], json!([]));
 }
+
+/// A tag is a cursor: who stands at or past the state has it, wherever it was told.
+#[tokio::test]
+async fn a_document_is_not_sent_again_to_who_stands_past_it() {
+    let relay = RelayServer::start(Settings::new(env!("CARGO_BIN_EXE_relay")))
+        .await
+        .unwrap();
+    let at_state = relay.publish("j1", "o", &state(1)).await.unwrap();
+    let past_it = relay
+        .milestone("j1", "o", "page_ready", &json!({"page": 1}))
+        .await
+        .unwrap();
+    let ask = |cursor: String| {
+        let tag = format!("W/\"other\", \"{cursor}\"");
+        relay.send(Request::get("/v1/jobs/j1").header("if-none-match", tag))
+    };
+    for cursor in [at_state, past_it.clone()] {
+        let answer = ask(cursor.clone()).await.unwrap();
+        assert_eq!(answer.status.as_u16(), 304);
+        assert_eq!(answer.header("etag"), format!("\"{cursor}\""));
+    }
+    relay.publish("j1", "o", &state(2)).await.unwrap();
+    assert_eq!(ask(past_it).await.unwrap().status.as_u16(), 200);
+}

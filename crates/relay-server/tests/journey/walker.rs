@@ -58,6 +58,7 @@ pub(crate) struct Walker {
     ledger: Ledger,
     /// Whether a connection that ends by the relay's doing is part of the plan.
     relay_may_go: bool,
+    streams_only: bool,
     lost: Vec<String>,
 }
 
@@ -70,8 +71,15 @@ impl Walker {
             random: fastrand::Rng::with_seed(seed),
             cursor: None,
             relay_may_go: false,
+            streams_only: false,
             lost: Vec::new(),
         }
+    }
+
+    /// Looks at no documents: they are of the node that is asked, which may be behind another.
+    pub(crate) fn streams_only(mut self) -> Self {
+        self.streams_only = true;
+        self
     }
 
     pub(crate) fn relay_may_go(mut self) -> Self {
@@ -89,10 +97,11 @@ impl Walker {
         let start = Duration::from_millis(self.random.u64(0..1500));
         sleep(start).await;
         while done.borrow_and_update().is_none() {
-            let transport = *self
-                .random
-                .choice(self.interest.transports())
-                .unwrap_or(&Transport::Sse);
+            let transports = match self.streams_only {
+                true => &Transport::ALL[..3],
+                false => self.interest.transports(),
+            };
+            let transport = *self.random.choice(transports).unwrap_or(&Transport::Sse);
             let stay = Duration::from_millis(self.random.u64(50..900));
             let address = self.any(&addresses);
             self.leg(&address, transport, stay).await;
