@@ -9,6 +9,7 @@
 //!
 //! Invariant: a shard's inbox holds publications and answers in the order in which the table saw them.
 
+mod history;
 mod intake;
 mod join;
 mod load;
@@ -25,6 +26,7 @@ use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use tokio::sync::{Notify, oneshot};
 
+pub use history::History;
 pub use publish::{PublishError, PublishRequest, Published, Verb};
 
 use crate::clock::Clock;
@@ -220,11 +222,7 @@ impl Hub {
             jobs: table.jobs.len(),
             bytes: table.bytes,
             high: table.high,
-            repairs: table
-                .jobs
-                .values()
-                .filter(|entry| entry.repair.is_some())
-                .count(),
+            repairs: table.repairs,
             evicted: table.evicted,
             stale: table.stale,
             counts,
@@ -255,3 +253,6 @@ impl Hub {
         self.tell(shards, || Message::Publish(publication.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,8 +62,22 @@ pub struct Joined {
     pub recovered: bool,
     /// What follows, in ascending order.
     pub publications: Vec<Arc<Publication>>,
+    /// Jobs with milestones since the cursor that do not follow: the history no longer has them, or they
+    /// are older than a snapshot. Empty where `recovered`.
+    pub left_out: Vec<LeftOut>,
     /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
     pub high: u64,
+}
+
+/// A job some of whose milestones a returning client is not told.
+#[derive(Debug, Clone)]
+pub struct LeftOut {
+    /// The job's number.
+    pub key: JobKey,
+    /// The job.
+    pub job: JobId,
+    /// The number of the last of them, or one above it.
+    pub seq: u64,
 }
 
 /// A repair as far as a shard is concerned.
@@ -247,3 +261,6 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod connection;
+pub mod history_file;
 pub mod hub;
 pub mod inbox;
 pub mod jetstream;

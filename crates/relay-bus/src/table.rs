@@ -51,6 +51,10 @@ pub(crate) struct Repair {
     pub(crate) waiters: Vec<Waiter>,
     /// Too much came meanwhile: fetch once more.
     pub(crate) again: bool,
+    /// Whose job it is, where that is known though nothing else is.
+    pub(crate) owner: Option<Owner>,
+    /// What watchers had been told up to when the bus went away, if it began when the bus came back.
+    pub(crate) missed_from: Option<u64>,
 }
 
 /// One job and what the table knows around it.
@@ -68,6 +72,8 @@ pub(crate) struct Entry {
     pub(crate) nothing_until: u64,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
     pub(crate) partial: bool,
+    /// The owner and the parent under which it stands in the indices.
+    indexed: Option<(Owner, Option<Name>)>,
     touched: u64,
     /// What `touched` was when the entry last queued for eviction.
     queued: u64,
@@ -150,6 +156,8 @@ pub(crate) struct Table {
     pub(crate) counts: HashMap<&'static str, u64>,
     pub(crate) bytes: usize,
     pub(crate) evicted: u64,
+    /// Entries with a repair.
+    pub(crate) repairs: usize,
     /// Jobs in the order in which they may be evicted, each with what `touched` was when it queued.
     eviction: VecDeque<(JobId, u64)>,
     next_key: u64,
@@ -202,6 +210,7 @@ impl Table {
             counts: HashMap::new(),
             bytes: 0,
             evicted: 0,
+            repairs: 0,
             eviction: VecDeque::new(),
             next_key: 0,
             touches: 0,
@@ -221,6 +230,11 @@ impl Table {
     pub(crate) fn new_key(&mut self) -> JobKey {
         self.next_key += 1;
         JobKey(self.next_key)
+    }
+
+    /// Notes that keys up to this one are in use.
+    pub(crate) fn keep_key(&mut self, key: JobKey) {
+        self.next_key = self.next_key.max(key.0);
     }
 
     /// The entry of a job, made if there is none.
@@ -278,10 +292,27 @@ impl Table {
         let bytes = job.payload_bytes();
         self.bytes = self.bytes + bytes - entry.bytes;
         entry.bytes = bytes;
-        let parent = job.state().and_then(|state| state.parent.clone());
-        member(&mut self.owners, &job.owner, id);
+        let parent = job.state().and_then(|state| state.parent.as_ref());
+        let stands = entry.indexed.as_ref();
+        if stands.is_some_and(|(owner, group)| *owner == job.owner && group.as_ref() == parent) {
+            return;
+        }
+        let place = (job.owner.clone(), parent.cloned());
+        let before = entry.indexed.replace(place.clone());
+        self.unindex(id, before);
+        member(&mut self.owners, &place.0, id);
+        if let Some(parent) = &place.1 {
+            member(&mut self.groups, parent, id);
+        }
+    }
+
+    fn unindex(&mut self, id: &JobId, place: Option<(Owner, Option<Name>)>) {
+        let Some((owner, parent)) = place else {
+            return;
+        };
+        leave(&mut self.owners, &owner, id);
         if let Some(parent) = parent {
-            member(&mut self.groups, &parent, id);
+            leave(&mut self.groups, &parent, id);
         }
     }
 
@@ -336,19 +367,19 @@ impl Table {
         entry.bytes = 0;
         entry.subjects.clear();
         entry.nothing_until = self.high;
-        let job = entry.job.take();
+        entry.partial = false;
+        let known = entry.job.take().is_some();
+        let place = entry.indexed.take();
         if entry.shards == 0 && entry.repair.is_none() {
             self.jobs.remove(id);
         }
-        let Some(job) = job else {
-            return;
-        };
-        self.complete = false;
-        self.complete_owners.remove(&job.owner);
-        leave(&mut self.owners, &job.owner, id);
-        if let Some(parent) = job.state().and_then(|state| state.parent.clone()) {
-            leave(&mut self.groups, &parent, id);
+        if known {
+            self.complete = false;
         }
+        if let Some((owner, _)) = &place {
+            self.complete_owners.remove(owner);
+        }
+        self.unindex(id, place);
     }
 
     /// Every job somebody watches, as it is held.
@@ -366,23 +397,39 @@ impl Table {
     /// Starts fetching a job; whatever comes meanwhile waits in the repair.
     pub(crate) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
         // What came live while the bus is compared says nothing of what was missed before it.
-        let missed_from = self.catching_up.as_ref().map_or(u64::MAX, |it| it.from);
+        let missed_from = self.catching_up.as_ref().map(|it| it.from);
         let entry = self.entry(id);
         if entry.repair.is_none() {
             entry.repair = Some(Box::default());
+            self.repairs += 1;
+            let entry = self.entry(id);
             let known = entry.job.as_ref().map(|job| job.owner.clone());
-            let last = entry.last_seq().min(missed_from);
+            let last = self.jobs.get(id).map_or(0, Entry::last_seq);
+            let last = last.min(missed_from.unwrap_or(u64::MAX));
             self.to_load.push_back(LoadKey::Job(id.clone()));
             if known.is_some() {
                 self.hold(id, known.as_ref(), last);
             }
         }
-        self.entry(id).repair.get_or_insert_default()
+        let repair = self.entry(id).repair.get_or_insert_default();
+        repair.missed_from = repair.missed_from.into_iter().chain(missed_from).min();
+        repair
+    }
+
+    /// Ends a job's repair; what it held is the caller's to deal with.
+    pub(crate) fn take_repair(&mut self, id: &JobId) -> Option<Repair> {
+        let repair = self.jobs.get_mut(id)?.repair.take()?;
+        self.repairs -= 1;
+        Some(*repair)
     }
 
     /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
     /// would say that what is being repaired has been told.
     pub(crate) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: u64) {
+        let repair = self.jobs.get_mut(id).and_then(|it| it.repair.as_mut());
+        if let (Some(repair), Some(owner)) = (repair, owner) {
+            repair.owner = Some(owner.clone());
+        }
         let said = self.holds.get(id);
         if said.is_some_and(|owner_said| *owner_said || owner.is_none()) {
             return;
@@ -455,6 +502,20 @@ impl Table {
         }
     }
 
+    /// Jobs being repaired of which nothing is known yet, and which may belong to `topic`: watchers of it
+    /// are owed them.
+    pub(crate) fn unknown_members(&self, topic: &Topic) -> impl Iterator<Item = &JobId> {
+        self.holds.keys().filter(move |id| {
+            let entry = self.jobs.get(*id).filter(|entry| entry.job.is_none());
+            let repair = entry.and_then(|entry| entry.repair.as_ref());
+            repair.is_some_and(|repair| match (topic, &repair.owner) {
+                (Topic::User(owner), Some(of)) => owner == of,
+                (Topic::User(_) | Topic::Group(_), _) => true,
+                (Topic::Job(_), _) => false,
+            })
+        })
+    }
+
     /// Whether any shard watches `topic`; its mask, to be changed.
     pub(crate) fn shards_of(&mut self, topic: &Topic) -> &mut Shards {
         match topic {
@@ -479,7 +540,13 @@ impl Table {
                     self.jobs.remove(id);
                 }
             }
-            Topic::User(owner) => prune(&mut self.owners, owner),
+            Topic::User(owner) => {
+                prune(&mut self.owners, owner);
+                if !self.owners.contains_key(owner) {
+                    // Owners without jobs are as many as anybody cares to name.
+                    self.complete_owners.remove(owner);
+                }
+            }
             Topic::Group(parent) => {
                 if self
                     .groups

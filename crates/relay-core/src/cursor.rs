@@ -6,7 +6,8 @@
 //! starts with a snapshot, wherever the sequence stands.
 //!
 //! Wire form: base64url without padding of `version, epoch (8 bytes), sequence (8 bytes)`, then for each
-//! topic, ascending, `fingerprint (4 bytes), how far it is behind the sequence (LEB128)`.
+//! topic, ascending, `fingerprint (4 bytes), how far it is behind the sequence (LEB128)`. A second entry of
+//! the same topic, further behind, says from where on its holder was told everything.
 
 use std::fmt;
 
@@ -25,7 +26,8 @@ const PRINT_BYTES: usize = 4;
 /// A 64-bit number takes at most ten groups of seven bits.
 const LAG_BYTES: usize = 10;
 /// Characters of the longest cursor. An ordinary one has 30, and seven more for each further topic.
-const MAX_CHARS: usize = ((FIXED_BYTES + (PRINT_BYTES + LAG_BYTES) * MAX_TOPICS) * 4).div_ceil(3);
+const MAX_CHARS: usize =
+    ((FIXED_BYTES + 2 * (PRINT_BYTES + LAG_BYTES) * MAX_TOPICS) * 4).div_ceil(3);
 
 /// A place in the bus's one order, good for the topics it speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,7 @@ impl Cursor {
     pub fn new(epoch: u64, seq: u64, told: impl IntoIterator<Item = Told>) -> Self {
         let told = told.into_iter().take(MAX_TOPICS).map(|told| Told {
             seq: told.seq.min(seq),
+            from: told.from.min(told.seq.min(seq)),
             ..told
         });
         let mut told: SmallVec<[Told; 1]> = told.collect();
@@ -62,6 +65,7 @@ impl Cursor {
         let told = topics.into_iter().map(|topic| Told {
             print: Print::of(topic),
             seq,
+            from: 0,
         });
         Self::new(epoch, seq, told)
     }
@@ -85,10 +89,21 @@ impl Cursor {
         let mut told: SmallVec<[Told; 1]> = SmallVec::new();
         while let Some((print, after)) = rest.split_first_chunk() {
             let (lag, after) = read_number(after).ok_or(CursorError)?;
-            told.push(Told {
-                print: Print(u32::from_be_bytes(*print)),
-                seq: seq.checked_sub(lag).ok_or(CursorError)?,
-            });
+            let print = Print(u32::from_be_bytes(*print));
+            let at = seq.checked_sub(lag).ok_or(CursorError)?;
+            match told.last_mut() {
+                // One that begins at nothing is told everything, and has one entry.
+                Some(last)
+                    if last.print == print && last.from == 0 && (1..=last.seq).contains(&at) =>
+                {
+                    last.from = at;
+                }
+                _ => told.push(Told {
+                    print,
+                    seq: at,
+                    from: 0,
+                }),
+            }
             rest = after;
         }
         // One set has one spelling.
@@ -125,6 +140,10 @@ impl fmt::Display for Cursor {
         for told in &self.told {
             bytes.extend_from_slice(&told.print.0.to_be_bytes());
             write_number(self.seq - told.seq, &mut bytes);
+            if told.from > 0 {
+                bytes.extend_from_slice(&told.print.0.to_be_bytes());
+                write_number(self.seq - told.from, &mut bytes);
+            }
         }
         Base64Display::new(&bytes, &URL_SAFE_NO_PAD).fmt(f)
     }
@@ -137,6 +156,9 @@ pub struct Told {
     pub print: Print,
     /// The bus's number.
     pub seq: u64,
+    /// From where on: a topic that began with a snapshot was not told the milestones before it. 0 where
+    /// nobody needs to know, because no topic of the cursor is further behind.
+    pub from: u64,
 }
 
 /// A topic's fingerprint: the same on every node and in every version.
@@ -197,7 +219,11 @@ mod tests {
 
     fn told(n: usize, seq: u64) -> Told {
         let print = Print::of(&topic(n));
-        Told { print, seq }
+        Told {
+            print,
+            seq,
+            from: 0,
+        }
     }
 
     #[test]
@@ -257,7 +283,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_cursor_reads_back_what_it_writes(epoch: u64, seq: u64, lags in proptest::collection::vec(any::<u64>(), 0..40)) {
-            let topics = lags.iter().enumerate().map(|(n, lag)| told(n, seq.saturating_sub(*lag)));
+            let topics = lags.iter().enumerate().map(|(n, lag)| Told {
+                from: if lag % 3 == 0 { lag / 2 } else { 0 },
+                ..told(n, seq.saturating_sub(*lag))
+            });
             let cursor = Cursor::new(epoch, seq, topics);
             let text = cursor.to_string();
             prop_assert!(text.len() <= MAX_CHARS);

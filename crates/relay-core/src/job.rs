@@ -109,6 +109,17 @@ pub struct Replay {
     pub publications: Vec<Arc<Publication>>,
 }
 
+/// What a job remembers, for a restart.
+#[derive(Debug, Clone, Default)]
+pub struct JobMemory {
+    /// From which number on nothing is unknown.
+    pub known_from: u64,
+    /// Up to where milestones are lost, or may be.
+    pub lost_to: u64,
+    /// Its state and its history, by number.
+    pub publications: Vec<Arc<Publication>>,
+}
+
 /// One job.
 #[derive(Debug)]
 pub struct Job {
@@ -120,9 +131,13 @@ pub struct Job {
     pub owner: Owner,
     guard: Guard,
     eta: EtaEstimator,
+    /// The group it belongs to, as the last state said, or the first that is to come.
+    parent: Option<Name>,
     state: Option<Arc<Publication>>,
     history: VecDeque<Arc<Publication>>,
     known_from: u64,
+    /// Up to here there were milestones or endings that are lost, or there may have been.
+    lost_to: u64,
     /// Hash of the worker's bytes behind `state`, to know a repetition.
     said: u64,
 }
@@ -136,11 +151,18 @@ impl Job {
             owner,
             guard: Guard::new(),
             eta: EtaEstimator::default(),
+            parent: None,
             state: None,
             history: VecDeque::new(),
             known_from,
+            lost_to: 0,
             said: 0,
         }
+    }
+
+    /// Notes the group of a job whose milestones are read before the state that says so.
+    pub fn belongs_to(&mut self, parent: Option<Name>) {
+        self.parent = parent;
     }
 
     /// The latest accepted state.
@@ -231,17 +253,14 @@ impl Job {
         self.said = said;
         self.guard = guard;
         self.estimate(&mut document, place.received_at);
-        let json = Bytes::from(document.to_json());
-        let publication = self.publication(
-            Body::State {
-                json,
-                status: document.status(),
-                attempt: document.attempt(),
-            },
-            document.parent_id().cloned(),
-            document.ts(),
-            place,
-        );
+        let (parent, ts) = (document.parent_id().cloned(), document.ts());
+        self.parent.clone_from(&parent);
+        let body = Body::State {
+            status: document.status(),
+            attempt: document.attempt(),
+            json: Bytes::from(document.into_json()),
+        };
+        let publication = self.publication(body, parent, ts, place);
         let previous = self.state.replace(publication.clone());
         // The ending of an attempt that is being tried again is history, and still owed to whoever was away.
         if let Some(ending) = previous.filter(|state| reopened && state.is_terminal()) {
@@ -261,16 +280,13 @@ impl Job {
         if self.guard.is_terminal() {
             return Err(Declined::Stale(Stale::AfterEnding));
         }
-        let parent = self.state.as_ref().and_then(|state| state.parent.clone());
-        let publication = self.publication(
-            Body::Milestone {
-                name: name.clone(),
-                data: Bytes::copy_from_slice(data.as_json().as_bytes()),
-            },
-            parent,
-            data.ts(),
-            place,
-        );
+        let parent = self.parent.clone();
+        let ts = data.ts();
+        let body = Body::Milestone {
+            name: name.clone(),
+            data: Bytes::from(data.into_json()),
+        };
+        let publication = self.publication(body, parent, ts, place);
         self.remember(publication.clone(), bounds);
         Ok(publication)
     }
@@ -297,12 +313,10 @@ impl Job {
         }
     }
 
-    /// Whether this publication is known here: it is the state, or in the history.
-    pub fn holds(&self, publication: &Publication) -> bool {
-        self.history
-            .iter()
-            .chain(&self.state)
-            .any(|known| known.seq == publication.seq)
+    /// Whether the publication with this number is known here: it is the state, or in the history.
+    pub fn holds(&self, seq: u64) -> bool {
+        let mut held = self.history.iter().chain(&self.state);
+        held.any(|known| known.seq == seq)
     }
 
     /// Every milestone and ending of an earlier attempt that is remembered, and the state, by number.
@@ -312,9 +326,22 @@ impl Job {
         all
     }
 
+    /// Up to where milestones newer than `since` are missing in a [`Job::snapshot`]: those that are lost,
+    /// and those older than the state. `None` if none is.
+    pub fn left_out_since(&self, since: u64) -> Option<u64> {
+        let state = self.state.as_ref().map_or(0, |state| state.seq);
+        let older = self.history.iter().filter(|each| each.seq < state);
+        let last = older.map(|each| each.seq).max();
+        let last = last.into_iter().chain([self.lost_to]).max();
+        last.filter(|last| *last > since)
+    }
+
     /// Notes that updates up to `seq` may have been missed.
     pub fn doubt(&mut self, seq: u64) {
         self.known_from = self.known_from.max(seq);
+        if !self.guard.is_terminal() {
+            self.lost_to = self.lost_to.max(seq);
+        }
     }
 
     /// What is told first to somebody who knows nothing: the state, and the milestones that are newer.
@@ -324,12 +351,65 @@ impl Job {
         self.state.iter().chain(newer).cloned().collect()
     }
 
-    /// Takes over what another copy of the same job knows, keeping this one's key.
-    pub fn replace_with(&mut self, other: Self) {
-        *self = Self {
-            key: self.key,
-            ..other
+    /// Takes over what a copy rebuilt from the store knows, and keeps what only this one does: what the
+    /// store has let go of since (an ending that the next one rolled up) is still owed to whoever was away.
+    pub fn merge(&mut self, rebuilt: Self, bounds: &JobBounds) {
+        let known = std::mem::replace(self, rebuilt);
+        self.key = known.key;
+        let Some(state) = self.state.clone() else {
+            return;
         };
+        let ending = known.state.filter(|state| state.is_terminal());
+        let only_known = known.history.into_iter().chain(ending);
+        let only_known: Vec<_> = only_known
+            .filter(|each| each.seq < state.seq && !self.holds(each.seq))
+            .collect();
+        if only_known.is_empty() {
+            return;
+        }
+        let mut history: Vec<_> = self.history.drain(..).chain(only_known).collect();
+        history.sort_by_key(|publication| publication.seq);
+        for publication in history {
+            self.remember(publication, bounds);
+        }
+    }
+
+    /// What has to be kept for [`Job::restore`].
+    pub fn memory(&self) -> JobMemory {
+        JobMemory {
+            known_from: self.known_from,
+            lost_to: self.lost_to,
+            publications: self.publications(),
+        }
+    }
+
+    /// The job that was in memory before a restart. The latest of the publications is its state if it is
+    /// one, else the latest state among them.
+    ///
+    /// # Errors
+    /// When its state is not one that was accepted before.
+    pub fn restore(
+        key: JobKey,
+        id: JobId,
+        owner: Owner,
+        memory: JobMemory,
+    ) -> Result<Self, Refusal> {
+        let mut job = Self::new(key, id, owner, memory.known_from);
+        job.lost_to = memory.lost_to;
+        let mut history = memory.publications;
+        if let Some(at) = history.iter().rposition(|each| each.is_state()) {
+            let state = history.remove(at);
+            job.parent.clone_from(&state.parent);
+            job.state = Some(state);
+        }
+        if let Some(Body::State { json, .. }) = job.state().map(|state| &state.body) {
+            let document = JobDocument::parse(json, &job.id, &job.owner)?;
+            // The first state a guard sees is accepted.
+            let verdict = job.guard.admit(&document);
+            debug_assert!(verdict.is_accepted(), "nothing came before it");
+        }
+        job.history = history.into();
+        Ok(job)
     }
 
     fn estimate(&mut self, document: &mut JobDocument, now: Moment) {
@@ -349,6 +429,7 @@ impl Job {
         while self.history.len() > bounds.history {
             if let Some(forgotten) = self.history.pop_front() {
                 self.known_from = self.known_from.max(forgotten.seq);
+                self.lost_to = self.lost_to.max(forgotten.seq);
             }
         }
     }
@@ -381,3 +462,6 @@ fn hash(payload: &[u8]) -> u64 {
     hasher.write(payload);
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,14 @@
 //!
 //! The outbox decides what is due and in which order; it does not know frames, sockets or bytes written.
 //!
-//! Invariants: items ascend by `seq` and leave in that order; at most one state per job that a newer one
-//! may supersede; the cursor handed out never falls.
+//! Invariants: items ascend by `seq` and leave in that order; of a job's live states only the newest waits,
+//! and the endings before it; the cursor handed out never falls.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::id::JobId;
 use crate::moment::Moment;
@@ -25,11 +26,12 @@ pub struct SubscriptionId(pub u32);
 /// The bounds of every outbox.
 #[derive(Debug, Clone, Copy)]
 pub struct OutboxBounds {
-    /// Milestones waiting.
+    /// Milestones waiting that came live.
     pub milestones: usize,
-    /// Bytes of milestones waiting.
+    /// Bytes of milestones waiting that came live.
     pub bytes: usize,
-    /// Jobs with something waiting. Past it the connection is not slow but lost.
+    /// Jobs with something waiting that came live; past it the connection is not slow but lost. As many
+    /// updates may wait of what subscriptions start with before milestones among them are shed.
     pub jobs: usize,
     /// Least time between two states of one job that are not endings.
     pub interval: Duration,
@@ -102,10 +104,13 @@ struct Item {
     seq: u64,
     due: Moment,
     key: JobKey,
-    via: SubscriptionId,
+    /// The subscriptions it is owed to. It is told under the first of them that has not ended.
+    vias: Vias,
     telling: Telling,
     replayed: bool,
 }
+
+type Vias = SmallVec<[SubscriptionId; 2]>;
 
 impl Item {
     fn publication(&self) -> Option<&Publication> {
@@ -119,10 +124,21 @@ impl Item {
         self.key == key && self.publication().is_some_and(Publication::is_state)
     }
 
-    /// Whether the bound on milestones counts it: what no newer state makes needless.
-    fn counts(&self) -> bool {
+    /// Whether it may be shed, for a gap: what no newer state makes needless.
+    fn is_milestone(&self) -> bool {
         self.publication()
             .is_some_and(|publication| !publication.is_state())
+    }
+
+    /// Whether the bound on live milestones counts it.
+    fn counts(&self) -> bool {
+        !self.replayed && self.is_milestone()
+    }
+
+    fn owe_to(&mut self, via: SubscriptionId) {
+        if !self.vias.contains(&via) {
+            self.vias.push(via);
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -140,8 +156,10 @@ struct Paced {
 /// The outbox of one connection. An idle one owns no memory of its own.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    items: Vec<Item>,
+    items: VecDeque<Item>,
     paced: SmallVec<[Paced; 1]>,
+    /// Waiting items that subscriptions start with.
+    replayed: u32,
     milestones: u32,
     milestone_bytes: u32,
     last_offered: u64,
@@ -158,11 +176,12 @@ impl Outbox {
         bounds: &OutboxBounds,
     ) -> Offered {
         if self.last_offered == publication.seq {
+            self.share(publication.seq, via);
             return Offered::Duplicate;
         }
         self.last_offered = publication.seq;
         let conflated = publication.is_state() && self.supersede(publication);
-        if self.items.len() >= bounds.jobs + bounds.milestones {
+        if self.items.len() - self.replayed as usize >= bounds.jobs + bounds.milestones {
             return Offered::Overflow;
         }
         let due = self.due(publication, now);
@@ -173,39 +192,50 @@ impl Outbox {
             seq: publication.seq,
             due,
             key: publication.key,
-            via,
+            vias: smallvec![via],
             telling: Telling::Publication(publication.clone()),
             replayed: false,
         });
-        if !publication.is_state() {
-            self.milestones += 1;
-            self.milestone_bytes += u32::try_from(publication.payload_bytes()).unwrap_or(u32::MAX);
-            let shed = self.shed(bounds);
-            if shed > 0 {
-                return Offered::Shed(shed);
-            }
-        }
-        if conflated {
-            Offered::Conflated
-        } else {
-            Offered::Queued
+        let shed = self.shed(bounds);
+        match (shed, conflated) {
+            (0, true) => Offered::Conflated,
+            (0, false) => Offered::Queued,
+            (shed, _) => Offered::Shed(shed),
         }
     }
 
     /// Adds what a subscription starts with: a snapshot, or what its client missed. Goes at once.
-    pub fn owe(&mut self, publication: &Arc<Publication>, via: SubscriptionId, now: Moment) {
-        if publication.is_state() {
-            self.supersede(publication);
-        }
+    ///
+    /// It takes nothing's place: what waits under another subscription is owed there.
+    pub fn owe(
+        &mut self,
+        publication: &Arc<Publication>,
+        via: SubscriptionId,
+        now: Moment,
+        bounds: &OutboxBounds,
+    ) {
         self.push(Item {
             seq: publication.seq,
             due: now,
             key: publication.key,
-            via,
+            vias: smallvec![via],
             telling: Telling::Publication(publication.clone()),
             replayed: true,
         });
-        self.recount();
+        if !publication.is_state() && self.replayed as usize > bounds.jobs {
+            self.shed_first(|item| item.replayed && item.is_milestone());
+        }
+    }
+
+    /// Notes that what waits with this number is owed to a further subscription, where it does wait.
+    pub fn share(&mut self, seq: u64, via: SubscriptionId) {
+        let waiting = self.items.iter_mut().rev();
+        let mut same = waiting
+            .skip_while(|item| item.seq > seq)
+            .take_while(|item| item.seq == seq);
+        if let Some(item) = same.find(|item| item.publication().is_some()) {
+            item.owe_to(via);
+        }
     }
 
     /// How far a subscription has been told, where that is less than the cursor's number says: it still
@@ -214,7 +244,7 @@ impl Outbox {
         self.items
             .iter()
             .take_while(|item| item.seq <= self.told)
-            .find(|item| item.via == via)
+            .find(|item| item.vias.contains(&via))
             .map(|owed| owed.seq.saturating_sub(1))
     }
 
@@ -227,19 +257,19 @@ impl Outbox {
         via: SubscriptionId,
         now: Moment,
     ) {
-        let known = self.items.iter().any(|item| {
+        let known = self.items.iter_mut().find(|item| {
             item.key == key && matches!(item.telling, Telling::Gap { reason: r, .. } if r == reason)
         });
-        if !known {
-            let telling = Telling::Gap { job, reason };
-            self.push(Item {
+        match known {
+            Some(gap) => gap.owe_to(via),
+            None => self.push(Item {
                 seq,
                 due: now,
                 key,
-                via,
-                telling,
+                vias: smallvec![via],
+                telling: Telling::Gap { job, reason },
                 replayed: false,
-            });
+            }),
         }
     }
 
@@ -270,14 +300,10 @@ impl Outbox {
         if !self.has_due(now, ceiling) {
             return None;
         }
-        let item = self.items.remove(0);
+        let item = self.remove(0)?;
         if self.items.is_empty() && self.items.capacity() > 4 {
             // Memory exists only while something waits.
-            self.items = Vec::new();
-        }
-        if item.counts() {
-            self.milestones -= 1;
-            self.milestone_bytes -= u32::try_from(item.bytes()).unwrap_or(u32::MAX);
+            self.items = VecDeque::new();
         }
         if item.publication().is_some_and(Publication::is_state) {
             self.pace(item.key, now + bounds.interval, now);
@@ -285,7 +311,7 @@ impl Outbox {
         self.told = self.told.max(item.seq);
         Some(Taken {
             telling: item.telling,
-            via: item.via,
+            via: *item.vias.first()?,
             position: self.told,
             replayed: item.replayed,
         })
@@ -293,19 +319,22 @@ impl Outbox {
 
     /// Whether [`Outbox::take`] would take something.
     pub fn has_due(&self, now: Moment, ceiling: u64) -> bool {
-        let first = self.items.first();
+        let first = self.items.front();
         first.is_some_and(|first| first.due <= now && first.seq <= ceiling)
     }
 
     /// When the oldest thing is due; `None` while nothing waits, or a repair holds it back.
     pub fn next_due(&self, ceiling: u64) -> Option<Moment> {
-        let first = self.items.first().filter(|first| first.seq <= ceiling);
+        let first = self.items.front().filter(|first| first.seq <= ceiling);
         first.map(|first| first.due)
     }
 
-    /// Forgets what waits under a subscription that ended.
+    /// A subscription ended: what waits for it alone is forgotten.
     pub fn forget(&mut self, via: SubscriptionId) {
-        self.items.retain(|item| item.via != via);
+        self.items.retain_mut(|item| {
+            item.vias.retain(|each| *each != via);
+            !item.vias.is_empty()
+        });
         self.recount();
     }
 
@@ -329,25 +358,24 @@ impl Outbox {
             .max()
     }
 
-    /// Removes the waiting state of the job that `newer` makes needless. The ending of an earlier attempt
+    /// Removes the waiting states of the job that `newer` makes needless. The ending of an earlier attempt
     /// stays: it is history the client has not seen.
     fn supersede(&mut self, newer: &Publication) -> bool {
-        let stale = self.items.iter().rposition(|item| {
+        let mut conflated = false;
+        // More than one only where several subscriptions start with the same state.
+        while let Some(at) = self.items.iter().rposition(|item| {
             item.is_state_of(newer.key)
                 && item.seq <= newer.seq
                 && !item.publication().is_some_and(Publication::is_terminal)
-        });
-        if let Some(at) = stale {
-            self.items.remove(at);
+        }) {
+            self.remove(at);
+            conflated = true;
         }
-        stale.is_some()
+        conflated
     }
 
     fn due(&self, publication: &Publication, now: Moment) -> Moment {
-        if publication.is_terminal() {
-            return now;
-        }
-        if !publication.is_state() {
+        if publication.is_terminal() || !publication.is_state() {
             return now;
         }
         let paced = self.paced.iter().find(|paced| paced.key == publication.key);
@@ -368,28 +396,49 @@ impl Outbox {
             .iter()
             .rposition(|waiting| waiting.seq <= item.seq)
             .map_or(0, |before| before + 1);
+        self.replayed += u32::from(item.replayed);
+        if item.counts() {
+            self.milestones += 1;
+            self.milestone_bytes += bytes_of(&item);
+        }
         self.items.insert(at, item);
     }
 
-    /// Sheds the oldest milestones until the bounds hold; a gap stands where the first of each job was.
+    fn remove(&mut self, at: usize) -> Option<Item> {
+        let item = self.items.remove(at)?;
+        self.replayed -= u32::from(item.replayed);
+        if item.counts() {
+            self.milestones -= 1;
+            self.milestone_bytes -= bytes_of(&item);
+        }
+        Some(item)
+    }
+
+    /// Sheds the oldest live milestones until the bounds hold.
     fn shed(&mut self, bounds: &OutboxBounds) -> usize {
         let mut shed = 0;
-        while self.milestones as usize > bounds.milestones
-            || self.milestone_bytes as usize > bounds.bytes
+        while (self.milestones as usize > bounds.milestones
+            || self.milestone_bytes as usize > bounds.bytes)
+            && self.shed_first(Item::counts)
         {
-            let Some(at) = self.items.iter().position(Item::counts) else {
-                break;
-            };
-            let item = self.items.remove(at);
-            self.milestones -= 1;
-            self.milestone_bytes -= u32::try_from(item.bytes()).unwrap_or(u32::MAX);
             shed += 1;
-            if let Telling::Publication(publication) = item.telling {
-                let who = (item.key, publication.job.clone());
-                self.announce_gap(who, item.seq, GapReason::Outbox, item.via, item.due);
-            }
         }
         shed
+    }
+
+    /// Sheds the first milestone that `may_go`; a gap stands where the first of each job was.
+    fn shed_first(&mut self, may_go: impl Fn(&Item) -> bool) -> bool {
+        let at = self.items.iter().position(may_go);
+        let Some(item) = at.and_then(|at| self.remove(at)) else {
+            return false;
+        };
+        if let Telling::Publication(publication) = item.telling {
+            for via in item.vias {
+                let who = (item.key, publication.job.clone());
+                self.announce_gap(who, item.seq, GapReason::Outbox, via, item.due);
+            }
+        }
+        true
     }
 
     fn pace(&mut self, key: JobKey, next: Moment, now: Moment) {
@@ -402,9 +451,17 @@ impl Outbox {
     }
 
     fn recount(&mut self) {
+        let count = |items: usize| u32::try_from(items).unwrap_or(u32::MAX);
         let counted = || self.items.iter().filter(|item| item.counts());
-        self.milestones = u32::try_from(counted().count()).unwrap_or(u32::MAX);
-        let bytes = counted().map(Item::bytes).sum::<usize>();
-        self.milestone_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.milestones = count(counted().count());
+        self.milestone_bytes = counted().map(bytes_of).sum();
+        self.replayed = count(self.items.iter().filter(|item| item.replayed).count());
     }
 }
+
+fn bytes_of(item: &Item) -> u32 {
+    u32::try_from(item.bytes()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ pub enum Command {
 }
 
 /// What happens to a session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Event {
     /// The client sent a command. `may_watch` is asked with the parsed topic.
     Command(Command),
@@ -228,6 +228,8 @@ pub struct Subscription {
     pub live: bool,
     /// What the client had been told of the topic before it came; nothing up to here is news to it.
     pub since: u64,
+    /// From which number on it was told everything; what is older is as a snapshot had it.
+    pub complete_from: u64,
 }
 
 #[derive(Debug)]
@@ -331,15 +333,16 @@ impl Session {
         self.subscriptions.iter().find(|each| each.topic == *topic)
     }
 
-    /// Notes that the bus answered a join of a client that had been told everything up to `since`. False
-    /// if the subscription ended meanwhile.
-    pub fn joined(&mut self, id: SubscriptionId, since: u64) -> bool {
+    /// Notes that the bus answered a join of a client that had been told everything up to `since`, and that
+    /// is told everything from `complete_from` on. False if the subscription ended meanwhile.
+    pub fn joined(&mut self, id: SubscriptionId, since: u64, complete_from: u64) -> bool {
         let found = self.subscriptions.iter_mut().find(|each| each.id == id);
         let Some(subscription) = found else {
             return false;
         };
         subscription.live = true;
         subscription.since = since;
+        subscription.complete_from = complete_from;
         true
     }
 
@@ -373,6 +376,7 @@ impl Session {
             topic,
             live: false,
             since: 0,
+            complete_from: 0,
         });
         Ok(id)
     }
@@ -387,14 +391,21 @@ impl Session {
         carried: &[Told],
     ) -> Cursor {
         let live = || self.subscriptions.iter().filter(|each| each.live);
-        let told = live().map(|each| Told {
-            print: each.print,
-            seq: behind(each.id).unwrap_or(seq),
-        });
+        let told = |each: &Subscription| behind(each.id).unwrap_or(seq);
         let carried = carried
             .iter()
             .filter(|told| !live().any(|each| each.print == told.print));
-        Cursor::new(epoch, seq, told.chain(carried.copied()))
+        let least = live().map(told).chain(carried.clone().map(|told| told.seq));
+        let least = least.min().unwrap_or(seq);
+        let live = live().map(|each| Told {
+            print: each.print,
+            seq: told(each),
+            from: match each.complete_from {
+                from if from > least => from,
+                _ => 0,
+            },
+        });
+        Cursor::new(epoch, seq, live.chain(carried.copied()))
     }
 
     fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {
@@ -488,3 +499,6 @@ fn parse_topic(topic: &str) -> Result<Topic, CommandError> {
 fn parse_cursor(cursor: &str) -> Result<Cursor, CommandError> {
     Cursor::parse(cursor).map_err(|_| CommandError::BadCursor)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 
 use axum::Router;
 use relay_bus::clock::Clock;
+use relay_bus::history_file::{HistoryFile, HistoryFileError};
 use relay_bus::hub::Hub;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -51,6 +52,9 @@ pub enum ServeError {
     /// The bus is set up wrongly.
     #[error("the bus cannot be set up: {0}")]
     Bus(#[from] bus::BusError),
+    /// The file of `history.file` cannot be used.
+    #[error(transparent)]
+    History(#[from] HistoryFileError),
     /// The system gives no threads, timers or signals.
     #[error("the system does not give what the relay needs: {0}")]
     System(#[from] io::Error),
@@ -121,6 +125,11 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let epoch = bus::epoch(clock);
     let bus = bus::Bus::new(config, epoch)?;
     let hub = Hub::new(limits::hub(config, shards), bus.backing(), clock, epoch);
+    let history = config.history.file.clone().map(HistoryFile::new);
+    let history = history.map(Arc::new);
+    if let Some(file) = &history {
+        file.open(&hub, epoch)?;
+    }
     let common = Arc::new(limits::common(
         config,
         hub.clone(),
@@ -156,7 +165,8 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         threads.push(part.spawn(common.clone(), lost.clone())?);
     }
     drop(lost);
-    let bus_thread = BusThread::spawn(bus, hub.clone(), extras.companion, drained.clone())?;
+    let bus_thread =
+        BusThread::spawn(bus, hub.clone(), history, extras.companion, drained.clone())?;
 
     let admin = Admin {
         common: common.clone(),
@@ -309,6 +319,7 @@ impl BusThread {
     fn spawn(
         bus: bus::Bus,
         hub: Arc<Hub>,
+        history: Option<Arc<HistoryFile>>,
         companion: Option<Companion>,
         mut drain: watch::Receiver<bool>,
     ) -> io::Result<Self> {
@@ -321,15 +332,22 @@ impl BusThread {
                     let mut tasks = JoinSet::new();
                     tasks.spawn(hub.clone().run());
                     bus.spawn(&hub, &mut tasks);
+                    if let Some(file) = &history {
+                        tasks.spawn(file.clone().keep(hub.clone()));
+                    }
                     let mut companions = JoinSet::new();
                     if let Some(companion) = companion {
-                        companion(hub, &mut companions);
+                        companion(hub.clone(), &mut companions);
                     }
                     // Companions publish no more once clients are leaving; the bus is read to the end.
                     drop(drain.changed().await);
                     companions.shutdown().await;
                     drop(stopped.changed().await);
                     tasks.shutdown().await;
+                    let closed = history.map(|file| file.close(&hub));
+                    if let Some(Err(error)) = closed {
+                        tracing::error!(%error, "the history is as old as its file");
+                    }
                 });
             })?;
         Ok(Self { thread, stop })

@@ -38,7 +38,8 @@ impl Intake for Hub {
 
     fn live(&self, epoch: u64, from_seq: u64) {
         let mut table = self.table.lock();
-        let first = table.high == 0 && table.jobs.values().all(|entry| entry.job.is_none());
+        // Also a bus on which nothing had happened may have been watched.
+        let first = table.life == 0;
         table.life += 1;
         if epoch != table.epoch {
             self.begin_epoch(&mut table, epoch);
@@ -133,6 +134,8 @@ impl Hub {
                 // Nobody watches: whoever comes next will have it loaded.
                 table.count("unwatched");
                 table.forget(&incoming.job);
+                table.complete = false;
+                table.complete_owners.remove(&incoming.owner);
                 Ok(None)
             }
         }
@@ -287,20 +290,14 @@ impl Hub {
             return;
         }
         // A bus that forgets cannot be asked: say that something may be missing.
-        let (high, watched) = (table.high, table.watched());
+        let high = table.high;
         table.known_from = high;
-        for held in watched {
-            let Some(job) = table
-                .jobs
-                .get_mut(&held.job)
-                .and_then(|entry| entry.job.as_mut())
-            else {
-                continue;
-            };
+        let mut missed = Vec::new();
+        for job in table.jobs.values_mut().filter_map(|it| it.job.as_mut()) {
             job.doubt(high);
-            let Some(state) = job.state().filter(|state| !state.is_terminal()).cloned() else {
-                continue;
-            };
+            missed.extend(job.state().filter(|state| !state.is_terminal()).cloned());
+        }
+        for state in missed {
             self.tell(table.watchers_of(&state), || {
                 Message::Gap(Box::new(LostMilestones {
                     key: state.key,

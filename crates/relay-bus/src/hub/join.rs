@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
-use relay_core::job::Replay;
+use relay_core::job::{Job, Replay};
 use relay_core::topic::Topic;
 
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
-use crate::inbox::{Joined, Message};
+use crate::inbox::{Joined, LeftOut, Message};
 use crate::table::{LoadKey, Table, Waiter};
 
 /// How long a join waits for this node to come as far as its cursor. Nodes are apart by the time a message
@@ -109,6 +109,8 @@ impl Hub {
             },
         };
         let state = job.and_then(|job| job.state());
+        let left_out = job.filter(|_| !replay.recovered);
+        let left_out = left_out.and_then(|job| left_out_since(job, since));
         self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
             connection: request.connection,
             subscription: request.subscription,
@@ -118,6 +120,7 @@ impl Hub {
             since,
             recovered: replay.recovered,
             publications: replay.publications,
+            left_out: left_out.into_iter().collect(),
             high: table.high,
         })));
     }
@@ -143,6 +146,7 @@ impl Hub {
             Some(_) => members
                 .iter()
                 .filter(|id| is_unsure(table, id, since))
+                .chain(table.unknown_members(&request.topic))
                 .cloned()
                 .collect(),
             None => HashSet::new(),
@@ -175,19 +179,31 @@ impl Hub {
         }
     }
 
+    /// Answers with what was missed if all of it is known; else with the snapshot of every member, so that
+    /// a client that replaces what it shows by what comes is right.
     fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
         let since = since(table, &request);
-        let mut recovered =
-            since.is_some_and(|since| self.backing.memory().is_some() || since >= table.known_from);
-        let mut publications = Vec::new();
-        for id in members {
-            if let Some(job) = table.jobs.get(id).and_then(|entry| entry.job.as_ref()) {
-                let replay = job.replay(since);
-                recovered &= replay.recovered;
-                publications.extend(replay.publications);
-            }
-        }
+        let entries = members.iter().filter_map(|id| table.jobs.get(id));
+        let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_ref()).collect();
+        let recovered = since.filter(|since| {
+            // More may have changed than a snapshot holds.
+            let all_listed = members.len() < SNAPSHOT_JOBS
+                || last_of(table, members).is_some_and(|last| last <= *since);
+            let all_known = self.backing.memory().is_some() || *since >= table.known_from;
+            all_listed && all_known && jobs.iter().all(|job| *since >= job.known_from())
+        });
+        let mut publications: Vec<_> = jobs
+            .iter()
+            .flat_map(|job| job.replay(recovered).publications)
+            .collect();
         publications.sort_by_key(|publication| publication.seq);
+        let left_out = match recovered {
+            Some(_) => Vec::new(),
+            None => jobs
+                .iter()
+                .filter_map(|job| left_out_since(job, since))
+                .collect(),
+        };
         self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
             connection: request.connection,
             subscription: request.subscription,
@@ -195,8 +211,9 @@ impl Hub {
             owner: None,
             parent: None,
             since,
-            recovered,
+            recovered: recovered.is_some(),
             publications,
+            left_out,
             high: table.high,
         })));
     }
@@ -207,6 +224,22 @@ fn ahead(table: &Table, request: &JoinRequest) -> Option<u64> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
     (cursor.epoch == table.epoch && since > table.high).then_some(since)
+}
+
+/// The milestones of a job that a snapshot leaves out and somebody who stood at `since` has not been told.
+fn left_out_since(job: &Job, since: Option<u64>) -> Option<LeftOut> {
+    Some(LeftOut {
+        key: job.key,
+        job: job.id.clone(),
+        seq: job.left_out_since(since?)?,
+    })
+}
+
+/// The last number of that member which was updated least recently.
+fn last_of(table: &Table, members: &[JobId]) -> Option<u64> {
+    members
+        .last()
+        .and_then(|id| Some(table.jobs.get(id)?.last_seq()))
 }
 
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
@@ -245,8 +278,7 @@ fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.
 fn is_unsure(table: &Table, id: &JobId, since: Option<u64>) -> bool {
     table.jobs.get(id).is_some_and(|entry| {
-        let behind =
-            |job: &relay_core::job::Job| since.is_some_and(|since| since < job.known_from());
+        let behind = |job: &Job| since.is_some_and(|since| since < job.known_from());
         let ended = entry.state().is_some_and(|state| state.is_terminal());
         entry.repair.is_some()
             || (entry.partial && !ended)

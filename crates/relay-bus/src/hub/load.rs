@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hashbrown::HashSet;
-use relay_core::id::JobId;
+use relay_core::document::JobDocument;
+use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Place, Subject};
 use relay_core::outbox::GapReason;
 use relay_core::publication::Publication;
@@ -216,7 +217,11 @@ impl Hub {
                 LoadKey::Everything | LoadKey::Job(_) => table.complete = true,
             }
         }
-        for request in table.waiting.remove(&key).unwrap_or_default() {
+        for mut request in table.waiting.remove(&key).unwrap_or_default() {
+            if key == LoadKey::Everything && !whole {
+                // A member that is not in the table may have had updates since the cursor.
+                request.cursor = None;
+            }
             self.answer_many(table, request);
         }
         table.evict();
@@ -230,19 +235,20 @@ impl Hub {
     /// All that is stored of one job came: it becomes what is known, and watchers are told what they
     /// have not heard.
     fn finish_job(&self, table: &mut Table, id: &JobId, updates: Vec<Incoming>) {
-        let Some(repair) = table.jobs.get_mut(id).and_then(|entry| entry.repair.take()) else {
+        let Some(repair) = table.take_repair(id) else {
             return;
         };
-        let repair = *repair;
         if repair.again {
             let again = table.start_repair(id);
             again.waiters = repair.waiters;
             again.queued = repair.queued;
+            again.owner = repair.owner;
+            again.missed_from = repair.missed_from;
             self.work.notify_one();
             return;
         }
         let rebuilt = self.rebuild(table, id, &updates);
-        self.adopt(table, id, rebuilt, &updates);
+        self.adopt(table, id, rebuilt, &updates, repair.missed_from);
         for incoming in repair.queued {
             let newer = table
                 .jobs
@@ -270,7 +276,13 @@ impl Hub {
     }
 
     /// The job as its stored updates tell it; `None` if none of them is acceptable.
+    ///
+    /// A milestone published between an ending and the next attempt is declined by whoever sees it live;
+    /// once the next ending has rolled the first one up, nobody can tell any more that it came after an
+    /// ending, and it is accepted. It did happen, so it is told rather than looked for.
     fn rebuild(&self, table: &mut Table, id: &JobId, updates: &[Incoming]) -> Option<Job> {
+        let known = table.jobs.get(id).and_then(|entry| entry.job.as_ref());
+        let known_key = known.map(|job| job.key);
         let mut job: Option<Job> = None;
         for update in updates {
             let place = Place {
@@ -291,9 +303,13 @@ impl Hub {
                     drop(job.apply(subject, &update.payload, place, &table.bounds));
                 }
                 None => {
-                    let known_from = discarded_to(updates, self.settings.per_job);
-                    let key = table.new_key();
-                    let mut first = Job::new(key, id.clone(), update.owner.clone(), known_from);
+                    let key = known_key.unwrap_or_else(|| table.new_key());
+                    let mut first = Job::new(key, id.clone(), update.owner.clone(), 0);
+                    let discarded = discarded_to(updates, self.settings.per_job);
+                    if discarded > 0 {
+                        first.doubt(discarded);
+                    }
+                    first.belongs_to(first_parent(updates));
                     let applied = first.apply(subject, &update.payload, place, &table.bounds);
                     job = applied.is_ok().then_some(first);
                 }
@@ -302,7 +318,14 @@ impl Hub {
         job
     }
 
-    fn adopt(&self, table: &mut Table, id: &JobId, rebuilt: Option<Job>, updates: &[Incoming]) {
+    fn adopt(
+        &self,
+        table: &mut Table,
+        id: &JobId,
+        rebuilt: Option<Job>,
+        updates: &[Incoming],
+        missed_from: Option<u64>,
+    ) {
         let Some(rebuilt) = rebuilt else {
             // Nothing is stored: the job expired while nobody looked, or never was.
             if table.jobs.get(id).is_some_and(|entry| entry.job.is_some()) {
@@ -319,12 +342,13 @@ impl Hub {
             .get(id)
             .and_then(|entry| Some(entry.job.as_ref()?.known_from()));
         let owner = rebuilt.owner.clone();
+        let bounds = table.bounds;
         let entry = table.entry(id);
         let partial = std::mem::take(&mut entry.partial);
-        let untold = untold(entry, &rebuilt);
-        let lost = lost_milestones(entry, updates, self.settings.per_job);
+        let untold = untold(entry, &rebuilt, missed_from);
+        let lost = !partial && lost_milestones(entry, &rebuilt, updates);
         match &mut entry.job {
-            Some(job) => job.replace_with(rebuilt),
+            Some(job) => job.merge(rebuilt, &bounds),
             None => entry.job = Some(rebuilt),
         }
         entry.nothing_until = 0;
@@ -366,13 +390,15 @@ impl Hub {
 }
 
 /// What `rebuilt` holds that watchers of the known job have not been told. Of a job nothing was known of,
-/// they are told what anybody is told first.
-fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
-    match &entry.job {
-        Some(known) => rebuilt
+/// they are told all that was missed while the bus was away, or what anybody is told first.
+fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<u64>) -> Vec<Arc<Publication>> {
+    match (&entry.job, missed_from) {
+        (Some(known), _) => rebuilt
             .publications()
             .into_iter()
-            .filter(|publication| publication.seq > known.known_from() && !known.holds(publication))
+            .filter(|publication| {
+                publication.seq > known.known_from() && !known.holds(publication.seq)
+            })
             .filter(|publication| {
                 !publication.is_state()
                     || known
@@ -380,14 +406,27 @@ fn untold(entry: &Entry, rebuilt: &Job) -> Vec<Arc<Publication>> {
                         .is_none_or(|state| publication.seq > state.seq)
             })
             .collect(),
-        // They were told that there is nothing, and have missed it all.
-        None if entry.nothing_until > 0 => rebuilt
-            .publications()
-            .into_iter()
-            .filter(|publication| publication.seq > entry.nothing_until)
-            .collect(),
-        None => rebuilt.snapshot(),
+        // They were told that there is nothing, or were told nothing while the bus was away, and have missed
+        // all that came since.
+        (None, from) => {
+            let nothing_until = Some(entry.nothing_until).filter(|until| *until > 0);
+            match from.into_iter().chain(nothing_until).min() {
+                Some(from) => {
+                    let all = rebuilt.publications().into_iter();
+                    all.filter(|publication| publication.seq > from).collect()
+                }
+                None => rebuilt.snapshot(),
+            }
+        }
     }
+}
+
+/// The group the first stored state names: a rollup leaves milestones without the state that was before
+/// them, and those who watch the group are owed them too.
+fn first_parent(updates: &[Incoming]) -> Option<Name> {
+    let first = updates.iter().find(|each| each.what == What::State)?;
+    let document = JobDocument::parse(&first.payload, &first.job, &first.owner);
+    document.ok()?.parent_id().cloned()
 }
 
 /// Up to which number a subject's messages may have been discarded for want of room.
@@ -406,21 +445,16 @@ fn discarded_to(updates: &[Incoming], per_subject: usize) -> u64 {
     first_of_full.map(|first| first.seq).max().unwrap_or(0)
 }
 
-/// Whether milestones that came after what is known were discarded before they could be read.
-fn lost_milestones(entry: &Entry, updates: &[Incoming], per_subject: usize) -> bool {
-    entry.job.is_some()
-        && updates.iter().any(|first| {
-            let full = || {
-                updates
-                    .iter()
-                    .filter(|update| update.what == first.what)
-                    .count()
-                    >= per_subject
-            };
-            matches!(first.what, What::Milestone(_))
-                && first.previous == Some(0)
-                && first.seq > entry.last(&first.what)
-                && entry.last(&first.what) > 0
-                && full()
-        })
+/// Whether milestones that came after what is known were discarded before they could be read: by the store,
+/// or because more came than a job's history holds.
+fn lost_milestones(entry: &Entry, rebuilt: &Job, updates: &[Incoming]) -> bool {
+    let Some(known) = &entry.job else {
+        return false;
+    };
+    let lost_to = rebuilt.known_from();
+    updates.iter().any(|update| {
+        let unseen = update.seq > entry.last(&update.what) && update.seq > known.known_from();
+        let discarded = update.previous == Some(0) || !rebuilt.holds(update.seq);
+        matches!(update.what, What::Milestone(_)) && update.seq <= lost_to && unseen && discarded
+    })
 }

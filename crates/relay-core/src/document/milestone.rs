@@ -50,6 +50,11 @@ impl MilestoneData {
         self.data.get()
     }
 
+    /// The value as JSON text, for whoever is done with the milestone.
+    pub fn into_json(self) -> String {
+        Box::<str>::from(self.data).into()
+    }
+
     /// The value, to be put into a larger document as it is.
     pub fn raw(&self) -> &RawValue {
         &self.data

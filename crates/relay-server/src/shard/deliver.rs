@@ -5,7 +5,7 @@
 //! in step. A connection whose socket is full takes nothing from its outbox until there is room, so what
 //! it gets then is fresh.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use relay_bus::inbox::{Joined, LostMilestones, Repairing};
 use relay_core::cursor::{Cursor, Print, Told};
 use relay_core::moment::Moment;
-use relay_core::outbox::{Offered, SubscriptionId, Taken, Telling};
+use relay_core::outbox::{GapReason, Offered, SubscriptionId, Taken, Telling};
 use relay_core::publication::{JobKey, Publication};
 use relay_core::session::CloseReason;
 use relay_core::topic::Topic;
@@ -120,8 +120,9 @@ impl Shard {
         let slot = Self::find(state, joined.connection);
         let since = joined.since.filter(|_| joined.recovered).unwrap_or(0);
         let live = slot.filter(|slot| {
-            let session = &mut state.connections[*slot].session;
-            session.joined(joined.subscription, since)
+            let connection = &mut state.connections[*slot];
+            let from = complete_from(connection, &joined);
+            connection.session.joined(joined.subscription, since, from)
         });
         let Some(slot) = live else {
             // It left while the hub was asked; the hub still counts the shard in.
@@ -149,6 +150,8 @@ impl Shard {
         joined
             .publications
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
+        let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
+        joined.left_out.retain(|each| seen.contains(&each.key));
         state.registry.add(&joined.topic, watcher);
         self.welcome(state, slot, joined, now);
         self.mark(state, slot);
@@ -174,11 +177,32 @@ impl Shard {
             // What is told under one topic is told. Who asks for a single one without a cursor, or has to
             // start anew, wants the snapshot.
             let id = joined.subscription;
-            let told = |publication: &Arc<Publication>| is_told(connection, id, publication);
-            joined.publications.retain(|publication| !told(publication));
+            let states = joined.publications.iter().filter(|each| each.is_state());
+            let latest: HashMap<JobKey, u64> = states.map(|state| (state.key, state.seq)).collect();
+            let mut told = Vec::new();
+            joined.publications.retain(|publication| {
+                let state = latest.get(&publication.key);
+                let in_snapshot = state.is_none_or(|state| publication.seq >= *state);
+                let is_told = is_told(connection, id, publication, in_snapshot);
+                told.extend(is_told.then_some(publication.seq));
+                !is_told
+            });
+            for seq in told {
+                connection.outbox.share(seq, id);
+            }
+        }
+        for left_out in joined.left_out {
+            let who = (left_out.key, left_out.job);
+            let (reason, via) = (GapReason::History, joined.subscription);
+            let outbox = &mut connection.outbox;
+            outbox.announce_gap(who, left_out.seq, reason, via, now);
+            self.common.telemetry.gap(reason.as_str());
         }
         for publication in &joined.publications {
-            connection.outbox.owe(publication, joined.subscription, now);
+            let bounds = &self.common.outbox;
+            connection
+                .outbox
+                .owe(publication, joined.subscription, now, bounds);
         }
         connection
             .outbox
@@ -536,16 +560,37 @@ fn is_before(connection: &Connection, watcher: &Watcher, seq: u64) -> bool {
     subscription.is_some_and(|subscription| seq <= subscription.since)
 }
 
+/// From which number on a subscription whose join was answered is told everything.
+fn complete_from(connection: &Connection, joined: &Joined) -> u64 {
+    let Some(since) = joined.since.filter(|_| joined.recovered) else {
+        return joined.high;
+    };
+    let print = Print::of(&joined.topic);
+    let mut carried = connection.carried().iter();
+    let told = carried.find(|told| told.print == print && told.seq == since);
+    told.map_or(since, |told| told.from)
+}
+
 /// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
-/// that is live on the connection, or that the cursor it brought speaks for.
-fn is_told(connection: &Connection, via: SubscriptionId, publication: &Publication) -> bool {
+/// that is live on the connection, or that the cursor it brought speaks for. A topic that began with a
+/// snapshot had what a snapshot has, and everything since.
+fn is_told(
+    connection: &Connection,
+    via: SubscriptionId,
+    publication: &Publication,
+    in_snapshot: bool,
+) -> bool {
     let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+    let told_from = |from: u64| in_snapshot || publication.seq > from;
     publication.topics().any(|topic| {
         let live = connection.session.subscription_to(&topic);
-        let is_live = live.is_some_and(|other| other.id != via && other.live);
+        let live = live.filter(|other| other.id != via && other.live);
         let print = Print::of(&topic);
-        let carried = |told: &Told| told.print == print && told.seq >= publication.seq;
-        (is_live || connection.carried().iter().any(carried))
+        let carried = |told: &Told| {
+            told.print == print && told.seq >= publication.seq && told_from(told.from)
+        };
+        (live.is_some_and(|other| told_from(other.complete_from))
+            || connection.carried().iter().any(carried))
             && connection.identity.may_watch(&topic, owner, parent)
     })
 }

@@ -12,6 +12,7 @@
 
 mod cursors;
 mod fleet;
+mod history;
 mod walker;
 
 use std::collections::BTreeSet;

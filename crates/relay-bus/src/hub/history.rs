@@ -1,0 +1,80 @@
+//! The hub's memory taken out and put back, for a bus that has no memory of its own.
+
+use relay_core::document::Refusal;
+use relay_core::id::{JobId, Owner};
+use relay_core::job::{Job, JobMemory};
+use relay_core::publication::Body;
+
+use super::Hub;
+use crate::seam::What;
+
+/// Jobs copied at a time, so that nobody waits long for the table.
+const JOBS_AT_ONCE: usize = 256;
+
+/// Everything an embedded hub remembers.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Which life of the bus the numbers belong to.
+    pub epoch: u64,
+    /// The highest number given out.
+    pub high: u64,
+    /// Below this a job that is not listed may have had updates.
+    pub known_from: u64,
+    /// The jobs.
+    pub jobs: Vec<(JobId, Owner, JobMemory)>,
+}
+
+impl Hub {
+    /// Copies what is remembered. Updates that come meanwhile may or may not be in the copy.
+    pub fn history(&self) -> History {
+        let ids: Vec<JobId> = self.table.lock().jobs.keys().cloned().collect();
+        let mut jobs = Vec::with_capacity(ids.len());
+        for some in ids.chunks(JOBS_AT_ONCE) {
+            let table = self.table.lock();
+            let known = some
+                .iter()
+                .filter_map(|id| table.jobs.get(id)?.job.as_ref());
+            jobs.extend(known.map(|job| (job.id.clone(), job.owner.clone(), job.memory())));
+        }
+        // Oldest first, the order in which they are forgotten when there are too many.
+        jobs.sort_by_key(|(_, _, memory)| memory.publications.last().map(|last| last.seq));
+        let table = self.table.lock();
+        History {
+            epoch: table.epoch,
+            high: table.high,
+            known_from: table.known_from,
+            jobs,
+        }
+    }
+
+    /// Puts back what was remembered before a restart. Call it before anything else has happened.
+    ///
+    /// # Errors
+    /// When a job's state is not one that a hub accepts.
+    pub fn restore(&self, history: History) -> Result<(), Refusal> {
+        let mut table = self.table.lock();
+        table.epoch = history.epoch;
+        table.high = history.high;
+        table.known_from = history.known_from;
+        for (id, owner, memory) in history.jobs {
+            let publications = memory.publications.clone();
+            let key = publications
+                .first()
+                .map_or_else(|| table.new_key(), |first| first.key);
+            table.keep_key(key);
+            let job = Job::restore(key, id.clone(), owner, memory)?;
+            let entry = table.entry(&id);
+            entry.job = Some(job);
+            for publication in publications {
+                let what = match &publication.body {
+                    Body::Milestone { name, .. } => What::Milestone(name.clone()),
+                    Body::State { .. } | Body::Gone => What::State,
+                };
+                entry.note(&what, publication.seq);
+            }
+            table.index(&id);
+        }
+        table.evict();
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+use bytes::Bytes;
+use relay_core::document::Status;
+use relay_core::moment::{Moment, WallTime};
+use relay_core::publication::{Body, Frames};
+
+use super::*;
+
+fn publication(job: u64, seq: u64, body: Body) -> Message {
+    Message::Publish(Arc::new(Publication {
+        seq,
+        epoch: 1,
+        key: JobKey(job),
+        job: Name::parse(&format!("j{job}")).unwrap(),
+        owner: Owner::nobody(),
+        parent: None,
+        body,
+        received_at: Moment::default(),
+        worker_at: None,
+        stored_at: WallTime::default(),
+        frames: Frames::default(),
+    }))
+}
+
+fn state(job: u64, seq: u64, status: Status) -> Message {
+    let json = Bytes::from_static(b"{}");
+    publication(
+        job,
+        seq,
+        Body::State {
+            json,
+            status,
+            attempt: 1,
+        },
+    )
+}
+
+fn milestone(job: u64, seq: u64) -> Message {
+    let (name, data) = (Name::parse("clip").unwrap(), Bytes::from_static(b"1"));
+    publication(job, seq, Body::Milestone { name, data })
+}
+
+fn joined(connection: u64) -> Message {
+    let topic = Topic::parse("job:j1").unwrap();
+    Message::Joined(Box::new(Joined {
+        connection: ConnectionId(connection),
+        subscription: SubscriptionId(0),
+        topic,
+        owner: None,
+        parent: None,
+        since: None,
+        recovered: false,
+        publications: Vec::new(),
+        left_out: Vec::new(),
+        high: 0,
+    }))
+}
+
+/// What comes out: numbers of publications; 0 for anything else.
+fn drained(inbox: &Inbox) -> Vec<u64> {
+    let mut messages = Vec::new();
+    inbox.drain(&mut messages);
+    let seq = |message: &Message| match message {
+        Message::Publish(publication) => publication.seq,
+        _ => 0,
+    };
+    messages.iter().map(seq).collect()
+}
+
+fn filled(count: usize) -> Inbox {
+    let inbox = Inbox::default();
+    (0..count).for_each(|_| inbox.push(Message::Stale(true)));
+    inbox
+}
+
+#[test]
+fn a_shard_that_keeps_up_gets_every_update_in_order() {
+    let inbox = Inbox::default();
+    for seq in 1..=3 {
+        inbox.push(state(1, seq, Status::Running));
+    }
+    assert_eq!(drained(&inbox), [1, 2, 3]);
+    assert_eq!(inbox.lost(), (0, 0));
+}
+
+#[test]
+fn past_the_first_bound_a_newer_state_takes_the_older_ones_place_but_no_endings() {
+    let inbox = filled(SOFT_LIMIT);
+    inbox.push(state(1, 1, Status::Running));
+    inbox.push(state(1, 2, Status::Failed));
+    inbox.push(state(1, 3, Status::Running));
+    inbox.push(state(2, 4, Status::Running));
+    inbox.push(state(1, 5, Status::Running));
+    assert_eq!(inbox.len(), SOFT_LIMIT + 3);
+    assert_eq!(drained(&inbox)[SOFT_LIMIT..], [2, 4, 5]);
+    assert_eq!(inbox.lost(), (2, 0));
+}
+
+#[test]
+fn conflation_goes_on_when_the_holes_are_closed() {
+    let inbox = Inbox::default();
+    let rounds = 5 * u64::try_from(SOFT_LIMIT).unwrap();
+    for seq in 1..=rounds {
+        inbox.push(state(seq % 3, seq, Status::Running));
+    }
+    assert!(inbox.len() <= SOFT_LIMIT, "{}", inbox.len());
+    let drained = drained(&inbox);
+    assert!(drained.is_sorted());
+    assert_eq!(
+        drained[drained.len() - 3..],
+        [rounds - 2, rounds - 1, rounds]
+    );
+}
+
+#[test]
+fn past_the_last_bound_milestones_are_shed_for_one_gap_a_job_and_joins_never() {
+    let inbox = filled(HARD_LIMIT);
+    for seq in 1..=3 {
+        inbox.push(milestone(1, seq));
+    }
+    inbox.push(milestone(2, 4));
+    inbox.push(joined(1));
+    inbox.push(state(1, 5, Status::Completed));
+    assert_eq!(inbox.lost(), (0, 4));
+    let mut messages = Vec::new();
+    inbox.drain(&mut messages);
+    let rest = &messages[HARD_LIMIT..];
+    assert!(
+        matches!(
+            rest,
+            [
+                Message::Gap(first),
+                Message::Gap(second),
+                Message::Joined(_),
+                Message::Publish(_)
+            ] if first.key == JobKey(1) && second.key == JobKey(2)
+        ),
+        "{rest:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_pushed_between_two_looks_wakes_the_shard() {
+    let inbox = Inbox::default();
+    inbox.push(joined(1));
+    inbox.arrived().await;
+    assert!(!inbox.is_empty());
+    assert_eq!(drained(&inbox), [0]);
+    assert!(inbox.is_empty());
+}

@@ -1,0 +1,253 @@
+//! The outbox on its own, and then with real jobs behind it and a client that is cut, comes back by cursor,
+//! and must neither miss anything nor hear anything twice (promises 1 to 7).
+
+use super::*;
+use crate::document::Status;
+use crate::id::{Name, Owner};
+use crate::moment::WallTime;
+use crate::publication::{Body, Frames};
+use bytes::Bytes;
+
+mod model;
+
+const BOUNDS: OutboxBounds = OutboxBounds {
+    milestones: 3,
+    bytes: 1000,
+    jobs: 4,
+    interval: Duration::from_millis(100),
+};
+const ONE: SubscriptionId = SubscriptionId(1);
+const TWO: SubscriptionId = SubscriptionId(2);
+const START: Moment = Moment::from_micros(0);
+
+fn after(millis: u64) -> Moment {
+    START + Duration::from_millis(millis)
+}
+
+fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
+    Arc::new(Publication {
+        seq,
+        epoch: 1,
+        key: JobKey(job),
+        job: Name::parse(&format!("j{job}")).unwrap(),
+        owner: Owner::nobody(),
+        parent: None,
+        body,
+        received_at: START,
+        worker_at: None,
+        stored_at: WallTime::default(),
+        frames: Frames::default(),
+    })
+}
+
+fn state(job: u64, seq: u64) -> Arc<Publication> {
+    let (json, status) = (Bytes::from_static(b"{}"), Status::Running);
+    publication(
+        job,
+        seq,
+        Body::State {
+            json,
+            status,
+            attempt: 1,
+        },
+    )
+}
+
+fn ending(job: u64, seq: u64) -> Arc<Publication> {
+    let (json, status) = (Bytes::from_static(b"{}"), Status::Completed);
+    publication(
+        job,
+        seq,
+        Body::State {
+            json,
+            status,
+            attempt: 1,
+        },
+    )
+}
+
+fn milestone(job: u64, seq: u64, bytes: usize) -> Arc<Publication> {
+    let (name, data) = (Name::parse("m").unwrap(), Bytes::from(vec![b'1'; bytes]));
+    publication(job, seq, Body::Milestone { name, data })
+}
+
+/// What is taken by `now`: numbers, with `None` for a gap.
+fn take_all(outbox: &mut Outbox, now: Moment, ceiling: u64) -> Vec<(Option<u64>, SubscriptionId)> {
+    let mut taken = Vec::new();
+    while let Some(each) = outbox.take(now, ceiling, &BOUNDS) {
+        let seq = match &each.telling {
+            Telling::Publication(publication) => Some(publication.seq),
+            Telling::Gap { .. } => None,
+        };
+        taken.push((seq, each.via));
+    }
+    taken
+}
+
+fn offer(outbox: &mut Outbox, publication: &Arc<Publication>) -> Offered {
+    outbox.offer(publication, ONE, START, &BOUNDS)
+}
+
+#[test]
+fn a_newer_state_takes_the_older_ones_place_and_an_ending_takes_none_away() {
+    let mut outbox = Outbox::default();
+    assert_eq!(offer(&mut outbox, &state(1, 1)), Offered::Queued);
+    assert_eq!(offer(&mut outbox, &state(1, 2)), Offered::Conflated);
+    assert_eq!(offer(&mut outbox, &ending(1, 3)), Offered::Conflated);
+    assert_eq!(offer(&mut outbox, &state(1, 4)), Offered::Queued);
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(taken, [(Some(3), ONE), (Some(4), ONE)]);
+}
+
+#[test]
+fn states_of_a_job_are_paced_and_an_ending_waits_for_nothing() {
+    let mut outbox = Outbox::default();
+    offer(&mut outbox, &state(1, 1)).queued();
+    assert_eq!(take_all(&mut outbox, START, u64::MAX).len(), 1);
+    offer(&mut outbox, &state(1, 2)).queued();
+    assert_eq!(outbox.next_due(u64::MAX), Some(after(100)));
+    assert!(take_all(&mut outbox, after(99), u64::MAX).is_empty());
+    assert_eq!(take_all(&mut outbox, after(100), u64::MAX).len(), 1);
+    outbox
+        .offer(&state(1, 3), ONE, after(100), &BOUNDS)
+        .queued();
+    outbox
+        .offer(&ending(2, 4), ONE, after(101), &BOUNDS)
+        .queued();
+    let taken = take_all(&mut outbox, after(101), u64::MAX);
+    assert_eq!(taken, [(Some(3), ONE), (Some(4), ONE)]);
+}
+
+#[test]
+fn a_repair_holds_back_what_is_newer() {
+    let mut outbox = Outbox::default();
+    offer(&mut outbox, &milestone(1, 1, 1)).queued();
+    offer(&mut outbox, &milestone(1, 3, 1)).queued();
+    assert_eq!(take_all(&mut outbox, START, 2), [(Some(1), ONE)]);
+    assert_eq!(outbox.next_due(2), None);
+    offer(&mut outbox, &milestone(1, 2, 1)).queued();
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(taken, [(Some(2), ONE), (Some(3), ONE)]);
+}
+
+#[test]
+fn past_the_bound_the_oldest_milestones_become_one_gap_a_job() {
+    let mut outbox = Outbox::default();
+    for seq in 1..=3 {
+        offer(&mut outbox, &milestone(1, seq, 1)).queued();
+    }
+    for seq in 4..=6 {
+        assert_eq!(offer(&mut outbox, &milestone(1, seq, 1)), Offered::Shed(1));
+    }
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    let expected = [None, Some(4), Some(5), Some(6)].map(|seq| (seq, ONE));
+    assert_eq!(taken, expected);
+}
+
+#[test]
+fn milestones_are_bounded_in_bytes_too() {
+    let mut outbox = Outbox::default();
+    offer(&mut outbox, &milestone(1, 1, 600)).queued();
+    assert_eq!(offer(&mut outbox, &milestone(2, 2, 600)), Offered::Shed(1));
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(taken, [(None, ONE), (Some(2), ONE)]);
+}
+
+#[test]
+fn more_jobs_than_an_outbox_holds_overflow_it() {
+    let mut outbox = Outbox::default();
+    for job in 0..7 {
+        offer(&mut outbox, &state(job, job + 1)).queued();
+    }
+    assert_eq!(offer(&mut outbox, &state(7, 8)), Offered::Overflow);
+}
+
+#[test]
+fn regression_what_a_subscription_starts_with_neither_overflows_nor_sheds() {
+    let mut outbox = Outbox::default();
+    for seq in 1..=4 {
+        outbox.owe(&milestone(1, seq, 600), ONE, START, &BOUNDS);
+    }
+    for seq in 11..=17 {
+        offer(&mut outbox, &state(seq, seq)).queued();
+    }
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(taken.len(), 11);
+    assert!(taken.iter().all(|(seq, _)| seq.is_some()));
+}
+
+#[test]
+fn what_subscriptions_start_with_is_bounded_all_the_same() {
+    let mut outbox = Outbox::default();
+    for seq in 1..=10 {
+        outbox.owe(&milestone(1, seq, 1), ONE, START, &BOUNDS);
+    }
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    let expected = [None, Some(7), Some(8), Some(9), Some(10)].map(|seq| (seq, ONE));
+    assert_eq!(taken, expected);
+}
+
+#[test]
+fn regression_what_two_subscriptions_are_owed_outlives_one_of_them() {
+    let mut outbox = Outbox::default();
+    offer(&mut outbox, &ending(1, 5)).queued();
+    let again = outbox.offer(&ending(1, 5), TWO, START, &BOUNDS);
+    assert_eq!(again, Offered::Duplicate);
+    outbox.forget(ONE);
+    assert_eq!(
+        take_all(&mut outbox, START, u64::MAX),
+        [(Some(5), TWO)],
+        "promise 4: an ending is never lost"
+    );
+}
+
+#[test]
+fn regression_a_snapshot_leaves_what_another_subscription_is_owed() {
+    let mut outbox = Outbox::default();
+    outbox.resume(9);
+    outbox.owe(&state(1, 5), ONE, START, &BOUNDS);
+    outbox.owe(&state(1, 5), TWO, START, &BOUNDS);
+    assert_eq!(outbox.behind(ONE), Some(4));
+    assert_eq!(outbox.behind(TWO), Some(4));
+    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(taken, [(Some(5), ONE), (Some(5), TWO)]);
+}
+
+#[test]
+fn a_newer_state_supersedes_every_snapshot_of_its_job() {
+    let mut outbox = Outbox::default();
+    outbox.owe(&state(1, 5), ONE, START, &BOUNDS);
+    outbox.owe(&state(1, 5), TWO, START, &BOUNDS);
+    assert_eq!(offer(&mut outbox, &state(1, 6)), Offered::Conflated);
+    assert_eq!(take_all(&mut outbox, START, u64::MAX), [(Some(6), ONE)]);
+}
+
+#[test]
+fn a_shared_publication_keeps_both_subscriptions_behind() {
+    let mut outbox = Outbox::default();
+    outbox.resume(9);
+    outbox.owe(&milestone(1, 5, 1), ONE, START, &BOUNDS);
+    outbox.share(5, TWO);
+    assert_eq!(outbox.behind(TWO), Some(4));
+    assert_eq!(outbox.take(START, u64::MAX, &BOUNDS).unwrap().position, 9);
+    assert_eq!(outbox.behind(TWO), None);
+}
+
+#[test]
+fn the_age_of_the_oldest_ending_is_known_while_it_waits() {
+    let mut outbox = Outbox::default();
+    assert_eq!(outbox.oldest_ending(after(5)), None);
+    offer(&mut outbox, &ending(1, 1)).queued();
+    assert_eq!(
+        outbox.oldest_ending(after(5)),
+        Some(Duration::from_millis(5))
+    );
+}
+
+impl Offered {
+    /// Asserts that it waits now.
+    #[track_caller]
+    fn queued(self) {
+        assert!(matches!(self, Self::Queued | Self::Conflated), "{self:?}");
+    }
+}
