@@ -355,15 +355,8 @@ impl Reader<'_> {
             None => {
                 let parsed = JobDocument::parse(text, job, owner);
                 let document = parsed.map_err(|error| self.broken(error))?;
-                let (status, attempt) = (document.status(), document.attempt());
                 let ts = document.ts();
-                let json = Bytes::from(document.into_json());
-                let body = Body::State {
-                    json,
-                    status,
-                    attempt,
-                };
-                (body, ts)
+                (Body::state(document), ts)
             }
         };
         Ok(Publication {

@@ -14,6 +14,7 @@ mod intake;
 mod join;
 mod load;
 mod publish;
+mod tally;
 
 use std::sync::Arc;
 use std::time::Duration;

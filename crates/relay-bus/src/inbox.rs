@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::outbox::{GapReason, SubscriptionId};
 use relay_core::publication::{JobKey, Publication};
+use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use tokio::sync::Notify;
 
@@ -33,6 +34,8 @@ pub enum Message {
     Publish(Arc<Publication>),
     /// A join was answered.
     Joined(Box<Joined>),
+    /// How the jobs of a user or a group stand, taken together.
+    Aggregate(Arc<Aggregate>),
     /// Milestones of a job are lost on their way here.
     Gap(Box<LostMilestones>),
     /// A repair began or ended.

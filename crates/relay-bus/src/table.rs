@@ -14,6 +14,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::{Job, JobBounds};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::publication::{Body, JobKey, Publication};
+use relay_core::tally::{Share, Tally};
 use relay_core::topic::Topic;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -70,6 +71,8 @@ pub(crate) struct Entry {
     /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
     /// news to them, all of it.
     pub(crate) nothing_until: u64,
+    /// What the job counts for in the tallies of the owner and the group it is indexed under.
+    counted: Option<Share>,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
     pub(crate) partial: bool,
     /// The owner and the parent under which it stands in the indices.
@@ -153,6 +156,8 @@ pub(crate) struct Table {
     pub(crate) ahead_from: u64,
     /// Joins of owners and groups that wait for the repair of single jobs.
     pub(crate) deferred: Vec<(HashSet<JobId>, JoinRequest)>,
+    /// Tallies that changed since shards were told of them.
+    pub(crate) tallies_changed: HashSet<Topic>,
     pub(crate) counts: HashMap<&'static str, u64>,
     pub(crate) bytes: usize,
     pub(crate) evicted: u64,
@@ -183,6 +188,10 @@ pub(crate) struct CatchingUp {
 pub(crate) struct Members {
     pub(crate) jobs: HashSet<JobId>,
     pub(crate) shards: Shards,
+    /// How the jobs stand, taken together.
+    pub(crate) tally: Tally,
+    /// Shards that are told when that changes.
+    pub(crate) tallied: Shards,
 }
 
 impl Table {
@@ -207,6 +216,7 @@ impl Table {
             ahead: VecDeque::new(),
             ahead_from: u64::MAX,
             deferred: Vec::new(),
+            tallies_changed: HashSet::new(),
             counts: HashMap::new(),
             bytes: 0,
             evicted: 0,
@@ -293,17 +303,25 @@ impl Table {
         self.bytes = self.bytes + bytes - entry.bytes;
         entry.bytes = bytes;
         let parent = job.state().and_then(|state| state.parent.as_ref());
+        let share = job.state().and_then(|state| Share::of(state));
         let stands = entry.indexed.as_ref();
-        if stands.is_some_and(|(owner, group)| *owner == job.owner && group.as_ref() == parent) {
+        let stays =
+            stands.is_some_and(|(owner, group)| *owner == job.owner && group.as_ref() == parent);
+        if stays && entry.counted == share {
             return;
         }
         let place = (job.owner.clone(), parent.cloned());
         let before = entry.indexed.replace(place.clone());
-        self.unindex(id, before);
-        member(&mut self.owners, &place.0, id);
-        if let Some(parent) = &place.1 {
-            member(&mut self.groups, parent, id);
+        let counted = std::mem::replace(&mut entry.counted, share);
+        self.tally(before.as_ref(), counted, Tally::remove);
+        if !stays {
+            self.unindex(id, before);
+            member(&mut self.owners, &place.0, id);
+            if let Some(parent) = &place.1 {
+                member(&mut self.groups, parent, id);
+            }
         }
+        self.tally(Some(&place), share, Tally::add);
     }
 
     fn unindex(&mut self, id: &JobId, place: Option<(Owner, Option<Name>)>) {
@@ -313,6 +331,37 @@ impl Table {
         leave(&mut self.owners, &owner, id);
         if let Some(parent) = parent {
             leave(&mut self.groups, &parent, id);
+        }
+    }
+
+    /// Puts a job's share into the tallies of its owner and its group, or takes it out.
+    fn tally(
+        &mut self,
+        place: Option<&(Owner, Option<Name>)>,
+        share: Option<Share>,
+        change: fn(&mut Tally, Share),
+    ) {
+        let (Some((owner, parent)), Some(share)) = (place, share) else {
+            return;
+        };
+        let of_owner = Topic::User(owner.clone());
+        let of_group = parent.clone().map(Topic::Group);
+        for topic in std::iter::once(of_owner).chain(of_group) {
+            if let Some(members) = self.members(&topic) {
+                change(&mut members.tally, share);
+                if members.tallied != 0 {
+                    self.tallies_changed.insert(topic);
+                }
+            }
+        }
+    }
+
+    /// What is known under a user's or a group's topic.
+    pub(crate) fn members(&mut self, topic: &Topic) -> Option<&mut Members> {
+        match topic {
+            Topic::Job(_) => None,
+            Topic::User(owner) => self.owners.get_mut(owner),
+            Topic::Group(parent) => self.groups.get_mut(parent),
         }
     }
 
@@ -370,6 +419,7 @@ impl Table {
         entry.partial = false;
         let known = entry.job.take().is_some();
         let place = entry.indexed.take();
+        let counted = entry.counted.take();
         if entry.shards == 0 && entry.repair.is_none() {
             self.jobs.remove(id);
         }
@@ -379,6 +429,7 @@ impl Table {
         if let Some((owner, _)) = &place {
             self.complete_owners.remove(owner);
         }
+        self.tally(place.as_ref(), counted, Tally::remove);
         self.unindex(id, place);
     }
 
@@ -531,6 +582,9 @@ impl Table {
     /// A shard's last watcher of `topic` left.
     pub(crate) fn leave(&mut self, topic: &Topic, shard: usize) {
         *self.shards_of(topic) &= !(1 << shard);
+        if let Some(members) = self.members(topic) {
+            members.tallied &= !(1 << shard);
+        }
         match topic {
             Topic::Job(id) => {
                 let idle = self.jobs.get(id).is_some_and(|entry| {

@@ -255,12 +255,7 @@ impl Job {
         self.estimate(&mut document, place.received_at);
         let (parent, ts) = (document.parent_id().cloned(), document.ts());
         self.parent.clone_from(&parent);
-        let body = Body::State {
-            status: document.status(),
-            attempt: document.attempt(),
-            json: Bytes::from(document.into_json()),
-        };
-        let publication = self.publication(body, parent, ts, place);
+        let publication = self.publication(Body::state(document), parent, ts, place);
         let previous = self.state.replace(publication.clone());
         // The ending of an attempt that is being tried again is history, and still owed to whoever was away.
         if let Some(ending) = previous.filter(|state| reopened && state.is_terminal()) {

@@ -16,4 +16,5 @@ pub mod moment;
 pub mod outbox;
 pub mod publication;
 pub mod session;
+pub mod tally;
 pub mod topic;

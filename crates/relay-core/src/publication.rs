@@ -11,9 +11,10 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use crate::document::Status;
+use crate::document::{JobDocument, Status};
 use crate::id::{JobId, Name, Owner};
 use crate::moment::{Moment, WallTime};
+use crate::tally::Share;
 use crate::topic::Topic;
 
 /// How many differently shaped frames of the native protocol one publication can keep.
@@ -76,6 +77,8 @@ pub enum Body {
         status: Status,
         /// Its attempt, from 1.
         attempt: u32,
+        /// What it counts for beside others.
+        share: Share,
     },
     /// A named event that nothing supersedes.
     Milestone {
@@ -86,6 +89,18 @@ pub enum Body {
     },
     /// The job left history: it expired or was purged.
     Gone,
+}
+
+impl Body {
+    /// The state a document describes.
+    pub fn state(document: JobDocument) -> Self {
+        Self::State {
+            status: document.status(),
+            attempt: document.attempt(),
+            share: Share::of_document(&document),
+            json: Bytes::from(document.into_json()),
+        }
+    }
 }
 
 impl Publication {
@@ -137,11 +152,18 @@ impl Publication {
         slot: usize,
         encode: impl FnOnce(&Self) -> Encoded,
     ) -> Encoded {
+        self.frames.encoded(slots, slot, || encode(self))
+    }
+}
+
+impl Frames {
+    /// As [`Publication::encoded`], for what is no publication and told all the same.
+    pub fn encoded(&self, slots: usize, slot: usize, encode: impl FnOnce() -> Encoded) -> Encoded {
         let make = || std::iter::repeat_with(OnceLock::new).take(slots).collect();
-        let kept = self.frames.dialects.get_or_init(make);
+        let kept = self.dialects.get_or_init(make);
         match kept.get(slot) {
-            Some(kept) => kept.get_or_init(|| encode(self)).clone(),
-            None => encode(self),
+            Some(kept) => kept.get_or_init(encode).clone(),
+            None => encode(),
         }
     }
 }

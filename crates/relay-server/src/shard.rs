@@ -282,6 +282,7 @@ impl Shard {
         match message {
             Message::Publish(publication) => self.offer(state, &publication, now),
             Message::Joined(joined) => self.on_joined(state, *joined, now),
+            Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
             Message::Repair(repairing) => self.on_repair(state, repairing),
             Message::Stale(stale) => state.stale = stale,
@@ -489,7 +490,10 @@ impl Shard {
             {
                 pending = false;
                 match state.connections[slot].writer.resume(now) {
-                    Written::All => self.mark(state, slot),
+                    Written::All => {
+                        self.mark(state, slot);
+                        self.tell_owed(state, slot);
+                    }
                     Written::Blocked => {}
                     Written::Gone => self.end(state, slot, CloseReason::Client),
                 }

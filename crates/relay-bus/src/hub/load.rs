@@ -16,6 +16,7 @@ use relay_core::outbox::GapReason;
 use relay_core::publication::Publication;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
 use crate::seam::{Incoming, Store, StoreError, What};
@@ -48,6 +49,8 @@ impl Hub {
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut patience = interval(PATIENCE_INTERVAL);
         patience.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tallies = interval(TALLY_INTERVAL);
+        tallies.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut comparing = false;
         loop {
             if let Some(store) = self.backing.memory() {
@@ -70,6 +73,7 @@ impl Hub {
                 }
                 _ = resync.tick() => *self.resync.lock() = true,
                 _ = expiry.tick() => self.expire(),
+                _ = tallies.tick() => self.tell_tallies(),
                 _ = patience.tick() => self.admit_ahead(&mut self.table.lock()),
             }
         }

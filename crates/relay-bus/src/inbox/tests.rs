@@ -2,6 +2,7 @@ use bytes::Bytes;
 use relay_core::document::Status;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::publication::{Body, Frames};
+use relay_core::tally::Share;
 
 use super::*;
 
@@ -30,6 +31,11 @@ fn state(job: u64, seq: u64, status: Status) -> Message {
             json,
             status,
             attempt: 1,
+            share: Share {
+                status,
+                progress: 0.0,
+                weight: 1.0,
+            },
         },
     )
 }

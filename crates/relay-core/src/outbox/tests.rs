@@ -6,6 +6,7 @@ use crate::document::Status;
 use crate::id::{Name, Owner};
 use crate::moment::WallTime;
 use crate::publication::{Body, Frames};
+use crate::tally::Share;
 use bytes::Bytes;
 
 mod model;
@@ -40,6 +41,14 @@ fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
     })
 }
 
+fn share(status: Status) -> Share {
+    Share {
+        status,
+        progress: 0.0,
+        weight: 1.0,
+    }
+}
+
 fn state(job: u64, seq: u64) -> Arc<Publication> {
     let (json, status) = (Bytes::from_static(b"{}"), Status::Running);
     publication(
@@ -49,6 +58,7 @@ fn state(job: u64, seq: u64) -> Arc<Publication> {
             json,
             status,
             attempt: 1,
+            share: share(status),
         },
     )
 }
@@ -62,6 +72,7 @@ fn ending(job: u64, seq: u64) -> Arc<Publication> {
             json,
             status,
             attempt: 1,
+            share: share(status),
         },
     )
 }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use relay_core::document::Status;
+use relay_core::moment::WallTime;
 use relay_core::publication::{Body, Encoded, Publication};
-use serde_json::json;
+use relay_core::tally::Aggregate;
+use serde_json::{Value, json};
 
 use super::jq::Input;
 use super::{Carrier, Dialect, Frame};
@@ -71,6 +74,50 @@ impl Voice {
                 tag,
             }
         })
+    }
+
+    /// How the jobs of a topic stand, as this voice's clients get it.
+    pub fn encode_aggregate(
+        &self,
+        aggregate: &Aggregate,
+        at: WallTime,
+        telemetry: &Telemetry,
+        wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
+    ) -> Bytes {
+        let slots = self.slots.load(Ordering::Relaxed);
+        let make = || {
+            let tally = &aggregate.tally;
+            let counts: serde_json::Map<String, Value> = Status::ALL
+                .iter()
+                .map(|status| (status.as_str().to_owned(), tally.count(*status).into()))
+                .collect();
+            let input = Input::of(&json!({
+                "type": "aggregate",
+                "topic": aggregate.topic.to_string(),
+                "counts": counts,
+                "total": tally.total(),
+                "progress": tally.progress(),
+                "status": tally.worst().map(Status::as_str),
+            }));
+            let relay = Input::of(&json!({
+                "transport": self.carrier.as_str(),
+                "view": self.view,
+                "at": at.to_rfc3339(),
+                "ms": at.as_unix_micros() / 1000,
+            }));
+            let texts = match (input, relay) {
+                (Ok(input), Ok(relay)) => {
+                    self.dialect
+                        .map(Frame::Aggregate, &input, &relay, telemetry)
+                }
+                _ => Vec::new(),
+            };
+            Encoded {
+                bytes: wrap(texts),
+                tag: 0,
+            }
+        };
+        aggregate.frames.encoded(slots, self.first_slot, make).bytes
     }
 
     /// Runs the mapping; the texts of its frames, and the index of the status.

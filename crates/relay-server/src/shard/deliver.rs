@@ -153,7 +153,13 @@ impl Shard {
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
         joined.left_out.retain(|each| seen.contains(&each.key));
         state.registry.add(&joined.topic, watcher);
+        let topic = joined.topic.clone();
+        let id = state.connections[slot].id;
         self.welcome(state, slot, joined, now);
+        // A client that reads nothing may have been ended by its welcome.
+        if Self::find(state, id).is_some() {
+            self.begin_tally(state, watcher, &topic);
+        }
         self.mark(state, slot);
     }
 

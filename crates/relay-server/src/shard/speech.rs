@@ -6,14 +6,16 @@
 use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_core::outbox::{OutboxBounds, Taken, Telling};
-use relay_core::publication::{JobKey, Publication};
+use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::session::{CloseReason, Command, Event, SessionBounds};
+use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 use super::connection::Connection;
+use super::registry::Watcher;
 use super::{Common, Shard, State};
 use crate::dialect::jq::Input;
 use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params};
@@ -40,6 +42,8 @@ pub(super) struct Speech {
     pub(super) next_check: Option<Moment>,
     /// The check whose answer is awaited.
     pub(super) checked: Option<Moment>,
+    /// Topics whose tally changed while the socket was full.
+    owed: SmallVec<[Topic; 1]>,
 }
 
 impl Speech {
@@ -53,6 +57,7 @@ impl Speech {
             ends_at: None,
             next_check: interval.map(|interval| now + interval),
             checked: None,
+            owed: SmallVec::new(),
         }
     }
 
@@ -309,6 +314,82 @@ impl Shard {
                 return;
             };
             self.perform(state, slot, action, None, false, now);
+        }
+    }
+
+    /// How the jobs of a topic stand has changed.
+    pub(super) fn on_aggregate(&self, state: &mut State, aggregate: &Aggregate) {
+        for at in 0..state.registry.watchers(&aggregate.topic).len() {
+            let Some(watcher) = state.registry.watchers(&aggregate.topic).get(at).copied() else {
+                // Somebody before it was ended for not reading.
+                return;
+            };
+            self.tell_aggregate(state, watcher, aggregate);
+        }
+    }
+
+    /// A client has begun to watch a topic: it is told how the jobs stand, and whenever that changes.
+    pub(super) fn begin_tally(&self, state: &mut State, watcher: Watcher, topic: &Topic) {
+        let connection = &state.connections[watcher.slot];
+        let speaks = |speech: &Speech| speech.dialect().speaks(Frame::Aggregate);
+        if !connection.speech.as_deref().is_some_and(speaks) {
+            return;
+        }
+        if let Some(tally) = self.common.hub.tally(topic, self.number) {
+            let aggregate = Aggregate {
+                topic: topic.clone(),
+                tally,
+                frames: Frames::default(),
+            };
+            self.tell_aggregate(state, watcher, &aggregate);
+        }
+    }
+
+    fn tell_aggregate(&self, state: &mut State, watcher: Watcher, aggregate: &Aggregate) {
+        let connection = &mut state.connections[watcher.slot];
+        let blocked = connection.writer.is_blocked();
+        // Where each job has still to be looked at, a count over all would tell of those not shown.
+        let extras = connection.extras.as_ref();
+        if extras.is_some_and(|extras| extras.unproven.contains(&watcher.subscription)) {
+            return;
+        }
+        let Some(speech) = &mut connection.speech else {
+            return;
+        };
+        if !speech.dialect().speaks(Frame::Aggregate) {
+            return;
+        }
+        if blocked {
+            if !speech.owed.contains(&aggregate.topic) {
+                speech.owed.push(aggregate.topic.clone());
+            }
+            return;
+        }
+        let voice = &speech.endpoint.voice;
+        let wall = self.clock.wall();
+        let frame = voice.encode_aggregate(aggregate, wall, &self.common.telemetry, text_frames);
+        self.reply(state, watcher.slot, frame);
+    }
+
+    /// There is room again: the tallies that changed meanwhile.
+    pub(super) fn tell_owed(&self, state: &mut State, slot: usize) {
+        let connection = &mut state.connections[slot];
+        let Some(speech) = connection
+            .speech
+            .as_mut()
+            .filter(|each| !each.owed.is_empty())
+        else {
+            return;
+        };
+        let id = connection.id;
+        for topic in std::mem::take(&mut speech.owed) {
+            let Some(slot) = Self::find(state, id) else {
+                return;
+            };
+            let subscription = state.connections[slot].session.subscription_to(&topic);
+            if let Some(subscription) = subscription.map(|each| each.id) {
+                self.begin_tally(state, Watcher { slot, subscription }, &topic);
+            }
         }
     }
 

@@ -162,6 +162,88 @@ async fn a_mapping_that_fails_on_one_job_is_counted_logged_once_and_hurts_nobody
 }
 
 #[tokio::test]
+async fn metrics_are_counted_over_all_jobs_of_the_user_and_told_once_a_second() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    for n in 0..5 {
+        let state = json!({"status": "queued"});
+        relay
+            .publish(&format!("e{n}"), "alice", &state)
+            .await
+            .unwrap();
+    }
+    relay
+        .publish("other", "bob", &json!({"status": "queued"}))
+        .await
+        .unwrap();
+    let mut socket = Socket::open(&relay, "/production").await;
+    socket
+        .send(r#"{"type":"subscribe","data":{"channel":"user:alice"}}"#)
+        .await;
+    assert_eq!(metrics(&mut socket).await, [5, 5, 0, 0]);
+    for (n, status) in ["completed", "failed", "cancelled", "running"]
+        .iter()
+        .enumerate()
+    {
+        let state = json!({"status": status});
+        relay
+            .publish(&format!("e{n}"), "alice", &state)
+            .await
+            .unwrap();
+    }
+    // However the four fell about the second's end, two tellings have them all.
+    let mut last = metrics(&mut socket).await;
+    if last != [5, 2, 1, 2] {
+        last = metrics(&mut socket).await;
+    }
+    assert_eq!(last, [5, 2, 1, 2]);
+}
+
+/// The next `metrics_update`: total, pending, delivered, failed.
+async fn metrics(socket: &mut Socket) -> [u64; 4] {
+    loop {
+        let Heard::Text(text) = socket.next().await else {
+            panic!("closed");
+        };
+        let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if frame["type"] == "metrics_update" {
+            let names = ["total", "pending", "delivered", "failed"];
+            return names.map(|name| frame["data"][format!("{name}_events")].as_u64().unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_group_has_its_childrens_weighted_progress_and_worst_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[[routes]]\npath = \"/x/{group}\"\ntransport = \"websocket\"\n\
+                topics = [\"group:{group}\"]\n\
+                [frames]\naggregate = '{total, progress, status, failed: .counts.failed}'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let child = |status: &str, progress: u32, weight: u32| json!({"status": status, "progress": progress, "weight": weight, "parent_id": "batch"});
+    relay
+        .publish("a", "alice", &child("completed", 100, 3))
+        .await
+        .unwrap();
+    relay
+        .publish("b", "alice", &child("running", 20, 1))
+        .await
+        .unwrap();
+    let mut socket = Socket::open(&relay, "/x/batch").await;
+    let expected = r#"{"total":2,"progress":80.0,"status":"running","failed":0}"#;
+    assert_eq!(socket.next().await, Heard::Text(expected.to_owned()));
+    relay
+        .publish("b", "alice", &child("failed", 60, 1))
+        .await
+        .unwrap();
+    let expected = r#"{"total":2,"progress":90.0,"status":"failed","failed":1}"#;
+    assert_eq!(socket.next().await, Heard::Text(expected.to_owned()));
+}
+
+#[tokio::test]
 async fn check_says_file_and_line_of_a_broken_mapping() {
     let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[frames]\nstate = '''\n.job | {a: }\n'''\n";

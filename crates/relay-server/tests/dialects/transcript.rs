@@ -7,6 +7,7 @@
 //! | `connect PATH` | the client opens a WebSocket |
 //! | `send TEXT` | the client sends a text frame |
 //! | `get TEXT` | the next frame is this |
+//! | `skip PREFIX` | frames that begin so are passed over from here on |
 //! | `quiet` | no frame is waiting: a protocol ping is answered first |
 //! | `poll PATH STATUS TEXT` | a request is answered with this status and body |
 //! | `terminate` | the relay is told to stop |
@@ -28,7 +29,10 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 const SOON: Duration = Duration::from_secs(10);
 
 /// A client's connection, frame by frame.
-pub(crate) struct Socket(WebSocketStream<TcpStream>);
+pub(crate) struct Socket {
+    stream: WebSocketStream<TcpStream>,
+    skipped: Option<String>,
+}
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,20 +50,29 @@ impl Socket {
             .into_client_request()
             .unwrap();
         let (socket, _) = client_async(request, stream).await.unwrap();
-        Self(socket)
+        Self {
+            stream: socket,
+            skipped: None,
+        }
     }
 
     pub(crate) async fn send(&mut self, text: &str) {
-        self.0.send(Message::text(text)).await.unwrap();
+        self.stream.send(Message::text(text)).await.unwrap();
+    }
+
+    fn is_skipped(&self, text: &str) -> bool {
+        let skipped = self.skipped.as_deref();
+        skipped.is_some_and(|prefix| text.starts_with(prefix))
     }
 
     /// The next text or the end.
     pub(crate) async fn next(&mut self) -> Heard {
         loop {
-            let Ok(came) = timeout(SOON, self.0.next()).await else {
+            let Ok(came) = timeout(SOON, self.stream.next()).await else {
                 return Heard::Nothing;
             };
             match came {
+                Some(Ok(Message::Text(text))) if self.is_skipped(&text) => {}
                 Some(Ok(Message::Text(text))) => return Heard::Text(text.to_string()),
                 Some(Ok(Message::Close(close))) => {
                     return Heard::Closed(close.map(|close| close.code.into()));
@@ -72,18 +85,19 @@ impl Socket {
 
     /// What comes before the answer to a ping sent now, which is nothing if nothing was waiting.
     pub(crate) async fn quiet(&mut self) {
-        self.0
+        self.stream
             .send(Message::Ping(Bytes::from_static(b"quiet")))
             .await
             .unwrap();
         loop {
-            match timeout(SOON, self.0.next())
+            match timeout(SOON, self.stream.next())
                 .await
                 .expect("no pong")
                 .unwrap()
                 .unwrap()
             {
                 Message::Pong(payload) if payload == "quiet" => return,
+                Message::Text(text) if self.is_skipped(&text) => {}
                 Message::Text(text) => panic!("not quiet: {text}"),
                 _ => {}
             }
@@ -114,6 +128,7 @@ pub(crate) async fn follow(relay: &mut RelayServer, text: &str) {
                 relay.milestone(job, owner, name, &data).await.expect(&here);
             }
             "connect" => socket = Some(Socket::open(relay, rest).await),
+            "skip" => socket.as_mut().unwrap().skipped = Some(rest.to_owned()),
             "send" => socket.as_mut().unwrap().send(rest).await,
             "get" => match socket.as_mut().unwrap().next().await {
                 Heard::Text(text) => {
