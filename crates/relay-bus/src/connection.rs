@@ -13,10 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::client::RequestErrorKind;
 use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, ServerAddr};
 use bytes::Bytes;
 use futures_util::StreamExt;
+
+use crate::seam::StoreError;
 
 pub(crate) use signals::Seldom;
 use signals::Signals;
@@ -337,6 +340,28 @@ pub(crate) struct BarrierError {
 }
 
 impl Link {
+    /// Asks whoever answers `subject`.
+    pub(crate) async fn ask(
+        &self,
+        subject: String,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, StoreError> {
+        if !self.is_up() {
+            return Err(StoreError::Unreachable(self.failure()));
+        }
+        let request = async_nats::Request::new()
+            .payload(payload)
+            .timeout(Some(timeout));
+        match self.client.send_request(subject.clone(), request).await {
+            Ok(message) => Ok(message.payload),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                Err(StoreError::Refused(format!("nobody listens on {subject}")))
+            }
+            Err(error) => Err(StoreError::Unreachable(error.to_string())),
+        }
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }

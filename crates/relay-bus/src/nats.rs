@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
@@ -129,6 +130,21 @@ impl Store for NatsStore {
 
     fn changed(&self, _: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>> {
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn ask(
+        &self,
+        subject: String,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        async move {
+            let link = self.shared.link.get().ok_or_else(|| {
+                StoreError::Unreachable("the relay has not connected to NATS yet".to_owned())
+            })?;
+            link.ask(subject, payload, timeout).await
+        }
+        .boxed()
     }
 
     fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -5,8 +5,10 @@
 //! a mode knows nothing of clients.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::WallTime;
@@ -111,6 +113,17 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Of the jobs given, those for which the store has something newer than the hub.
     fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>>;
+
+    /// Asks whoever answers `subject`. A mode that cannot ask refuses.
+    fn ask(
+        &self,
+        subject: String,
+        _payload: Bytes,
+        _timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        let refused = format!("nobody can be asked over this bus, so nobody answers {subject}");
+        std::future::ready(Err(StoreError::Refused(refused))).boxed()
+    }
 
     /// Publishes, and answers with the bus's number once it is stored.
     fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>>;

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod moment;
 pub mod outbox;
 pub mod publication;
+pub mod quality;
 pub mod session;
 pub mod tally;
 pub mod topic;

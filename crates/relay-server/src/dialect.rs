@@ -25,7 +25,7 @@ use hashbrown::HashMap;
 use relay_core::document::Status;
 use relay_core::outbox::OutboxBounds;
 use relay_core::session::{CloseReason, SessionBounds};
-use serde_json::Value;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::config::{Config, ConfigErrors};
@@ -286,36 +286,39 @@ impl Dialect {
 
 /// Reads one output of the command mapping.
 fn instruction(text: &[u8]) -> Option<Instruction> {
-    let mut object: serde_json::Map<String, Value> = serde_json::from_slice(text).ok()?;
-    let text_of = |value: &Value| value.as_str().map(str::to_owned);
-    let (key, value) = match object.len() {
-        1 => object.iter().next().map(|(k, v)| (k.clone(), v.clone()))?,
-        2 => {
-            let name = object.remove("request")?;
-            let data = serde_json::to_vec(object.get("data")?).ok()?;
-            return Some(Instruction::Request {
-                name: text_of(&name)?,
-                data,
-            });
-        }
-        _ => return None,
-    };
+    // Cut out of the text, not written anew: the order of members is the mapping's.
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(text).ok()?;
+    let text_of = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
+    let (request, data) = (members.get("request"), members.get("data"));
+    if let (2, Some(name), Some(data)) = (members.len(), request, data) {
+        return Some(Instruction::Request {
+            name: text_of(name)?,
+            data: data.get().as_bytes().to_vec(),
+        });
+    }
+    let (key, raw) = members.first_key_value().filter(|_| members.len() == 1)?;
     Some(match key.as_str() {
-        "subscribe" => Instruction::Subscribe(text_of(&value)?),
-        "unsubscribe" => Instruction::Unsubscribe(text_of(&value)?),
-        "auth" => Instruction::Auth(text_of(&value)?),
+        "subscribe" => Instruction::Subscribe(text_of(raw)?),
+        "unsubscribe" => Instruction::Unsubscribe(text_of(raw)?),
+        "auth" => Instruction::Auth(text_of(raw)?),
         "round_trip" => Instruction::RoundTrip,
-        "error" => Instruction::Error {
-            code: text_of(value.get("code")?)?,
-            message: text_of(value.get("message")?)?,
-        },
-        "reply" => {
-            // Cut out of the text, not written anew: the order of members is the mapping's.
-            let raw: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
-            Instruction::Reply(raw.get("reply")?.get().as_bytes().to_vec())
+        "error" => {
+            let error: Mistaken = serde_json::from_str(raw.get()).ok()?;
+            Instruction::Error {
+                code: error.code,
+                message: error.message,
+            }
         }
+        "reply" => Instruction::Reply(raw.get().as_bytes().to_vec()),
         _ => return None,
     })
+}
+
+/// What `{error: …}` holds.
+#[derive(Deserialize)]
+struct Mistaken {
+    code: String,
+    message: String,
 }
 
 /// Every dialect a node speaks, and where.

@@ -9,6 +9,7 @@
 //! (a poll has none) and one admission.
 
 mod accept;
+mod asking;
 mod connection;
 mod deliver;
 mod drain;
@@ -36,10 +37,11 @@ use relay_bus::hub::{Hub, JoinRequest};
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
 use relay_core::moment::Moment;
 use relay_core::outbox::OutboxBounds;
+use relay_core::quality::{Quality, Verdict};
 use relay_core::session::{CloseReason, Session, SessionBounds};
 use slab::Slab;
 use tokio::net::TcpStream;
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 use tokio::time::sleep_until;
 
 use crate::admission::{Admission, Admissions};
@@ -110,6 +112,8 @@ pub struct Shard {
     common: Arc<Common>,
     clock: Clock,
     inbox: Arc<Inbox>,
+    /// Answers of workers to clients' questions, until the shard runs and takes them.
+    answers: RefCell<Option<mpsc::Receiver<asking::Answer>>>,
     /// Borrowed within one synchronous call, never across an await.
     state: RefCell<State>,
 }
@@ -142,6 +146,7 @@ struct State {
     frames: Vec<Bytes>,
     /// Where sockets are read into.
     read: Box<[u8]>,
+    asking: asking::Asking,
     metrics: Metrics,
 }
 
@@ -189,8 +194,10 @@ impl Shard {
     /// A shard without connections.
     pub fn new(number: usize, common: Arc<Common>) -> Rc<Self> {
         let clock = common.hub.clock();
+        let (asking, answers) = asking::Asking::new();
         Rc::new(Self {
             number,
+            answers: RefCell::new(Some(answers)),
             clock,
             inbox: common.hub.inbox(number),
             state: RefCell::new(State {
@@ -208,6 +215,7 @@ impl Shard {
                 batch: Vec::with_capacity(64 * 1024),
                 frames: Vec::new(),
                 read: vec![0; READ_BYTES].into_boxed_slice(),
+                asking,
                 metrics: Metrics::new(&common.telemetry),
             }),
             common,
@@ -217,11 +225,16 @@ impl Shard {
     /// Does the shard's work until it is told to drain and the last connection has left.
     pub async fn run(self: Rc<Self>, mut drain: channel::Receiver<bool>) {
         let mut messages = Vec::new();
+        // The shard runs once.
+        let Some(mut answers) = self.answers.take() else {
+            return;
+        };
         loop {
             let wake = self.clock.instant(self.next_wake());
             tokio::select! {
                 () = self.inbox.arrived() => {}
                 () = sleep_until(wake) => {}
+                Some(answer) = answers.recv() => self.on_answer(answer),
                 changed = drain.changed() => {
                     // A dropped sender means the same: nobody is left to serve for.
                     if changed.is_err() || *drain.borrow() {
@@ -322,11 +335,15 @@ impl Shard {
             opened: now,
             leaves_at: None,
             pinged: None,
+            quality: Quality::default(),
             speech: opening.speech,
         });
         let metrics = state.metrics.of(&state.connections[slot].transport);
         metrics.open.inc();
         metrics.opened.inc();
+        if matches!(state.connections[slot].transport, Transport::WebSocket(_)) {
+            self.common.telemetry.quality(Verdict::Good).inc();
+        }
         if let Some(speech) = &state.connections[slot].speech {
             let dialect = &speech.dialect().name;
             self.common.telemetry.dialect_connections(dialect).inc();
@@ -370,6 +387,10 @@ impl Shard {
         if let Some(speech) = &connection.speech {
             let dialect = &speech.dialect().name;
             self.common.telemetry.dialect_connections(dialect).dec();
+        }
+        if matches!(connection.transport, Transport::WebSocket(_)) {
+            let verdict = connection.quality.verdict();
+            self.common.telemetry.quality(verdict).dec();
         }
         let transport = connection.transport.name();
         self.common.telemetry.closed(transport, reason.as_str());

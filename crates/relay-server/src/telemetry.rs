@@ -12,6 +12,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use relay_bus::hub::HubStats;
+use relay_core::quality::Verdict;
 
 /// From a tenth of a millisecond, a good delivery, to half a minute, a client asleep.
 const DELIVERY_BUCKETS: &[f64] = &[
@@ -61,6 +62,9 @@ pub struct Telemetry {
     dialect_runs: IntCounterVec,
     dialect_failures: IntCounterVec,
     dialect_connections: IntGaugeVec,
+    quality: [IntGauge; Verdict::ALL.len()],
+    quality_changes: IntCounterVec,
+    checks: IntCounterVec,
     endings_pending: IntGaugeVec,
     endings_oldest: GaugeVec,
     limit_in_use: IntGaugeVec,
@@ -257,6 +261,27 @@ impl Telemetry {
                 "Open connections that speak a dialect",
                 &["dialect"],
             )?,
+            quality: {
+                let quality = int_gauges(
+                    r,
+                    "relay_connection_quality",
+                    "Open WebSockets by how good they are, judged by their round trips",
+                    &["verdict"],
+                )?;
+                Verdict::ALL.map(|verdict| quality.with_label_values(&[verdict.as_str()]))
+            },
+            quality_changes: counters(
+                r,
+                "relay_connection_quality_changes_total",
+                "Connections that are judged differently from then on, by the new verdict",
+                &["verdict"],
+            )?,
+            checks: counters(
+                r,
+                "relay_connection_checks_total",
+                "Questions of a dialect that only show whether a client answers, by what came of them",
+                &["result"],
+            )?,
             endings_pending: int_gauges(
                 r,
                 "relay_endings_pending",
@@ -347,6 +372,22 @@ impl Telemetry {
     /// How many open connections speak a dialect.
     pub fn dialect_connections(&self, dialect: &str) -> IntGauge {
         self.dialect_connections.with_label_values(&[dialect])
+    }
+
+    /// How many WebSockets are as good as this.
+    pub fn quality(&self, verdict: Verdict) -> &IntGauge {
+        &self.quality[verdict as usize]
+    }
+
+    /// A connection is judged differently.
+    pub fn quality_change(&self, verdict: Verdict) {
+        let changes = &self.quality_changes;
+        changes.with_label_values(&[verdict.as_str()]).inc();
+    }
+
+    /// What came of a check: `answered` or `missed`.
+    pub fn check(&self, result: &str) {
+        self.checks.with_label_values(&[result]).inc();
     }
 
     /// What a shard has not got rid of.

@@ -107,6 +107,24 @@ impl Hub {
         }
     }
 
+    /// Asks whoever answers `subject` on the bus.
+    ///
+    /// # Errors
+    /// When nobody answers in time, or this bus cannot carry questions.
+    pub async fn ask(
+        &self,
+        subject: String,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, StoreError> {
+        match self.backing.store() {
+            Some(store) => store.ask(subject, payload, timeout).await,
+            None => Err(StoreError::Refused(format!(
+                "nobody can be asked over this bus, so nobody answers {subject}"
+            ))),
+        }
+    }
+
     /// What goes onto the bus, if the job as it is known would accept it.
     fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
         let table = self.table.lock();

@@ -21,6 +21,7 @@ use async_nats::header::{
     NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID, NATS_MESSAGE_TTL,
     NATS_ROLLUP,
 };
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Owner};
@@ -75,6 +76,19 @@ impl Store for JetStreamStore {
         let seen = self.shared.seen();
         self.load(async move |reading| reading.changed_among(jobs, seen).await)
             .boxed()
+    }
+
+    fn ask(
+        &self,
+        subject: String,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        async move {
+            let link = self.shared.asker()?.link();
+            link.ask(subject, payload, timeout).await
+        }
+        .boxed()
     }
 
     fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -18,6 +18,7 @@ use relay_core::id::Name;
 use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
 use relay_core::publication::Publication;
+use relay_core::quality::Quality;
 use relay_core::session::Session;
 use relay_core::topic::Topic;
 use serde_json::Value;
@@ -219,6 +220,8 @@ pub(super) struct Connection {
     pub(super) leaves_at: Option<Moment>,
     /// The ping whose pong is awaited.
     pub(super) pinged: Option<Moment>,
+    /// How good it is, by its answers.
+    pub(super) quality: Quality,
     /// What it needs to speak a dialect; native clients need nothing.
     pub(super) speech: Option<Box<Speech>>,
 }

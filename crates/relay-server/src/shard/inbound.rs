@@ -9,7 +9,6 @@ use relay_core::topic::Topic;
 use serde_json::Value;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::connection::Transport;
@@ -346,27 +345,21 @@ impl Shard {
             // What was not asked for again by now is no longer wanted; if it is, it starts anew.
             extras.carried = Vec::new();
         }
+        if connection.writer.is_blocked() {
+            return;
+        }
         let frame = match connection.transport {
             Transport::WebSocket(_) => {
-                connection.pinged = Some(now);
+                if connection.pinged.replace(now).is_some() {
+                    self.miss_answer(state, slot);
+                }
                 websocket::ping()
             }
             // A comment, by which proxies and clients know that the stream lives.
             Transport::EventStream => bytes::Bytes::from_static(b":\n\n"),
             Transport::Poll(_) => return,
         };
-        if connection.writer.is_blocked() {
-            return;
-        }
         self.reply(state, slot, frame);
-    }
-
-    /// How long a client's answer took.
-    pub(super) fn observe_round_trip(&self, _state: &mut State, _slot: usize, took: Duration) {
-        self.common
-            .telemetry
-            .round_trip_seconds
-            .observe(took.as_secs_f64());
     }
 
     fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {

@@ -7,12 +7,15 @@ use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_core::outbox::{OutboxBounds, Taken, Telling};
 use relay_core::publication::{Frames, JobKey, Publication};
+use relay_core::quality::Verdict;
 use relay_core::session::{CloseReason, Command, Event, SessionBounds};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
+use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::connection::Connection;
 use super::registry::Watcher;
@@ -42,6 +45,8 @@ pub(super) struct Speech {
     pub(super) next_check: Option<Moment>,
     /// The check whose answer is awaited.
     pub(super) checked: Option<Moment>,
+    /// Questions to workers that are under way.
+    pub(super) asking: u8,
     /// Topics whose tally changed while the socket was full.
     owed: SmallVec<[Topic; 1]>,
 }
@@ -57,6 +62,7 @@ impl Speech {
             ends_at: None,
             next_check: interval.map(|interval| now + interval),
             checked: None,
+            asking: 0,
             owed: SmallVec::new(),
         }
     }
@@ -201,10 +207,7 @@ impl Shard {
         let Some(frame) = notice.frame() else {
             return Bytes::new();
         };
-        match serde_json::to_value(notice) {
-            Ok(input) => self.say_foreign(connection, speech, frame, &input),
-            Err(_) => Bytes::new(),
-        }
+        self.say_foreign(connection, speech, frame, notice)
     }
 
     /// Anything a dialect may have words for.
@@ -213,7 +216,7 @@ impl Shard {
         connection: &Connection,
         speech: &Speech,
         frame: Frame,
-        input: &Value,
+        input: &impl Serialize,
     ) -> Bytes {
         let dialect = speech.dialect();
         if !dialect.speaks(frame) {
@@ -300,10 +303,7 @@ impl Shard {
                 return self.refuse(state, slot, None, &code, &message);
             }
             Instruction::RoundTrip => return self.on_check_answered(state, slot, now),
-            Instruction::Request { name, .. } => {
-                let message = format!("{name} is not for the relay, which only reports progress");
-                return self.refuse(state, slot, None, "not_served", &message);
-            }
+            Instruction::Request { name, data } => return self.ask(state, slot, &name, data),
         };
         let bounds = *session_bounds(&state.connections[slot].speech, &self.common);
         let id = state.connections[slot].id;
@@ -399,8 +399,55 @@ impl Shard {
             return;
         };
         if let Some(checked) = speech.checked.take() {
+            self.common.telemetry.check("answered");
             self.observe_round_trip(state, slot, now - checked);
         }
+    }
+
+    /// How long a client's answer took.
+    pub(super) fn observe_round_trip(&self, state: &mut State, slot: usize, took: Duration) {
+        let histogram = &self.common.telemetry.round_trip_seconds;
+        histogram.observe(took.as_secs_f64());
+        let quality = &mut state.connections[slot].quality;
+        let before = quality.verdict();
+        if let Some(verdict) = quality.observe(took) {
+            self.on_verdict(state, slot, before, verdict);
+        }
+    }
+
+    /// A client's answer did not come.
+    pub(super) fn miss_answer(&self, state: &mut State, slot: usize) {
+        let quality = &mut state.connections[slot].quality;
+        let before = quality.verdict();
+        if let Some(verdict) = quality.miss() {
+            self.on_verdict(state, slot, before, verdict);
+        }
+    }
+
+    /// The connection is judged differently from now on.
+    fn on_verdict(&self, state: &mut State, slot: usize, before: Verdict, verdict: Verdict) {
+        self.common.telemetry.quality(before).dec();
+        self.common.telemetry.quality(verdict).inc();
+        self.common.telemetry.quality_change(verdict);
+        let connection = &state.connections[slot];
+        let Some(speech) = &connection.speech else {
+            return;
+        };
+        if connection.writer.is_blocked() {
+            return;
+        }
+        let millis = |time: Option<Duration>| time.map(|time| time.as_millis() as u64);
+        let latency = connection.quality.latency();
+        let input = json!({
+            "type": "quality",
+            "verdict": verdict.as_str(),
+            "before": before.as_str(),
+            "round_trip_ms": millis(latency.mean()),
+            "deviation_ms": millis(latency.deviation()),
+            "job_id": first_job(connection),
+        });
+        let frame = self.say_foreign(connection, speech, Frame::Quality, &input);
+        self.reply(state, slot, frame);
     }
 
     /// Asks the client for a sign of its own, where its dialect has a question for that.
@@ -417,10 +464,17 @@ impl Shard {
             return;
         }
         speech.next_check = Some(now + interval);
+        if speech.checked.take().is_some() {
+            self.common.telemetry.check("missed");
+            // Pongs say more of the connection: a page may have no answer to this question.
+        }
+        let connection = &mut state.connections[slot];
         if connection.writer.is_blocked() {
             return;
         }
-        speech.checked = Some(now);
+        if let Some(speech) = &mut connection.speech {
+            speech.checked = Some(now);
+        }
         let connection = &state.connections[slot];
         let Some(speech) = &connection.speech else {
             return;

@@ -244,6 +244,77 @@ async fn a_group_has_its_childrens_weighted_progress_and_worst_status() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_pongs_stay_away_is_called_bad_in_the_dialects_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[heartbeat]\nping_interval = \"50ms\"\ndead_after = \"30s\"\n\
+                [[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
+                [frames]\nquality = '[.before, .verdict, .job_id]'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let mut socket = Socket::open(&relay, "/x/j1").await;
+    // A client that does not read does not answer pings either.
+    until(&relay, "relay_connection_quality{verdict=\"bad\"}", 1.0).await;
+    let text = |text: &str| Heard::Text(text.to_owned());
+    assert_eq!(socket.next().await, text(r#"["good","degraded","j1"]"#));
+    assert_eq!(socket.next().await, text(r#"["degraded","bad","j1"]"#));
+    // Now it reads, and so answers: it is better soon.
+    assert_eq!(socket.next().await, text(r#"["bad","good","j1"]"#));
+}
+
+#[tokio::test]
+async fn check_frames_are_sent_and_their_answers_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[heartbeat]\ncheck_interval = \"100ms\"\n\
+                [[routes]]\npath = \"/x\"\ntransport = \"websocket\"\n\
+                [messages]\ncommand = '{round_trip: true}'\n\
+                [frames]\ncheck = '\"still there?\"'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let mut socket = Socket::open(&relay, "/x").await;
+    assert_eq!(
+        socket.next().await,
+        Heard::Text("\"still there?\"".to_owned())
+    );
+    socket.send("\"yes\"").await;
+    until(
+        &relay,
+        "relay_connection_checks_total{result=\"answered\"}",
+        1.0,
+    )
+    .await;
+    let metrics = relay.metrics().await.unwrap();
+    assert!(metrics.get("relay_round_trip_seconds_count") >= Some(1.0));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_one_that_speaks_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[heartbeat]\nidle_after = \"400ms\"\n\
+                [[routes]]\npath = \"/x\"\ntransport = \"websocket\"\n\
+                [messages]\ncommand = '{reply: .}'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let opened = std::time::SystemTime::now();
+    let mut socket = Socket::open(&relay, "/x").await;
+    for n in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        socket.send(&n.to_string()).await;
+        assert_eq!(socket.next().await, Heard::Text(n.to_string()));
+    }
+    assert_eq!(socket.next().await, Heard::Closed(Some(1001)));
+    assert!(opened.elapsed().unwrap() > Duration::from_millis(1300));
+}
+
+#[tokio::test]
 async fn check_says_file_and_line_of_a_broken_mapping() {
     let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[frames]\nstate = '''\n.job | {a: }\n'''\n";

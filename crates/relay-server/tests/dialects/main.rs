@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod behaviour;
+mod identity;
+mod requests;
 mod transcript;
 
 use relay_testkit::relay::{RelayServer, Settings};

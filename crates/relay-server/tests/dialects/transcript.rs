@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 /// How long anything that must happen may take.
@@ -53,6 +53,35 @@ impl Socket {
         Self {
             stream: socket,
             skipped: None,
+        }
+    }
+
+    /// How a handshake with these headers is refused.
+    pub(crate) async fn refused(
+        relay: &RelayServer,
+        path: &str,
+        cookie: Option<&str>,
+    ) -> (u16, String) {
+        let address = relay.address();
+        let stream = TcpStream::connect(&address).await.unwrap();
+        let mut request = format!("ws://{address}{path}")
+            .into_client_request()
+            .unwrap();
+        if let Some(cookie) = cookie {
+            request
+                .headers_mut()
+                .insert("cookie", cookie.parse().unwrap());
+        }
+        match client_async(request, stream).await {
+            Err(Error::Http(answer)) => {
+                let body = answer.body().as_deref().unwrap_or_default();
+                (
+                    answer.status().as_u16(),
+                    String::from_utf8_lossy(body).into_owned(),
+                )
+            }
+            Ok(_) => (101, String::new()),
+            Err(error) => panic!("{error}"),
         }
     }
 

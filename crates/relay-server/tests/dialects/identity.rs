@@ -1,0 +1,135 @@
+//! Who may connect and poll, and what is each one's own without being asked for.
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use relay_testkit::http::Request;
+use relay_testkit::relay::{RelayServer, Settings};
+use relay_testkit::token::Claims;
+use serde_json::json;
+
+use crate::settings;
+use crate::transcript::{Heard, Socket};
+
+const KEY: &str = "a secret that is long enough for HS256 to be content";
+
+fn with_tokens() -> Settings {
+    settings().set("auth.mode", "jwt").set("auth.key", KEY)
+}
+
+fn token(claims: &Claims) -> String {
+    let header = Header::new(Algorithm::HS256);
+    let key = EncodingKey::from_secret(KEY.as_bytes());
+    jsonwebtoken::encode(&header, &claims.json(), &key).unwrap()
+}
+
+async fn publish(relay: &RelayServer, job: &str, owner: &str, status: &str) {
+    let worker = token(&Claims::of("worker").publish(&["*"]));
+    let state = json!({"status": status, "ts": "2026-11-21T10:00:00Z"});
+    let request = Request::post(format!("/v1/jobs/{job}?owner={owner}"), &state);
+    let answer = relay.send(request.bearer(Some(&worker))).await.unwrap();
+    assert_eq!(answer.status.as_u16(), 202, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn the_tokens_user_is_watched_without_being_asked_for() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    publish(&relay, "e1", "alice", "completed").await;
+    publish(&relay, "e2", "bob", "completed").await;
+    let token = token(&Claims::of("alice"));
+    let mut socket = Socket::open(&relay, &format!("/production?token={token}")).await;
+    let Heard::Text(metrics) = socket.next().await else {
+        panic!("closed");
+    };
+    assert!(metrics.contains("\"total_events\":1"), "{metrics}");
+    let Heard::Text(event) = socket.next().await else {
+        panic!("closed");
+    };
+    assert!(event.contains("\"id\":\"e1\""), "{event}");
+    socket
+        .send(r#"{"type":"subscribe","data":{"channel":"e2"}}"#)
+        .await;
+    let Heard::Text(refused) = socket.next().await else {
+        panic!("closed");
+    };
+    assert!(
+        refused.starts_with(r#"{"type":"error","error":"#),
+        "{refused}"
+    );
+    socket
+        .send(r#"{"type":"subscribe","data":{"channel":"user:bob"}}"#)
+        .await;
+    let Heard::Text(refused) = socket.next().await else {
+        panic!("closed");
+    };
+    assert!(
+        refused.starts_with(r#"{"type":"error","error":"#),
+        "{refused}"
+    );
+    assert!(!relay.logs().contains(&token), "a token is in the log");
+}
+
+#[tokio::test]
+async fn who_may_not_come_is_refused_before_the_upgrade_and_by_the_poll_too() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    publish(&relay, "c1", "alice", "running").await;
+    let path = "/api/v1/conversions/c1/ws";
+    assert_eq!(Socket::refused(&relay, path, None).await.0, 401);
+    let cookie = |user: &str| format!("relay_token={}", token(&Claims::of(user)));
+    assert_eq!(
+        Socket::refused(&relay, path, Some(&cookie("bob"))).await.0,
+        403
+    );
+    assert_eq!(
+        Socket::refused(&relay, path, Some(&cookie("alice")))
+            .await
+            .0,
+        101
+    );
+    let old = Claims::of("alice").expired_since(std::time::Duration::from_secs(3600));
+    let old = format!("relay_token={}", token(&old));
+    assert_eq!(Socket::refused(&relay, path, Some(&old)).await.0, 401);
+
+    let poll = |cookie: Option<String>| {
+        let request = Request::get("/api/v1/conversions/c1");
+        match cookie {
+            Some(cookie) => request.header("cookie", cookie),
+            None => request,
+        }
+    };
+    for (cookie, status) in [
+        (None, 401),
+        (Some(cookie("bob")), 403),
+        (Some(cookie("alice")), 200),
+    ] {
+        let answer = relay.send(poll(cookie)).await.unwrap();
+        assert_eq!(answer.status.as_u16(), status);
+    }
+}
+
+#[tokio::test]
+async fn a_dialect_may_have_a_cookie_of_its_own() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    publish(&relay, "n1", "alice", "completed").await;
+    let token = token(&Claims::of("alice"));
+    let ask = |name: &str| Request::get("/api/jobs/n1").header("cookie", format!("{name}={token}"));
+    let own = relay.send(ask("access_token")).await.unwrap();
+    assert_eq!(own.status.as_u16(), 200);
+    let other = relay.send(ask("relay_token")).await.unwrap();
+    assert_eq!(other.status.as_u16(), 401);
+}
+
+#[tokio::test]
+async fn a_sixth_connection_is_refused_with_a_status_and_a_time_to_come_back() {
+    let settings = with_tokens().set("limits.connections_per_user", "5");
+    let relay = RelayServer::start(settings).await.unwrap();
+    let path = format!("/ws/generations/g1?token={}", token(&Claims::of("alice")));
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        open.push(Socket::open(&relay, &path).await);
+    }
+    let (status, body) = Socket::refused(&relay, &path, None).await;
+    assert_eq!(status, 429);
+    assert!(
+        body.starts_with(r#"{"error":{"code":"user_limit","#),
+        "{body}"
+    );
+}
