@@ -191,6 +191,23 @@ impl ApiError {
         error
     }
 
+    /// 413: a payload of a Socket.IO client.
+    pub fn payload_too_large(limit: usize) -> Self {
+        let message = format!("the payload is larger than {limit} bytes (limits.message_bytes)");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    /// 503: more requests at once than are passed on.
+    pub fn busy() -> Self {
+        let mut error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too much is going on at the moment; try again",
+        );
+        error.retry_after = Some(2);
+        error
+    }
+
     /// 503: nobody can say now.
     pub fn bus_unavailable() -> Self {
         let mut error = Self::new(

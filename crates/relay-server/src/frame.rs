@@ -214,6 +214,20 @@ impl Notice<'_> {
         self.encode_as(wire, Some(cursor))
     }
 
+    /// What the client gave to know the answer by.
+    pub fn id(&self) -> Option<&Value> {
+        match self {
+            Notice::Subscribed { id, .. }
+            | Notice::Unsubscribed { id, .. }
+            | Notice::Pong { id, .. }
+            | Notice::Error { id, .. } => *id,
+            Notice::Hello { .. }
+            | Notice::Authenticated { .. }
+            | Notice::Gap { .. }
+            | Notice::ServerShutdown { .. } => None,
+        }
+    }
+
     /// What a dialect may have its own words for; a pong is answered by its message mapping.
     pub fn frame(&self) -> Option<Frame> {
         Some(match self {

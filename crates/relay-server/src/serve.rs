@@ -130,12 +130,14 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     if let Some(file) = &history {
         file.open(&hub, epoch)?;
     }
+    let (mailboxes, mail) = shard::Mailboxes::new(shards);
     let common = Arc::new(limits::common(
         config,
         hub.clone(),
         identity::Mode::from_config(config)?,
         Telemetry::new()?,
         crate::dialect::Dialects::load(config)?,
+        mailboxes,
     ));
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;
@@ -155,10 +157,11 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     }
     let (lost, mut shard_lost) = watch::channel(());
     let mut threads = Vec::new();
-    for (number, listener) in listeners.into_iter().enumerate() {
+    for (number, (listener, mailbox)) in listeners.into_iter().zip(mail).enumerate() {
         let part = ShardThread {
             number,
             listener,
+            mailbox,
             router: router.clone(),
             drain: drained.clone(),
         };
@@ -260,6 +263,7 @@ async fn stop_signal() -> io::Result<()> {
 struct ShardThread {
     number: usize,
     listener: StdListener,
+    mailbox: shard::Mailbox,
     router: Router,
     drain: watch::Receiver<bool>,
 }
@@ -289,8 +293,9 @@ impl ShardThread {
                 }
             };
             let serving = Rc::clone(&shard).serve(listener, self.router, self.drain.clone());
-            // Both end when the drain is over: nobody is connected and nobody is being read.
-            tokio::join!(shard.run(self.drain), serving);
+            let mail = Rc::clone(&shard).read_mail(self.mailbox);
+            // All end when the drain is over: nobody is connected and nobody is being read.
+            tokio::join!(shard.run(self.drain), serving, mail);
         });
     }
 }

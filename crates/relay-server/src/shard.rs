@@ -13,16 +13,19 @@ mod asking;
 mod connection;
 mod deliver;
 mod drain;
+mod engineio;
 mod foreign;
 mod holds;
 mod inbound;
+mod mail;
 mod registry;
-
+mod socketio;
 mod speech;
 mod timers;
 mod watch;
 
 pub use accept::listen;
+pub use mail::{Mailbox, Mailboxes};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -41,7 +44,7 @@ use relay_core::quality::{Quality, Verdict};
 use relay_core::session::{CloseReason, Session, SessionBounds};
 use slab::Slab;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch as channel};
+use tokio::sync::{Notify, mpsc, watch as channel};
 use tokio::time::sleep_until;
 
 use crate::admission::{Admission, Admissions};
@@ -80,6 +83,8 @@ pub struct Common {
     pub dialects: Dialects,
     /// How often who polls.
     pub polls: PollLimits,
+    /// How a request reaches the shard of its session.
+    pub mailboxes: Mailboxes,
     /// Bounds of sessions.
     pub session: SessionBounds,
     /// Bounds of outboxes.
@@ -114,6 +119,8 @@ pub struct Shard {
     inbox: Arc<Inbox>,
     /// Answers of workers to clients' questions, until the shard runs and takes them.
     answers: RefCell<Option<mpsc::Receiver<asking::Answer>>>,
+    /// Told when the drain is over, so that letters are read no more.
+    drained: Notify,
     /// Borrowed within one synchronous call, never across an await.
     state: RefCell<State>,
 }
@@ -140,6 +147,8 @@ struct State {
     draining: bool,
     generation: u32,
     next_gauges: Moment,
+    /// When the log last said that sessions of other processes are asked for.
+    elsewhere_said: Option<Moment>,
     /// Bytes of several frames put together for one write.
     batch: Vec<u8>,
     /// Frames of one connection about to be written.
@@ -154,6 +163,8 @@ struct Metrics {
     websocket: TransportMetrics,
     sse: TransportMetrics,
     poll: TransportMetrics,
+    socketio_websocket: TransportMetrics,
+    socketio_polling: TransportMetrics,
     state: ClassMetrics,
     milestone: ClassMetrics,
     ending: ClassMetrics,
@@ -165,6 +176,8 @@ impl Metrics {
             websocket: telemetry.transport("websocket"),
             sse: telemetry.transport("sse"),
             poll: telemetry.transport("poll"),
+            socketio_websocket: telemetry.transport("socketio_websocket"),
+            socketio_polling: telemetry.transport("socketio_polling"),
             state: telemetry.class("state"),
             milestone: telemetry.class("milestone"),
             ending: telemetry.class("ending"),
@@ -176,6 +189,8 @@ impl Metrics {
             Transport::WebSocket(_) => &self.websocket,
             Transport::EventStream => &self.sse,
             Transport::Poll(_) => &self.poll,
+            Transport::SocketIo(link) if link.protocol.is_polling() => &self.socketio_polling,
+            Transport::SocketIo(_) => &self.socketio_websocket,
         }
     }
 }
@@ -200,6 +215,7 @@ impl Shard {
             answers: RefCell::new(Some(answers)),
             clock,
             inbox: common.hub.inbox(number),
+            drained: Notify::new(),
             state: RefCell::new(State {
                 connections: Slab::new(),
                 registry: Registry::default(),
@@ -212,6 +228,7 @@ impl Shard {
                 draining: false,
                 generation: 0,
                 next_gauges: clock.now(),
+                elsewhere_said: None,
                 batch: Vec::with_capacity(64 * 1024),
                 frames: Vec::new(),
                 read: vec![0; READ_BYTES].into_boxed_slice(),
@@ -245,6 +262,7 @@ impl Shard {
             self.inbox.drain(&mut messages);
             self.turn(&mut messages).await;
             if self.is_drained() {
+                self.drained.notify_one();
                 return;
             }
         }
@@ -425,7 +443,7 @@ impl Shard {
         let mut next = match connection.transport {
             // Whoever waits for the answer keeps the time.
             Transport::Poll(_) => None,
-            Transport::WebSocket(_) | Transport::EventStream => {
+            Transport::WebSocket(_) | Transport::EventStream | Transport::SocketIo(_) => {
                 let bounds = speech::session_bounds(&connection.speech, &self.common);
                 Some(connection.session.next_tick(bounds))
             }

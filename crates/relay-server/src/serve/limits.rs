@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::dialect::{Dialects, PollLimits};
 use crate::identity::Mode;
 use crate::origin::Policy;
-use crate::shard::Common;
+use crate::shard::{Common, Mailboxes};
 use crate::telemetry::Telemetry;
 
 /// How long a client may take to authenticate by message.
@@ -61,6 +61,7 @@ pub(super) fn common(
     identity: Mode,
     telemetry: Telemetry,
     dialects: Dialects,
+    mailboxes: Mailboxes,
 ) -> Common {
     let (limits, delivery) = (&config.limits, &config.delivery);
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
@@ -77,6 +78,7 @@ pub(super) fn common(
         telemetry,
         dialects,
         polls: PollLimits::default(),
+        mailboxes,
         session: session(config),
         outbox: outbox(config),
         write_timeout: delivery.write_timeout,

@@ -32,8 +32,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
 
+use super::engineio::{Answered, Upgrade};
 use super::watch::Stream;
 use super::{Opening, Shard};
+use crate::socketio::request::is_engine_io;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -74,7 +76,25 @@ pub(super) struct Takeover {
     pub(super) early: Bytes,
 }
 
-type Left = Rc<RefCell<Option<Takeover>>>;
+/// How a socket leaves hyper.
+pub(super) enum Departure {
+    /// It becomes a connection.
+    Begin(Takeover),
+    /// It may become the socket of a connection that has none yet.
+    Upgrade(Upgrade),
+}
+
+impl Departure {
+    /// Where bytes go that came behind the request.
+    fn early(&mut self) -> &mut Bytes {
+        match self {
+            Self::Begin(takeover) => &mut takeover.early,
+            Self::Upgrade(upgrade) => &mut upgrade.early,
+        }
+    }
+}
+
+type Left = Rc<RefCell<Option<Departure>>>;
 
 impl Shard {
     /// Accepts connections until the drain begins. `router` answers what is no stream.
@@ -121,11 +141,18 @@ impl Shard {
         }
         // The parts that live as long as a stream does must be small, so hyper's go in a box of their own.
         let http = Box::pin(self.clone().serve_http(socket, peer, router, drain));
-        let Some((socket, takeover)) = http.await else {
+        let Some((socket, departure)) = http.await else {
             return;
         };
-        let socket = Rc::new(socket);
-        let Some(id) = self.begin(&socket, takeover).await else {
+        let begun = match departure {
+            Departure::Begin(takeover) => {
+                let socket = Rc::new(socket);
+                let id = self.begin(&socket, takeover).await;
+                id.map(|id| (socket, id))
+            }
+            Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, upgrade)).await,
+        };
+        let Some((socket, id)) = begun else {
             return;
         };
         poll_fn(|cx| self.attend(id, &socket, cx)).await;
@@ -139,7 +166,7 @@ impl Shard {
         peer: IpAddr,
         router: Router,
         mut drain: channel::Receiver<bool>,
-    ) -> Option<(TcpStream, Takeover)> {
+    ) -> Option<(TcpStream, Departure)> {
         let left: Left = Rc::default();
         let shard = self.clone();
         let slot = left.clone();
@@ -161,7 +188,7 @@ impl Shard {
                 let polled = connection.poll_without_shutdown(cx);
                 // A handler that takes the socket over leaves word and never answers.
                 match left.borrow_mut().take() {
-                    Some(takeover) => Poll::Ready(Some(takeover)),
+                    Some(departure) => Poll::Ready(Some(departure)),
                     None => polled.map(|_| None),
                 }
             });
@@ -169,13 +196,13 @@ impl Shard {
                 served = served => {
                     let parts = connection.into_parts();
                     let mut socket = parts.io.into_inner();
-                    let Some(mut takeover) = served else {
+                    let Some(mut departure) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;
                         return None;
                     };
-                    takeover.early = parts.read_buf;
-                    return Some((socket, takeover));
+                    *departure.early() = parts.read_buf;
+                    return Some((socket, departure));
                 }
                 _ = drain.changed(), if !draining => {
                     draining = true;
@@ -196,18 +223,29 @@ impl Shard {
             return match self.watch(request.map(|_| ()), peer).await {
                 Ok(super::watch::Watched::Answer(response)) => Ok(response),
                 Ok(super::watch::Watched::Stream(takeover)) => {
-                    *left.borrow_mut() = Some(*takeover);
+                    *left.borrow_mut() = Some(Departure::Begin(*takeover));
                     std::future::pending().await
                 }
                 Err(response) => Ok(*response),
             };
         }
         if let Some(found) = self.common.dialects.routes.find(request.uri().path()) {
+            let query = request.uri().query().unwrap_or("");
+            let alone = found.websocket.is_none() && found.poll.is_none();
+            if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
+                return match self.engine_io(request, peer, &found).await {
+                    Answered::Answer(response) => Ok(response),
+                    Answered::Leave(departure) => {
+                        *left.borrow_mut() = Some(departure);
+                        std::future::pending().await
+                    }
+                };
+            }
             let request = request.map(|_| ());
             return match self.watch_foreign(&request, peer, &found).await {
                 super::watch::Watched::Answer(response) => Ok(response),
                 super::watch::Watched::Stream(takeover) => {
-                    *left.borrow_mut() = Some(*takeover);
+                    *left.borrow_mut() = Some(Departure::Begin(*takeover));
                     std::future::pending().await
                 }
             };
@@ -218,20 +256,9 @@ impl Shard {
 
     /// Puts a taken-over socket into the slab, its answer's head first.
     async fn begin(&self, socket: &Rc<TcpStream>, takeover: Takeover) -> Option<ConnectionId> {
-        // A few hundred bytes into an empty socket; if it has no room the peer is not reading at all.
-        let mut head = takeover.head;
-        while !head.is_empty() {
-            match socket.try_write(&head) {
-                Ok(sent) => head = head.slice(sent..),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    timeout(self.common.write_timeout, socket.writable())
-                        .await
-                        .ok()?
-                        .ok()?;
-                }
-                Err(_) => return None,
-            }
-        }
+        timeout(self.common.write_timeout, write_head(socket, takeover.head))
+            .await
+            .ok()??;
         let mut state = self.state.borrow_mut();
         let now = self.clock.now();
         let stream = takeover.stream;
@@ -246,6 +273,9 @@ impl Shard {
             }),
         };
         let (slot, id) = self.open(&mut state, opening, now);
+        if let Some(packet) = self.open_packet(&state, slot) {
+            self.reply(&mut state, slot, crate::websocket::text(packet.as_bytes()));
+        }
         if let Some(hello) = stream.hello {
             self.greet(&mut state, slot, hello);
         }
@@ -267,6 +297,21 @@ impl Shard {
     }
 }
 
+/// Writes a few bytes into a socket that nobody else writes to yet. `None`: the peer is gone.
+pub(super) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()> {
+    while !head.is_empty() {
+        match socket.try_write(&head) {
+            Ok(sent) => head = head.slice(sent..),
+            // An empty socket without room: the peer is not reading at all.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.writable().await.ok()?;
+            }
+            Err(_) => return None,
+        }
+    }
+    Some(())
+}
+
 /// Small writes at once, dead peers noticed by the kernel.
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
@@ -278,7 +323,7 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
 }
 
 /// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.
-async fn linger(socket: &TcpStream) {
+pub(super) async fn linger(socket: &TcpStream) {
     if SockRef::from(socket)
         .shutdown(std::net::Shutdown::Write)
         .is_err()

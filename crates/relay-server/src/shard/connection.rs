@@ -30,6 +30,7 @@ use crate::frame::Wire;
 use crate::identity::Identity;
 use crate::websocket::Decoder;
 
+use super::engineio::Link;
 use super::inbound::MessageLimiter;
 use super::speech::Speech;
 
@@ -47,6 +48,8 @@ pub(super) enum Transport {
     EventStream,
     /// A poll that waits for its first news.
     Poll(Option<Poll>),
+    /// A Socket.IO session, over polling or a WebSocket.
+    SocketIo(Box<Link>),
 }
 
 /// A poll's other end.
@@ -88,7 +91,8 @@ impl Transport {
         match self {
             Self::WebSocket(_) => Wire::WebSocket,
             Self::EventStream => Wire::EventStream,
-            Self::Poll(_) => Wire::Json,
+            // Its frames are a dialect's; nothing of it is written in the native protocol.
+            Self::Poll(_) | Self::SocketIo(_) => Wire::Json,
         }
     }
 
@@ -98,6 +102,8 @@ impl Transport {
             Self::WebSocket(_) => "websocket",
             Self::EventStream => "sse",
             Self::Poll(_) => "poll",
+            Self::SocketIo(link) if link.protocol.is_polling() => "socketio_polling",
+            Self::SocketIo(_) => "socketio_websocket",
         }
     }
 }
@@ -265,7 +271,7 @@ pub(super) enum Written {
 /// The way out of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    /// `None` for a poll, which is answered through its oneshot.
+    /// `None` where answers go through a oneshot: for a poll, and for Socket.IO while it polls.
     stream: Option<Rc<TcpStream>>,
     /// Bytes the kernel had no room for.
     unsent: Vec<u8>,
@@ -285,6 +291,20 @@ impl Writer {
             stream,
             ..Self::default()
         }
+    }
+
+    /// Gives a writer without a socket one; `rewrap` puts what waits into the new socket's frames.
+    pub(super) fn attach(&mut self, stream: Rc<TcpStream>, rewrap: impl Fn(&[u8]) -> Bytes) {
+        debug_assert!(self.stream.is_none(), "a socket is never replaced");
+        self.stream = Some(stream);
+        for reply in &mut self.replies {
+            *reply = rewrap(reply);
+        }
+    }
+
+    /// Whether there is a socket to write to.
+    pub(super) fn has_socket(&self) -> bool {
+        self.stream.is_some()
     }
 
     pub(super) fn is_blocked(&self) -> bool {

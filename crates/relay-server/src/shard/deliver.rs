@@ -298,7 +298,10 @@ impl Shard {
         let Some(connection) = state.connections.get_mut(slot) else {
             return;
         };
-        if connection.writer.replies_full() && !connection.writer.is_blocked() {
+        if connection.writer.replies_full()
+            && connection.writer.has_socket()
+            && !connection.writer.is_blocked()
+        {
             // Many replies in one turn say nothing of the reader; replies the kernel does not take do.
             state.frames.clear();
             connection.writer.take_replies(&mut state.frames);
@@ -329,39 +332,19 @@ impl Shard {
 
     /// Writes all that is due on one connection, as far as its socket takes it.
     fn flush(&self, state: &mut State, slot: usize, now: Moment) {
-        if matches!(state.connections[slot].transport, Transport::Poll(_)) {
-            self.answer_poll(state, slot, now);
-            return;
+        match &state.connections[slot].transport {
+            Transport::Poll(_) => return self.answer_poll(state, slot, now),
+            Transport::SocketIo(link) if link.protocol.is_polling() => {
+                return self.flush_polling(state, slot, now);
+            }
+            Transport::WebSocket(_) | Transport::EventStream | Transport::SocketIo(_) => {}
         }
         loop {
-            let connection = &mut state.connections[slot];
-            if connection.writer.is_blocked() {
+            if state.connections[slot].writer.is_blocked() {
                 break;
             }
-            state.frames.clear();
-            connection.writer.take_replies(&mut state.frames);
-            let ceiling = ceiling(&state.holds, connection);
-            let mut bytes: usize = state.frames.iter().map(Bytes::len).sum();
-            while bytes < WRITE_BYTES
-                && let Some(taken) = connection.outbox.take(
-                    now,
-                    ceiling,
-                    speech::outbox_bounds(&connection.speech, &self.common),
-                )
-            {
-                let frame = match connection.speech {
-                    None => render(connection, &taken, state.epoch, state.stale),
-                    Some(_) => self.render_foreign(connection, &taken),
-                };
-                bytes += frame.len();
-                if !frame.is_empty() {
-                    state.frames.push(frame);
-                }
-                self.account(connection, &state.metrics, taken, now);
-            }
+            self.gather(state, slot, now);
             if state.frames.is_empty() {
-                let seen = state.frontier.min(ceiling);
-                state.connections[slot].outbox.advance(seen);
                 break;
             }
             match self.write_frames(state, slot, now) {
@@ -377,6 +360,36 @@ impl Shard {
             }
         }
         self.reschedule(state, slot);
+    }
+
+    /// Takes what is due on one connection, replies first, as much as one write should have.
+    pub(super) fn gather(&self, state: &mut State, slot: usize, now: Moment) {
+        let connection = &mut state.connections[slot];
+        state.frames.clear();
+        connection.writer.take_replies(&mut state.frames);
+        let ceiling = ceiling(&state.holds, connection);
+        let mut bytes: usize = state.frames.iter().map(Bytes::len).sum();
+        while bytes < WRITE_BYTES
+            && let Some(taken) = connection.outbox.take(
+                now,
+                ceiling,
+                speech::outbox_bounds(&connection.speech, &self.common),
+            )
+        {
+            let frame = match connection.speech {
+                None => render(connection, &taken, state.epoch, state.stale),
+                Some(_) => self.render_foreign(connection, &taken),
+            };
+            bytes += frame.len();
+            if !frame.is_empty() {
+                state.frames.push(frame);
+            }
+            self.account(connection, &state.metrics, taken, now);
+        }
+        if state.frames.is_empty() {
+            let seen = state.frontier.min(ceiling);
+            connection.outbox.advance(seen);
+        }
     }
 
     fn write_frames(&self, state: &mut State, slot: usize, now: Moment) -> Written {
@@ -540,10 +553,13 @@ impl Shard {
     pub(super) fn say_goodbye(&self, state: &mut State, slot: usize, reason: CloseReason) {
         let now = self.clock.now();
         let connection = &mut state.connections[slot];
-        if !matches!(connection.transport, Transport::WebSocket(_))
-            || connection.writer.is_blocked()
-        {
-            return;
+        match &connection.transport {
+            Transport::WebSocket(_) if !connection.writer.is_blocked() => {}
+            Transport::SocketIo(link) if link.protocol.is_polling() => {
+                return Self::say_engine_goodbye(state, slot);
+            }
+            Transport::SocketIo(_) if !connection.writer.is_blocked() => {}
+            _ => return,
         }
         let Some((code, words)) = close_words(reason) else {
             return;

@@ -29,7 +29,7 @@ use crate::identity::{Identity, credential};
 use crate::origin::Standing;
 use crate::websocket::Decoder;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -285,7 +285,7 @@ impl Shard {
 }
 
 /// The client's request id, if it is one, or a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let is_id = |id: &str| {
         let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         (1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(known)
@@ -300,7 +300,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// The head of a handshake's answer with one header more.
-fn with_header(head: &Bytes, request_id: Option<&HeaderValue>) -> Bytes {
+pub(super) fn with_header(head: &Bytes, request_id: Option<&HeaderValue>) -> Bytes {
     let Some(id) = request_id else {
         return head.clone();
     };

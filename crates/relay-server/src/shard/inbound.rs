@@ -13,10 +13,11 @@ use tokio::net::TcpStream;
 
 use super::connection::Transport;
 use super::registry::Watcher;
-use super::{Join, Shard, State, speech};
+use super::{Join, Shard, State, socketio, speech};
 use crate::command;
 use crate::frame::Notice;
 use crate::identity::{Credential, Sight, Source};
+use crate::socketio::engine;
 use crate::websocket::{self, DecodeError, Inbound};
 
 /// Messages refused in a row for coming too fast, after which the connection ends.
@@ -74,9 +75,11 @@ impl Shard {
     pub(super) fn received(&self, state: &mut State, slot: usize, bytes: &[u8], now: Moment) {
         let connection = &mut state.connections[slot];
         let id = connection.id;
-        let Transport::WebSocket(decoder) = &mut connection.transport else {
+        let decoder = match &mut connection.transport {
+            Transport::WebSocket(decoder) => decoder,
+            Transport::SocketIo(link) => &mut link.decoder,
             // An event stream's client has nothing to say after its request.
-            return;
+            Transport::EventStream | Transport::Poll(_) => return,
         };
         let mut inbound = Vec::new();
         let fed = decoder.feed(bytes, self.common.message_bytes, |each| inbound.push(each));
@@ -94,7 +97,7 @@ impl Shard {
         }
     }
 
-    fn on_inbound(&self, state: &mut State, slot: usize, inbound: Inbound, now: Moment) {
+    pub(super) fn on_inbound(&self, state: &mut State, slot: usize, inbound: Inbound, now: Moment) {
         match inbound {
             Inbound::Pong => self.on_pong(state, slot, now),
             Inbound::Close(code) => self.on_close(state, slot, code),
@@ -105,12 +108,20 @@ impl Shard {
             }
             Inbound::Binary => {
                 if self.admit_message(state, slot, None) {
+                    if let Transport::SocketIo(_) = state.connections[slot].transport {
+                        return self.on_binary_packet(state, slot);
+                    }
                     let message = "this protocol speaks text frames with JSON";
                     self.refuse(state, slot, None, "binary_unsupported", message);
                 }
             }
             Inbound::Text(text) => {
                 if self.admit_message(state, slot, Some(&text)) {
+                    if let Transport::SocketIo(_) = state.connections[slot].transport {
+                        // What is wrong with it is said by the close that follows.
+                        drop(self.on_packet(state, slot, &text, now));
+                        return;
+                    }
                     match state.connections[slot].speech {
                         None => self.on_text(state, slot, &text, now),
                         Some(_) => self.on_foreign_text(state, slot, &text, now),
@@ -348,7 +359,7 @@ impl Shard {
         if connection.writer.is_blocked() {
             return;
         }
-        let frame = match connection.transport {
+        let frame = match &connection.transport {
             Transport::WebSocket(_) => {
                 if connection.pinged.replace(now).is_some() {
                     self.miss_answer(state, slot);
@@ -357,12 +368,16 @@ impl Shard {
             }
             // A comment, by which proxies and clients know that the stream lives.
             Transport::EventStream => bytes::Bytes::from_static(b":\n\n"),
+            Transport::SocketIo(link) => {
+                connection.pinged = Some(now);
+                socketio::wrap(link.protocol.is_polling(), vec![engine::PING.into()])
+            }
             Transport::Poll(_) => return,
         };
         self.reply(state, slot, frame);
     }
 
-    fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {
+    pub(super) fn on_pong(&self, state: &mut State, slot: usize, now: Moment) {
         if let Some(pinged) = state.connections[slot].pinged.take() {
             self.observe_round_trip(state, slot, now - pinged);
         }
@@ -403,7 +418,7 @@ impl Shard {
 
     /// Whether the client's allowance covers one more message. If not, that message is answered with an
     /// error, so the client knows which one was not heard; who goes on regardless is ended.
-    fn admit_message(&self, state: &mut State, slot: usize, text: Option<&str>) -> bool {
+    pub(super) fn admit_message(&self, state: &mut State, slot: usize, text: Option<&str>) -> bool {
         let (per_second, burst) = (self.common.messages_per_second, self.common.messages_burst);
         let limiter = state.connections[slot]
             .messages

@@ -8,7 +8,7 @@ use relay_core::moment::Moment;
 use relay_core::outbox::{OutboxBounds, Taken, Telling};
 use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::quality::Verdict;
-use relay_core::session::{CloseReason, Command, Event, SessionBounds};
+use relay_core::session::{Action, CloseReason, Command, Event, SessionBounds};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use serde::Serialize;
@@ -17,17 +17,21 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connection::Connection;
+use super::connection::{Connection, Transport};
 use super::registry::Watcher;
+use super::socketio::{self, Call};
 use super::{Common, Shard, State};
 use crate::dialect::jq::Input;
-use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params};
+use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params, Voice};
 use crate::frame::Notice;
 use crate::telemetry::Telemetry;
 use crate::websocket;
 
 /// Jobs a connection remembers having been told of; the one told first is forgotten first.
 const MAX_TOLD: usize = 1024;
+
+/// Jobs, each with the status it was last told with.
+type Told = SmallVec<[(JobKey, u8); 1]>;
 
 /// What a connection needs to speak a dialect.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub(super) struct Speech {
     /// What the path says.
     pub(super) params: Params,
     /// The status each job was last told with, where the dialect tracks that.
-    told: SmallVec<[(JobKey, u8); 1]>,
+    told: Told,
     /// When anything was last said, in either direction.
     pub(super) last_traffic: Moment,
     /// When the connection ends because its job has.
@@ -93,34 +97,6 @@ impl Speech {
         }
     }
 
-    /// A publication in this connection's words.
-    fn tell(&mut self, publication: &Publication, replayed: bool, telemetry: &Telemetry) -> Bytes {
-        let voice = &self.endpoint.voice;
-        let tracks = voice.dialect.tracks_status;
-        let known = self
-            .told
-            .iter()
-            .position(|(key, _)| *key == publication.key);
-        let before = match known {
-            Some(at) => Before::Told(self.told[at].1),
-            None if replayed => Before::Snapshot,
-            None => Before::New,
-        };
-        let encoded = voice.encode(publication, before, telemetry, text_frames);
-        if tracks && publication.is_state() {
-            match known {
-                Some(at) => self.told[at].1 = encoded.tag,
-                None => {
-                    if self.told.len() == MAX_TOLD {
-                        self.told.remove(0);
-                    }
-                    self.told.push((publication.key, encoded.tag));
-                }
-            }
-        }
-        encoded.bytes
-    }
-
     /// Something was told: how long the connection has still to live.
     pub(super) fn note(&mut self, publication: &Publication, jobs: usize, now: Moment) {
         self.last_traffic = now;
@@ -130,6 +106,36 @@ impl Speech {
             self.ends_at = grace.map(|grace| now + grace);
         }
     }
+}
+
+/// A publication in a connection's words; `told` is what it was told before.
+fn tell(
+    told: &mut Told,
+    voice: &Voice,
+    (publication, replayed): (&Publication, bool),
+    telemetry: &Telemetry,
+    wrap: fn(Vec<Vec<u8>>) -> Bytes,
+) -> Bytes {
+    let tracks = voice.dialect.tracks_status;
+    let known = told.iter().position(|(key, _)| *key == publication.key);
+    let before = match known {
+        Some(at) => Before::Told(told[at].1),
+        None if replayed => Before::Snapshot,
+        None => Before::New,
+    };
+    let encoded = voice.encode(publication, before, telemetry, wrap);
+    if tracks && publication.is_state() {
+        match known {
+            Some(at) => told[at].1 = encoded.tag,
+            None => {
+                if told.len() == MAX_TOLD {
+                    told.remove(0);
+                }
+                told.push((publication.key, encoded.tag));
+            }
+        }
+    }
+    encoded.bytes
 }
 
 /// Each text in a WebSocket frame, one behind the other.
@@ -171,12 +177,27 @@ impl Shard {
     pub(super) fn render_foreign(&self, connection: &mut Connection, taken: &Taken) -> Bytes {
         let (job, reason) = match &taken.telling {
             Telling::Publication(publication) => {
-                return match &mut connection.speech {
-                    Some(speech) => {
-                        speech.tell(publication, taken.replayed, &self.common.telemetry)
-                    }
-                    None => Bytes::new(),
+                let Some(speech) = &mut connection.speech else {
+                    return Bytes::new();
                 };
+                let (telemetry, told) = (&self.common.telemetry, (&**publication, taken.replayed));
+                let Transport::SocketIo(link) = &connection.transport else {
+                    let speech = &mut **speech;
+                    let voice = &speech.endpoint.voice;
+                    return tell(&mut speech.told, voice, told, telemetry, text_frames);
+                };
+                let Some(room) = link.room_of(taken.via) else {
+                    return Bytes::new();
+                };
+                let voice = &room.endpoint.voice;
+                let texts = tell(
+                    &mut speech.told,
+                    voice,
+                    told,
+                    telemetry,
+                    socketio::shared_texts,
+                );
+                return socketio::told_in(link, &room.namespace, &texts);
             }
             Telling::Gap { job, reason } => (job, reason),
         };
@@ -186,6 +207,19 @@ impl Shard {
             job_id: job.as_str(),
             reason: reason.as_str(),
         };
+        if let Transport::SocketIo(link) = &connection.transport {
+            let namespace = link.room_of(taken.via).map(|room| room.namespace.as_str());
+            return namespace.map_or_else(Bytes::new, |namespace| {
+                self.notice_in(
+                    connection,
+                    &notice,
+                    &Call {
+                        namespace,
+                        ack: None,
+                    },
+                )
+            });
+        }
         self.frame_of(connection, &notice, None)
     }
 
@@ -197,6 +231,10 @@ impl Shard {
         notice: &Notice<'_>,
         id: Option<&str>,
     ) -> Bytes {
+        if let Transport::SocketIo(_) = connection.transport {
+            let call = Call::of(notice.id(), connection);
+            return call.map_or_else(Bytes::new, |call| self.notice_in(connection, notice, &call));
+        }
         let Some(speech) = &connection.speech else {
             let wire = connection.transport.wire();
             return match id {
@@ -222,7 +260,7 @@ impl Shard {
         if !dialect.speaks(frame) {
             return Bytes::new();
         }
-        let relay = self.context(connection, speech);
+        let relay = self.context(connection, &speech.endpoint, &speech.params);
         let (Ok(input), Ok(relay)) = (Input::of(input), Input::of(&relay)) else {
             return Bytes::new();
         };
@@ -230,17 +268,21 @@ impl Shard {
     }
 
     /// What mappings are told about the connection they speak on.
-    fn context(&self, connection: &Connection, speech: &Speech) -> Value {
+    pub(super) fn context(
+        &self,
+        connection: &Connection,
+        endpoint: &Endpoint,
+        params: &Params,
+    ) -> Value {
         let now = self.clock.wall();
-        let params: serde_json::Map<String, Value> = speech
-            .params
+        let params: serde_json::Map<String, Value> = params
             .0
             .iter()
             .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
             .collect();
         json!({
-            "transport": speech.endpoint.voice.carrier.as_str(),
-            "view": speech.endpoint.voice.view,
+            "transport": endpoint.voice.carrier.as_str(),
+            "view": endpoint.voice.view,
             "params": params,
             "user": connection.user().map(relay_core::id::Name::as_str),
             "at": now.to_rfc3339(),
@@ -251,7 +293,6 @@ impl Shard {
     /// A text message on a connection that speaks a dialect.
     pub(super) fn on_foreign_text(&self, state: &mut State, slot: usize, text: &str, now: Moment) {
         let connection = &mut state.connections[slot];
-        let id = connection.id;
         let Some(speech) = &mut connection.speech else {
             return;
         };
@@ -271,24 +312,47 @@ impl Shard {
         let Some(speech) = &connection.speech else {
             return;
         };
-        let Ok(relay) = Input::of(&self.context(connection, speech)) else {
+        let context = self.context(connection, &speech.endpoint, &speech.params);
+        let dialect = speech.dialect().clone();
+        self.on_message(state, slot, &dialect, (&message, &context), None, now);
+    }
+
+    /// A message of a client, `context` being what mappings are told of the connection; `id` is what the
+    /// answers are to carry.
+    pub(super) fn on_message(
+        &self,
+        state: &mut State,
+        slot: usize,
+        dialect: &Dialect,
+        (message, context): (&Input, &Value),
+        id: Option<&Value>,
+        now: Moment,
+    ) {
+        let connection = state.connections[slot].id;
+        let Ok(relay) = Input::of(context) else {
             return;
         };
-        let dialect = speech.dialect().clone();
-        let Some(instructions) = dialect.instructions(&message, &relay, &self.common.telemetry)
+        let Some(instructions) = dialect.instructions(message, &relay, &self.common.telemetry)
         else {
             let sentence = "the message is none that is understood here";
-            return self.refuse(state, slot, None, "bad_message", sentence);
+            return self.refuse(state, slot, id, "bad_message", sentence);
         };
         for instruction in instructions {
-            let Some(slot) = Self::find(state, id) else {
+            let Some(slot) = Self::find(state, connection) else {
                 return;
             };
-            self.carry_out(state, slot, instruction, now);
+            self.carry_out(state, slot, instruction, id, now);
         }
     }
 
-    fn carry_out(&self, state: &mut State, slot: usize, instruction: Instruction, now: Moment) {
+    fn carry_out(
+        &self,
+        state: &mut State,
+        slot: usize,
+        instruction: Instruction,
+        asked: Option<&Value>,
+        now: Moment,
+    ) {
         let command = match instruction {
             Instruction::Subscribe(topic) => Command::Subscribe {
                 topic,
@@ -297,10 +361,15 @@ impl Shard {
             Instruction::Unsubscribe(topic) => Command::Unsubscribe { topic },
             Instruction::Auth(token) => Command::Auth { token },
             Instruction::Reply(text) => {
-                return self.reply(state, slot, text_frames(vec![text]));
+                let connection = &state.connections[slot];
+                let frame = match Call::of(asked, connection) {
+                    Some(call) => socketio::packets(connection, &call, vec![text]),
+                    None => text_frames(vec![text]),
+                };
+                return self.reply(state, slot, frame);
             }
             Instruction::Error { code, message } => {
-                return self.refuse(state, slot, None, &code, &message);
+                return self.refuse(state, slot, asked, &code, &message);
             }
             Instruction::RoundTrip => return self.on_check_answered(state, slot, now),
             Instruction::Request { name, data } => return self.ask(state, slot, &name, data),
@@ -313,7 +382,10 @@ impl Shard {
             let Some(slot) = Self::find(state, id) else {
                 return;
             };
-            self.perform(state, slot, action, None, false, now);
+            if let Action::Join { subscription, .. } = &action {
+                socketio::note_subscription(&mut state.connections[slot], asked, *subscription);
+            }
+            self.perform(state, slot, action, asked, false, now);
         }
     }
 

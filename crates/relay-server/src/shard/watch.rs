@@ -417,7 +417,7 @@ impl Drop for EndPoll<'_> {
 }
 
 /// An identity that may do nothing yet.
-fn nobody() -> Identity {
+pub(super) fn nobody() -> Identity {
     Identity {
         anonymous: false,
         ..Identity::anonymous()

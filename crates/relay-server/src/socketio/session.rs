@@ -45,6 +45,8 @@ pub enum Fault {
 pub enum Step<'a> {
     /// Nothing to do.
     Nothing,
+    /// The client answered a ping.
+    Pong,
     /// The client leaves.
     Leave,
     /// The client broke the rules; the session has to end.
@@ -255,7 +257,8 @@ impl Session {
         match packet {
             engine::Packet::Close => Step::Leave,
             engine::Packet::Ping(_) => Step::Broken(BrokenRule::Heartbeat),
-            engine::Packet::Pong | engine::Packet::Upgrade | engine::Packet::Noop => Step::Nothing,
+            engine::Packet::Pong => Step::Pong,
+            engine::Packet::Upgrade | engine::Packet::Noop => Step::Nothing,
             engine::Packet::Binary => self.binary(),
             engine::Packet::Message(text) => self.message(text).unwrap_or_else(Step::Broken),
         }

@@ -78,7 +78,7 @@ fn polling_goes_on_when_a_websocket_does_not_take_over() {
 fn packets_mean_what_the_protocol_says() {
     let mut session = in_jobs();
     assert_eq!(session.text("1"), Step::Leave);
-    assert_eq!(session.text("3"), Step::Nothing);
+    assert_eq!(session.text("3"), Step::Pong);
     assert_eq!(session.text("6"), Step::Nothing);
     assert_eq!(session.text("2"), Step::Broken(BrokenRule::Heartbeat));
     assert_eq!(session.text("abc"), Step::Broken(BrokenRule::NoPacket));
