@@ -119,6 +119,8 @@ pub struct Shard {
     inbox: Arc<Inbox>,
     /// Answers of workers to clients' questions, until the shard runs and takes them.
     answers: RefCell<Option<mpsc::Receiver<asking::Answer>>>,
+    /// Told when a timer was set that is due before the shard would look at its timers again.
+    hurried: Notify,
     /// Told when the drain is over, so that letters are read no more.
     drained: Notify,
     /// Borrowed within one synchronous call, never across an await.
@@ -147,6 +149,8 @@ struct State {
     draining: bool,
     generation: u32,
     next_gauges: Moment,
+    /// Until when the shard sleeps; the beginning of time while it is awake.
+    sleeps_until: Moment,
     /// When the log last said that sessions of other processes are asked for.
     elsewhere_said: Option<Moment>,
     /// Bytes of several frames put together for one write.
@@ -215,6 +219,7 @@ impl Shard {
             answers: RefCell::new(Some(answers)),
             clock,
             inbox: common.hub.inbox(number),
+            hurried: Notify::new(),
             drained: Notify::new(),
             state: RefCell::new(State {
                 connections: Slab::new(),
@@ -228,6 +233,7 @@ impl Shard {
                 draining: false,
                 generation: 0,
                 next_gauges: clock.now(),
+                sleeps_until: Moment::default(),
                 elsewhere_said: None,
                 batch: Vec::with_capacity(64 * 1024),
                 frames: Vec::new(),
@@ -252,6 +258,7 @@ impl Shard {
                 () = self.inbox.arrived() => {}
                 () = sleep_until(wake) => {}
                 Some(answer) = answers.recv() => self.on_answer(answer),
+                () = self.hurried.notified() => {}
                 changed = drain.changed() => {
                     // A dropped sender means the same: nobody is left to serve for.
                     if changed.is_err() || *drain.borrow() {
@@ -259,6 +266,7 @@ impl Shard {
                     }
                 }
             }
+            self.state.borrow_mut().sleeps_until = Moment::default();
             self.inbox.drain(&mut messages);
             self.turn(&mut messages).await;
             if self.is_drained() {
@@ -279,9 +287,10 @@ impl Shard {
     }
 
     fn next_wake(&self) -> Moment {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         let timer = state.timers.next().unwrap_or(state.next_gauges);
-        timer.min(state.next_gauges)
+        state.sleeps_until = timer.min(state.next_gauges);
+        state.sleeps_until
     }
 
     async fn turn(&self, messages: &mut Vec<Message>) {
@@ -472,6 +481,11 @@ impl Shard {
         if current.is_none_or(|current| next < current) {
             connection.timer = Some(next);
             state.timers.set(next, connection.id);
+            if next < state.sleeps_until {
+                // Set by a connection's own task, while the shard's sleeps.
+                state.sleeps_until = next;
+                self.hurried.notify_one();
+            }
         }
     }
 

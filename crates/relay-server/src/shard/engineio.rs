@@ -83,6 +83,9 @@ pub(super) struct Link {
     pub(super) visitor: Visitor,
 }
 
+/// A cookie's name, and who the client is by it.
+type Identified = (Option<String>, Result<Arc<Identity>, Refused>);
+
 /// What the request said that opened the session; namespaces are joined later.
 #[derive(Debug)]
 pub(super) struct Visitor {
@@ -90,7 +93,7 @@ pub(super) struct Visitor {
     /// The query, without what is Engine.IO's own and without tokens.
     pub(super) query: Vec<(String, String)>,
     /// Who the client is by each cookie that one of the path's dialects looks for; none once it is known.
-    pub(super) identities: Vec<(Option<String>, Result<Arc<Identity>, Refused>)>,
+    pub(super) identities: Vec<Identified>,
 }
 
 impl Link {
@@ -266,7 +269,7 @@ impl Shard {
         if self.state.borrow().draining {
             return Err(ApiError::draining().into());
         }
-        let mut identities: Vec<(Option<String>, Result<Arc<Identity>, Refused>)> = Vec::new();
+        let mut identities: Vec<Identified> = Vec::new();
         for endpoint in visit.found.socketio {
             let cookie = &endpoint.voice.dialect.cookie;
             if identities.iter().any(|(known, _)| known == cookie) {
@@ -667,15 +670,19 @@ impl Shard {
         if let Ok(Some(id)) = taken {
             return Some((socket, id));
         }
+        self.unprobe(upgrade.sid);
+        linger(&socket).await;
+        None
+    }
+
+    /// The upgrade came to nothing: the session goes on by polling.
+    fn unprobe(&self, sid: Sid) {
         let mut state = self.state.borrow_mut();
-        if let Some(slot) = Self::locate(&state, upgrade.sid)
+        if let Some(slot) = Self::locate(&state, sid)
             && let Transport::SocketIo(link) = &mut state.connections[slot].transport
         {
             link.protocol.unprobe();
         }
-        drop(state);
-        linger(&socket).await;
-        None
     }
 
     /// Answers the probe, lets the waiting poll go, and waits for the word that ends polling.

@@ -160,6 +160,11 @@ impl Shard {
             Some(_) => connection.identity.clone(),
             None => self.identity_of(link, auth, dialect.cookie.as_deref())?,
         };
+        if identity.is_expired(self.clock.wall()) {
+            // It may have been good when the session was opened, or be in its last second.
+            let sentence = "The token has expired; get a new one.";
+            return Err(Refused::unauthorized("token_expired", sentence).into());
+        }
         let topics = endpoint
             .topics(&params, &link.visitor.query, identity.user.as_ref())
             .map_err(|(text, error)| {
@@ -203,6 +208,11 @@ impl Shard {
                 let of_namespace = namespace::params(pattern, namespace)?;
                 let mut params = found.params.clone();
                 params.0.extend(of_namespace);
+                // A path or a namespace is not talked over by what the handshake's query says.
+                let query = link.visitor.query.iter();
+                let more = query.filter(|(name, _)| params.get(name).is_none());
+                let more: Vec<_> = more.cloned().collect();
+                params.0.extend(more);
                 Some((endpoint.clone(), params))
             })
         });

@@ -268,7 +268,12 @@ async fn a_token_that_runs_out_ends_the_connection_and_the_next_is_refused() {
         let left = client.is("disconnect").await;
         assert_eq!(left["reason"], "transport close", "{}", client.way);
         let error = client.is("connect_error").await;
-        assert_eq!(error["message"], "Authentication failed");
+        assert_eq!(
+            error["message"],
+            "Authentication failed",
+            "{:#?}",
+            client.lines()
+        );
     }
 }
 
