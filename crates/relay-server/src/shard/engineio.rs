@@ -197,7 +197,11 @@ impl Shard {
             Ok(Answered::Leave(departure)) => return Answered::Leave(departure),
             Ok(Answered::Answer(answer)) => answer,
             Err(No::Engine((refusal, reason))) => {
-                self.common.telemetry.refused(refusal.label());
+                let label = match (refusal, reason) == ELSEWHERE {
+                    true => "engineio_session_elsewhere",
+                    false => refusal.label(),
+                };
+                self.common.telemetry.refused(label);
                 text(refusal.status(), "application/json", refusal.body(reason))
             }
             Err(No::Api(error)) => {
