@@ -551,10 +551,10 @@ impl Shard {
                     Written::Gone => self.end(state, slot, CloseReason::Client),
                 }
             }
-            self.flush_dirty(state, now);
             if pending {
                 return Poll::Pending;
             }
+            self.flush_dirty(state, now);
         }
     }
 

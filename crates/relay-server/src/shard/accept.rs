@@ -61,6 +61,12 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Every accepted socket starts with its listener's options, so they cost a connection no system call:
+    // small writes go at once, and dead peers are noticed by the kernel.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -79,7 +85,7 @@ pub(super) struct Takeover {
 /// How a socket leaves hyper.
 pub(super) enum Departure {
     /// It becomes a connection.
-    Begin(Takeover),
+    Begin(Box<Takeover>),
     /// It may become the socket of a connection that has none yet.
     Upgrade(Upgrade),
 }
@@ -136,10 +142,7 @@ impl Shard {
         router: Router,
         drain: channel::Receiver<bool>,
     ) {
-        if let Err(error) = prepare(&socket) {
-            tracing::debug!(%error, %peer, "socket options");
-        }
-        // The parts that live as long as a stream does must be small, so hyper's go in a box of their own.
+        // What is held as long as a stream lives must be small, so hyper's parts and the takeover are boxed.
         let http = Box::pin(self.clone().serve_http(socket, peer, router, drain));
         let Some((socket, departure)) = http.await else {
             return;
@@ -147,8 +150,8 @@ impl Shard {
         let begun = match departure {
             Departure::Begin(takeover) => {
                 let socket = Rc::new(socket);
-                let id = self.begin(&socket, takeover).await;
-                id.map(|id| (socket, id))
+                let id = self.begin(&socket, takeover);
+                Some((socket, id))
             }
             Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, upgrade)).await,
         };
@@ -223,7 +226,7 @@ impl Shard {
             return match self.watch(request.map(|_| ()), peer).await {
                 Ok(super::watch::Watched::Answer(response)) => Ok(response),
                 Ok(super::watch::Watched::Stream(takeover)) => {
-                    *left.borrow_mut() = Some(Departure::Begin(*takeover));
+                    *left.borrow_mut() = Some(Departure::Begin(takeover));
                     std::future::pending().await
                 }
                 Err(response) => Ok(*response),
@@ -245,7 +248,7 @@ impl Shard {
             return match self.watch_foreign(&request, peer, &found).await {
                 super::watch::Watched::Answer(response) => Ok(response),
                 super::watch::Watched::Stream(takeover) => {
-                    *left.borrow_mut() = Some(Departure::Begin(*takeover));
+                    *left.borrow_mut() = Some(Departure::Begin(takeover));
                     std::future::pending().await
                 }
             };
@@ -255,10 +258,7 @@ impl Shard {
     }
 
     /// Puts a taken-over socket into the slab, its answer's head first.
-    async fn begin(&self, socket: &Rc<TcpStream>, takeover: Takeover) -> Option<ConnectionId> {
-        timeout(self.common.write_timeout, write_head(socket, takeover.head))
-            .await
-            .ok()??;
+    fn begin(&self, socket: &Rc<TcpStream>, takeover: Box<Takeover>) -> ConnectionId {
         let mut state = self.state.borrow_mut();
         let now = self.clock.now();
         let stream = takeover.stream;
@@ -273,6 +273,7 @@ impl Shard {
             }),
         };
         let (slot, id) = self.open(&mut state, opening, now);
+        self.reply(&mut state, slot, takeover.head);
         if let Some(packet) = self.open_packet(&state, slot) {
             self.reply(&mut state, slot, crate::websocket::text(packet.as_bytes()));
         }
@@ -288,12 +289,16 @@ impl Shard {
         if !takeover.early.is_empty() {
             self.received(&mut state, slot, &takeover.early, now);
         }
-        self.flush_dirty(&mut state, now);
+        // What the hub could answer at once is in the inbox, and the turn that takes it is due: head, greeting
+        // and first word then leave in one write. A write costs more than all the rest of a connection.
+        if self.inbox.is_empty() || state.draining {
+            self.flush_dirty(&mut state, now);
+        }
         // Draining began while the request was under way.
         if state.draining && state.connections.contains(slot) {
             self.end(&mut state, slot, relay_core::session::CloseReason::Drain);
         }
-        Some(id)
+        id
     }
 }
 
@@ -310,16 +315,6 @@ pub(super) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()
         }
     }
     Some(())
-}
-
-/// Small writes at once, dead peers noticed by the kernel.
-fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let socket = SockRef::from(socket);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED))?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    Ok(())
 }
 
 /// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.

@@ -234,11 +234,11 @@ impl Shard {
             Wanted::OpenWebSocket => {
                 let head = handshake(request.headers())?;
                 let stream = self.opening(&request, visit, &query, Session::websocket())?;
-                Ok(Answered::Leave(Departure::Begin(Takeover {
+                Ok(Answered::Leave(Departure::Begin(Box::new(Takeover {
                     head: with_header(&head, visit.request_id.as_ref()),
                     stream,
                     early: Bytes::new(),
-                })))
+                }))))
             }
             Wanted::Upgrade(sid) => {
                 let head = handshake(request.headers())?;

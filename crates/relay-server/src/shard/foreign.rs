@@ -114,7 +114,7 @@ impl Shard {
         if self.state.borrow().draining {
             return Err(ApiError::draining());
         }
-        let identity = Arc::new(self.identify_foreign(visit)?);
+        let identity = self.identify_foreign(visit)?.shared();
         let query = visit.request.uri().query().unwrap_or("");
         let query = serde_urlencoded::from_str::<Vec<(String, String)>>(query)
             .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;

@@ -8,6 +8,7 @@ use relay_core::id::Name;
 use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
+use smallvec::SmallVec;
 
 /// One connection's interest in one topic: where the connection is in the shard's slab, and as what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,15 @@ pub(super) struct Watcher {
     pub(super) subscription: SubscriptionId,
 }
 
+/// A topic's members. Most jobs have one, who needs no allocation.
+type Members = SmallVec<[Watcher; 1]>;
+
 /// A shard's watchers by topic.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    jobs: HashMap<Name, Vec<Watcher>>,
-    users: HashMap<Name, Vec<Watcher>>,
-    groups: HashMap<Name, Vec<Watcher>>,
+    jobs: HashMap<Name, Members>,
+    users: HashMap<Name, Members>,
+    groups: HashMap<Name, Members>,
     /// Joins asked for and not answered, by topic. They count as interest: the hub was told of it, and must
     /// not be told that nobody is left while one is under way.
     joining: HashMap<Topic, u32>,
@@ -78,7 +82,8 @@ impl Registry {
             .parent
             .as_ref()
             .and_then(|parent| self.groups.get(parent));
-        [by_job, by_owner, by_group].into_iter().flatten().flatten()
+        let members = [by_job, by_owner, by_group].into_iter().flatten();
+        members.flat_map(SmallVec::as_slice)
     }
 
     pub(super) fn watchers(&self, topic: &Topic) -> &[Watcher] {
@@ -87,10 +92,10 @@ impl Registry {
             Topic::User(_) => &self.users,
             Topic::Group(_) => &self.groups,
         };
-        map.get(topic.id()).map_or(&[], Vec::as_slice)
+        map.get(topic.id()).map_or(&[], SmallVec::as_slice)
     }
 
-    fn map(&mut self, topic: &Topic) -> &mut HashMap<Name, Vec<Watcher>> {
+    fn map(&mut self, topic: &Topic) -> &mut HashMap<Name, Members> {
         match topic {
             Topic::Job(_) => &mut self.jobs,
             Topic::User(_) => &mut self.users,

@@ -137,7 +137,7 @@ impl Shard {
             .identify(request, standing, &query, is_websocket)
             .map_err(&refuse)?;
         let authenticated = identity.is_some();
-        let identity = Arc::new(identity.unwrap_or_else(nobody));
+        let identity = identity.unwrap_or_else(nobody).shared();
         self.may_name(&query.topics).map_err(&refuse)?;
         if authenticated {
             self.may_watch_all(&identity, &query.topics)
