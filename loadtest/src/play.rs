@@ -31,6 +31,9 @@ pub(crate) struct RunArgs {
     /// Watchers, instead of what the scenario says
     #[arg(long)]
     watchers: Option<usize>,
+    /// Share of watchers that never read, instead of what the scenario says
+    #[arg(long, value_name = "SHARE")]
+    slow: Option<f64>,
     /// Updates in a run, instead of what the scenario says
     #[arg(long)]
     updates: Option<u64>,
@@ -99,7 +102,7 @@ impl Player {
                 let mut target = peer.start(scenario, &self.runtime)?;
                 runs.push(measure::run(scenario, &mut target, &mut stage)?);
             }
-            if floor && scenario.kind != Kind::Intake {
+            if floor && scenario.floor && scenario.kind != Kind::Intake {
                 stage.payload = body;
                 let mut target = Target::floor(scenario, &self.runtime)?;
                 runs.push(measure::run(scenario, &mut target, &mut stage)?);
@@ -119,6 +122,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<bool> {
         scenario.runs = args.runs.unwrap_or(scenario.runs);
         scenario.watch.watchers = args.watchers.unwrap_or(scenario.watch.watchers);
         scenario.publish.updates = args.updates.unwrap_or(scenario.publish.updates);
+        scenario.watch.slow = args.slow.unwrap_or(scenario.watch.slow);
         scenario.check()?;
         let runs = player.play(&scenario, &args.relay, !args.no_floor, &args.peer)?;
         let report = Report::new(scenario, runs);

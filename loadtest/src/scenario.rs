@@ -38,6 +38,9 @@ pub(crate) struct Scenario {
     /// How many times; medians count.
     #[serde(default = "runs")]
     pub(crate) runs: usize,
+    /// Whether the floor is played to as well.
+    #[serde(default = "yes")]
+    pub(crate) floor: bool,
     /// Configuration of the relay, by key, on top of what every run sets.
     #[serde(default)]
     pub(crate) relay: BTreeMap<String, toml::Value>,
@@ -172,6 +175,10 @@ pub(crate) struct Reach {
 
 fn runs() -> usize {
     5
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Scenario {
