@@ -1,6 +1,8 @@
 //! Small real runs: the real relay, the real floor, a handful of watchers. What is counted has to add up;
 //! nothing is timed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::PathBuf;
 use std::process::Command;
 

@@ -38,6 +38,9 @@ use crate::table::{Shards, Table};
 /// Jobs in the snapshot of an owner or a group: the most recently updated ones.
 pub const SNAPSHOT_JOBS: usize = 1000;
 
+/// Loads that may wait for the store; what is looked up beyond that cannot be said.
+const MAX_LOADS: usize = 65_536;
+
 /// How a hub is set up.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
@@ -206,8 +209,14 @@ impl Hub {
             let state = entry.and_then(|entry| entry.state().cloned());
             return Ok(Lookup { state, stale });
         }
+        if table.to_load.len() >= MAX_LOADS {
+            let (state, stale) = (None, true);
+            return Ok(Lookup { state, stale });
+        }
         let (answer, waiting) = oneshot::channel();
         let repair = table.start_repair(job);
+        // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
+        repair.waiters.retain(crate::table::Waiter::waits);
         repair.waiters.push(crate::table::Waiter::Lookup(answer));
         drop(table);
         self.work.notify_one();

@@ -44,6 +44,16 @@ pub(crate) enum Waiter {
     Lookup(oneshot::Sender<Lookup>),
 }
 
+impl Waiter {
+    /// Whether anybody still wants the answer, as far as that can be seen from here.
+    pub(crate) fn waits(&self) -> bool {
+        match self {
+            Self::Join(_) => true,
+            Self::Lookup(answer) => !answer.is_closed(),
+        }
+    }
+}
+
 /// A job's updates being fetched from the store.
 #[derive(Debug, Default)]
 pub(crate) struct Repair {

@@ -404,6 +404,15 @@ impl Shard {
         self.say_goodbye(state, slot, reason);
         let mut connection = state.connections.remove(slot);
         for subscription in connection.session.subscriptions() {
+            let topic = &subscription.topic;
+            if !subscription.live
+                && self
+                    .common
+                    .hub
+                    .withdraw(topic, connection.id, subscription.id)
+            {
+                state.registry.answered(topic);
+            }
             let watcher = registry::Watcher {
                 slot,
                 subscription: subscription.id,

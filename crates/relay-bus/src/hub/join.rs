@@ -9,10 +9,11 @@ use std::time::Duration;
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Replay};
+use relay_core::outbox::SubscriptionId;
 use relay_core::topic::Topic;
 
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
-use crate::inbox::{Joined, LeftOut, Message};
+use crate::inbox::{ConnectionId, Joined, LeftOut, Message};
 use crate::table::{LoadKey, Table, Waiter};
 
 /// How long a join waits for this node to come as far as its cursor. Nodes are apart by the time a message
@@ -68,6 +69,46 @@ impl Hub {
                 self.join_many(table, LoadKey::Everything, complete, request);
             }
         }
+    }
+
+    /// A connection ended before its join was answered: it is not kept for a store that may be away for
+    /// long. False if the answer is on its way.
+    pub fn withdraw(
+        &self,
+        topic: &Topic,
+        connection: ConnectionId,
+        subscription: SubscriptionId,
+    ) -> bool {
+        let is_it = |request: &JoinRequest| {
+            request.connection == connection && request.subscription == subscription
+        };
+        let mut table = self.table.lock();
+        let waiting = |table: &Table| {
+            let repairs = table.jobs.get(topic.id()).and_then(|it| it.repair.as_ref());
+            repairs.map_or(0, |repair| repair.waiters.len())
+                + table.waiting.values().map(Vec::len).sum::<usize>()
+                + table.deferred.len()
+                + table.ahead.len()
+        };
+        let before = waiting(&table);
+        table.ahead.retain(|(_, request)| !is_it(request));
+        match topic {
+            Topic::Job(job) => {
+                let entry = table.jobs.get_mut(job);
+                if let Some(repair) = entry.and_then(|entry| entry.repair.as_mut()) {
+                    let gone = |it: &Waiter| matches!(it, Waiter::Join(request) if is_it(request));
+                    repair.waiters.retain(|waiter| !gone(waiter));
+                }
+            }
+            Topic::User(_) | Topic::Group(_) => {
+                // An emptied list stays until its load is in, which looks for it.
+                for requests in table.waiting.values_mut() {
+                    requests.retain(|request| !is_it(request));
+                }
+                table.deferred.retain(|(_, request)| !is_it(request));
+            }
+        }
+        waiting(&table) < before
     }
 
     /// A shard's last watcher of a topic left.
@@ -130,12 +171,11 @@ impl Hub {
             self.answer_many(table, request);
             return;
         }
-        let waiting = table.waiting.entry(key.clone()).or_default();
-        waiting.push(request);
-        if waiting.len() == 1 {
-            table.to_load.push_back(key);
+        if !table.waiting.contains_key(&key) {
+            table.to_load.push_back(key.clone());
             self.work.notify_one();
         }
+        table.waiting.entry(key).or_default().push(request);
     }
 
     /// Answers for an owner or a group, once each of its jobs is known well enough.

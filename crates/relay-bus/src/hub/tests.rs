@@ -730,3 +730,35 @@ fn what_is_published_is_seen_in_the_answer_or_after_it() {
     );
     assert_eq!(seqs(&join(&hub, "job:j1", None)), [1]);
 }
+
+/// The store may be away for long, and clients come back again and again meanwhile.
+#[test]
+fn a_join_is_not_kept_for_a_connection_that_has_gone() {
+    let stream = Arc::new(Stream::default());
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
+    let cursor = Cursor::at(1, 99, [&Topic::parse("job:ahead").unwrap()]);
+    for (topic, cursor) in [
+        ("job:j1", None),
+        ("user:alice", None),
+        ("group:g", None),
+        ("job:ahead", Some(cursor)),
+    ] {
+        let topic = Topic::parse(topic).unwrap();
+        let request = |connection| JoinRequest {
+            shard: 0,
+            connection: ConnectionId(connection),
+            subscription: SUBSCRIPTION,
+            topic: topic.clone(),
+            cursor: cursor.clone(),
+        };
+        hub.join(request(1));
+        hub.join(request(2));
+        let withdraw = |connection| hub.withdraw(&topic, ConnectionId(connection), SUBSCRIPTION);
+        assert!(withdraw(1), "{topic}");
+        assert!(!withdraw(1), "{topic}: it is gone already");
+        assert!(withdraw(2), "{topic}");
+    }
+    let table = hub.table.lock();
+    assert!(table.waiting.values().all(Vec::is_empty));
+    assert_eq!(table.to_load.len(), 3, "one load a key, however many ask");
+}

@@ -101,11 +101,24 @@ impl Shard {
 
     /// Milestones were lost before they reached this shard: everybody who watches the job is told.
     pub(super) fn on_lost(&self, state: &mut State, lost: &LostMilestones, now: Moment) {
+        let owner = lost.topics.iter().find_map(|topic| match topic {
+            Topic::User(owner) => Some(owner),
+            Topic::Job(_) | Topic::Group(_) => None,
+        });
+        let parent = lost.topics.iter().find_map(|topic| match topic {
+            Topic::Group(parent) => Some(parent),
+            Topic::Job(_) | Topic::User(_) => None,
+        });
         for topic in &lost.topics {
             for at in 0..state.registry.watchers(topic).len() {
                 let watcher = state.registry.watchers(topic)[at];
+                let connection = &mut state.connections[watcher.slot];
+                // Also that a job exists is not for everybody.
+                if !connection.identity.may_watch(topic, owner, parent) {
+                    continue;
+                }
                 let job = (lost.key, lost.job.clone());
-                let outbox = &mut state.connections[watcher.slot].outbox;
+                let outbox = &mut connection.outbox;
                 outbox.announce_gap(job, lost.seq, lost.reason, watcher.subscription, now);
                 self.common.telemetry.gap(lost.reason.as_str());
                 self.mark(state, watcher.slot);
