@@ -28,6 +28,14 @@ fn every_built_in_dialect_compiles() {
 }
 
 #[test]
+fn the_how_tos_dialect_is_right() {
+    let page = include_str!("../../../../docs/how-to/keep-your-front-end.md");
+    let block = page.split("```toml\n").nth(1).unwrap();
+    let file = block.split("```").next().unwrap();
+    assert_eq!(problems(file), Vec::<String>::new());
+}
+
+#[test]
 fn a_path_may_be_asked_with_a_slash_at_its_end() {
     let dialects = built_in();
     let found = dialects.routes.find("/ws/generations/gen_1/").unwrap();

@@ -61,7 +61,8 @@ impl Voice {
         wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
     ) -> Encoded {
         let (before, offset) = match before {
-            _ if !self.dialect.tracks_status => (Before::New, 0),
+            // What is no state says the same to everybody.
+            _ if !self.dialect.tracks_status || !publication.is_state() => (Before::New, 0),
             Before::New => (before, 0),
             Before::Snapshot => (before, 1),
             Before::Told(index) => (before, 2 + usize::from(index)),

@@ -40,7 +40,8 @@ const MAX_REQUEST_ID: usize = 128;
 struct Visit<'a> {
     request: &'a Request<()>,
     peer: IpAddr,
-    standing: Standing,
+    /// `None` where the origin is refused, or not checked yet.
+    standing: Option<Standing>,
     dialect: &'a Arc<Dialect>,
     request_id: Option<HeaderValue>,
 }
@@ -71,13 +72,13 @@ impl Shard {
         let mut visit = Visit {
             request,
             peer,
-            standing: Standing::None,
+            standing: None,
             dialect,
             request_id: dialect.request_id.then(|| request_id(headers)),
         };
         let mut watched = match self.common.origins.check(headers) {
             Ok(standing) => {
-                visit.standing = standing;
+                visit.standing = Some(standing);
                 let answered = match (endpoint, found.poll) {
                     (Some(endpoint), _) => self.open_foreign(&visit, endpoint, found).await,
                     (None, Some(poll)) => self.answer_foreign_poll(&visit, poll, found).await,
@@ -90,9 +91,9 @@ impl Shard {
         if let Watched::Answer(answer) = &mut watched {
             let status = answer.status().as_u16();
             let headers = answer.headers_mut();
-            if visit.standing != Standing::None {
+            if let Some(standing) = visit.standing {
                 let origins = &self.common.origins;
-                headers.extend(origins.response_headers(visit.standing, request.headers()));
+                headers.extend(origins.response_headers(standing, request.headers()));
             }
             headers.extend(visit.request_id.clone().map(|id| (REQUEST_ID, id)));
             self.common.telemetry.request(route, status);
@@ -240,7 +241,10 @@ impl Shard {
 
     fn identify_foreign(&self, visit: &Visit<'_>) -> Result<Identity, ApiError> {
         let name = visit.dialect.cookie.as_ref().unwrap_or(&self.common.cookie);
-        let cookie = visit.standing.may_use_cookie().then_some(name.as_str());
+        let cookie = visit
+            .standing
+            .is_some_and(Standing::may_use_cookie)
+            .then_some(name.as_str());
         let found = credential(visit.request.headers(), visit.request.uri(), cookie)?;
         Ok(self.common.identity.identify(found.as_ref())?)
     }
