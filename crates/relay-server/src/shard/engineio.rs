@@ -4,6 +4,8 @@
 //! and while none does, nothing is taken from its outbox, so what waits stays fresh. Taking over, a
 //! WebSocket becomes the connection's socket; outbox and subscriptions never notice.
 
+mod upgrade;
+
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +17,6 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use relay_bus::inbox::ConnectionId;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{CloseReason, Event};
@@ -24,11 +25,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::accept::{Departure, Takeover, linger, write_head};
+use super::accept::{Departure, Takeover};
 use super::connection::Transport;
 use super::foreign::{REQUEST_ID, request_id, with_header};
 use super::mail::{Mail, Mailbox, Payload, PollAnswer, Taken, Turned};
-use super::socketio::{Room, wrap};
+use super::socketio::Room;
 use super::speech::session_bounds;
 use super::watch::{Stream, handshake, nobody};
 use super::{Opening, Shard, State};
@@ -39,14 +40,13 @@ use crate::origin::Standing;
 use crate::socketio::engine::{self, Refusal};
 use crate::socketio::payload;
 use crate::socketio::request::{self, Wanted};
-use crate::socketio::session::{Fault, Session, UPGRADE_TIMEOUT};
+use crate::socketio::session::{Fault, Session};
 use crate::socketio::sid::{self, Secret, Sid};
-use crate::websocket::{self, Decoder, Inbound};
+use crate::websocket::Decoder;
+pub(super) use upgrade::Upgrade;
 
 /// How long a client may take to send the body of a post.
 const BODY_WAIT: Duration = Duration::from_secs(30);
-/// One read of a WebSocket that is about to take over.
-const PROBE_BYTES: usize = 1024;
 /// How often the log says that sessions of other processes are asked for.
 const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -113,15 +113,6 @@ impl Link {
             visitor,
         })
     }
-}
-
-/// A WebSocket that may take a session over.
-#[derive(Debug)]
-pub(super) struct Upgrade {
-    sid: Sid,
-    head: Bytes,
-    /// Bytes that came behind the request.
-    pub(super) early: Bytes,
 }
 
 /// How a request is answered.
@@ -644,157 +635,6 @@ impl Shard {
             }
         }
         self.reschedule(state, slot);
-    }
-
-    /// Serves a socket that came to take over a session of this shard.
-    async fn serve_upgrade(self: Rc<Self>, socket: TcpStream, upgrade: Upgrade) {
-        let Some((socket, id)) = Box::pin(self.take_over(socket, upgrade)).await else {
-            return;
-        };
-        std::future::poll_fn(|cx| self.attend(id, &socket, cx)).await;
-        Box::pin(linger(&socket)).await;
-    }
-
-    /// Brings a socket to the shard whose session it may take over, and there through the takeover.
-    pub(super) async fn take_over(
-        &self,
-        socket: TcpStream,
-        upgrade: Upgrade,
-    ) -> Option<(Rc<TcpStream>, ConnectionId)> {
-        if usize::from(upgrade.sid.shard) != self.number {
-            let socket = socket.into_std().ok()?;
-            let mail = Mail::Socket(upgrade.sid, socket, upgrade.head, upgrade.early);
-            self.common
-                .mailboxes
-                .send(usize::from(upgrade.sid.shard), mail);
-            return None;
-        }
-        let socket = Rc::new(socket);
-        let taken = timeout(UPGRADE_TIMEOUT, self.probe(&socket, &upgrade)).await;
-        if let Ok(Some(id)) = taken {
-            return Some((socket, id));
-        }
-        self.unprobe(upgrade.sid);
-        linger(&socket).await;
-        None
-    }
-
-    /// The upgrade came to nothing: the session goes on by polling.
-    fn unprobe(&self, sid: Sid) {
-        let mut state = self.state.borrow_mut();
-        if let Some(slot) = Self::locate(&state, sid)
-            && let Transport::SocketIo(link) = &mut state.connections[slot].transport
-        {
-            link.protocol.unprobe();
-        }
-    }
-
-    /// Answers the probe, lets the waiting poll go, and waits for the word that ends polling.
-    async fn probe(&self, socket: &Rc<TcpStream>, upgrade: &Upgrade) -> Option<ConnectionId> {
-        write_head(socket, upgrade.head.clone()).await?;
-        let mut decoder = Decoder::default();
-        let mut buffer = Vec::from(upgrade.early.clone());
-        loop {
-            if buffer.is_empty() {
-                read_some(socket, &mut buffer).await?;
-            }
-            let mut inbound = Vec::new();
-            let limit = self.common.message_bytes;
-            let fed = decoder.feed(&buffer, limit, |each| inbound.push(each));
-            buffer.clear();
-            fed.ok()?;
-            let mut inbound = inbound.into_iter();
-            while let Some(each) = inbound.next() {
-                let text = match each {
-                    Inbound::Text(text) => text,
-                    Inbound::Ping(payload) => {
-                        write_head(socket, websocket::pong(&payload)).await?;
-                        continue;
-                    }
-                    Inbound::Pong => continue,
-                    Inbound::Binary | Inbound::Close(_) => return None,
-                };
-                match engine::Packet::parse(&text) {
-                    Ok(engine::Packet::Ping(engine::PROBE)) => {
-                        write_head(socket, websocket::text(engine::PROBED.as_bytes())).await?;
-                        self.let_poll_go(upgrade.sid)?;
-                    }
-                    Ok(engine::Packet::Upgrade) => {
-                        return self.moved(upgrade.sid, socket, decoder, inbound);
-                    }
-                    Ok(_) | Err(_) => return None,
-                }
-            }
-        }
-    }
-
-    fn let_poll_go(&self, sid: Sid) -> Option<()> {
-        let mut state = self.state.borrow_mut();
-        let slot = Self::locate(&state, sid)?;
-        self.mark(&mut state, slot);
-        self.flush_dirty(&mut state, self.clock.now());
-        Some(())
-    }
-
-    /// The WebSocket has the session from here on. `inbound` came behind the word for it.
-    fn moved(
-        &self,
-        sid: Sid,
-        socket: &Rc<TcpStream>,
-        decoder: Decoder,
-        inbound: impl Iterator<Item = Inbound>,
-    ) -> Option<ConnectionId> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let now = self.clock.now();
-        let slot = Self::locate(state, sid)?;
-        let connection = &mut state.connections[slot];
-        let id = connection.id;
-        let Transport::SocketIo(link) = &mut connection.transport else {
-            return None;
-        };
-        // A client that polls on though it said it would not is let go.
-        let poll = link.poll.take();
-        if !link.protocol.upgrade(now) {
-            link.poll = poll;
-            return None;
-        }
-        if let Some(poll) = poll {
-            drop(poll.send(Ok(engine::NOOP.into())));
-        }
-        link.decoder = decoder;
-        connection.writer.attach(socket.clone(), |payload| {
-            let packets = payload.split(|byte| *byte == payload::SEPARATOR as u8);
-            wrap(false, packets.map(<[u8]>::to_vec).collect())
-        });
-        state.metrics.socketio_polling.open.dec();
-        state.metrics.socketio_websocket.open.inc();
-        self.mark(state, slot);
-        for each in inbound {
-            let Some(slot) = Self::find(state, id) else {
-                break;
-            };
-            self.on_inbound(state, slot, each, now);
-        }
-        self.flush_dirty(state, now);
-        Some(id)
-    }
-}
-
-/// Reads what there is. `None`: the peer is gone.
-async fn read_some(socket: &TcpStream, into: &mut Vec<u8>) -> Option<()> {
-    loop {
-        socket.readable().await.ok()?;
-        into.resize(PROBE_BYTES, 0);
-        match socket.try_read(into) {
-            Ok(0) => return None,
-            Ok(read) => {
-                into.truncate(read);
-                return Some(());
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => return None,
-        }
     }
 }
 
