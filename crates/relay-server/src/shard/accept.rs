@@ -222,8 +222,9 @@ impl Shard {
         router: Router,
         left: Left,
     ) -> Result<Response<Body>, Infallible> {
+        // Each in a box of its own: a poll that hangs must not be as large as the widest of them.
         if super::watch::is_watch_route(request.uri().path()) {
-            return match self.watch(request.map(|_| ()), peer).await {
+            return match Box::pin(self.watch(request.map(|_| ()), peer)).await {
                 Ok(super::watch::Watched::Answer(response)) => Ok(response),
                 Ok(super::watch::Watched::Stream(takeover)) => {
                     *left.borrow_mut() = Some(Departure::Begin(takeover));
@@ -236,7 +237,7 @@ impl Shard {
             let query = request.uri().query().unwrap_or("");
             let alone = found.websocket.is_none() && found.poll.is_none();
             if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
-                return match self.engine_io(request, peer, &found).await {
+                return match Box::pin(self.engine_io(request, peer, &found)).await {
                     Answered::Answer(response) => Ok(response),
                     Answered::Leave(departure) => {
                         *left.borrow_mut() = Some(departure);
@@ -245,7 +246,7 @@ impl Shard {
                 };
             }
             let request = request.map(|_| ());
-            return match self.watch_foreign(&request, peer, &found).await {
+            return match Box::pin(self.watch_foreign(&request, peer, &found)).await {
                 super::watch::Watched::Answer(response) => Ok(response),
                 super::watch::Watched::Stream(takeover) => {
                     *left.borrow_mut() = Some(Departure::Begin(takeover));
@@ -254,7 +255,7 @@ impl Shard {
             };
         }
         // The router cannot fail; its error type has no values.
-        router.oneshot(request.map(Body::new)).await
+        Box::pin(router.oneshot(request.map(Body::new))).await
     }
 
     /// Puts a taken-over socket into the slab, its answer's head first.

@@ -177,11 +177,15 @@ impl Shard {
                 .any(wants_id)
                 .then(|| request_id(&headers)),
         };
-        let answered = match origins.check(&headers) {
-            Ok(standing) => {
-                visit.standing = standing;
-                self.visit(request, &visit).await
-            }
+        let checked = origins.check(&headers);
+        if let Ok(standing) = checked {
+            visit.standing = standing;
+        }
+        let allow = origins.response_headers(visit.standing, &headers);
+        // A poll may hang for long; what it does not need again goes before.
+        drop(headers);
+        let answered = match checked {
+            Ok(_) => self.visit(request, &visit).await,
             Err(refused) => Err(No::Api(refused.into())),
         };
         let mut answer = match answered {
@@ -204,7 +208,7 @@ impl Shard {
         let path = found.socketio.first().map_or("other", |each| &each.path);
         self.common.telemetry.request(path, status);
         let headers_out = answer.headers_mut();
-        headers_out.extend(origins.response_headers(visit.standing, &headers));
+        headers_out.extend(allow);
         headers_out.extend(visit.request_id.map(|id| (REQUEST_ID, id)));
         Answered::Answer(answer)
     }
@@ -243,12 +247,14 @@ impl Shard {
                 })))
             }
             Wanted::Poll(sid) => {
+                drop((request, query));
                 let sid = self.whose(&sid)?;
                 self.hang(sid).await.map(Answered::Answer)
             }
             Wanted::Post(sid) => {
                 let sid = self.whose(&sid)?;
-                self.take_post(sid, request).await.map(Answered::Answer)
+                let posted = Box::pin(self.take_post(sid, request));
+                posted.await.map(Answered::Answer)
             }
         }
     }
