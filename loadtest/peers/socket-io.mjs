@@ -5,10 +5,10 @@ import { Server } from "socket.io";
 const server = createServer();
 const io = new Server(server, { transports: ["websocket"], perMessageDeflate: false });
 io.on("connection", (socket) => {
-  socket.on("join", (job) => {
-    socket.join(job);
-    socket.emit("joined", job);
-  });
+  // From the query: an event sent right behind the connect packet would come too early.
+  const { job } = socket.handshake.query;
+  socket.join(job);
+  socket.emit("joined", job);
 });
 server.prependListener("request", (request, response) => {
   if (!request.url.startsWith("/publish")) return;

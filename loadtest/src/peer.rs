@@ -120,8 +120,8 @@ impl Peer {
             }
             Self::SocketIo => (
                 Door {
-                    path: |_| "/socket.io/?EIO=4&transport=websocket".to_owned(),
-                    says: |job| vec!["40".to_owned(), format!(r#"42["join","{job}"]"#)],
+                    path: |job| format!("/socket.io/?EIO=4&transport=websocket&job={job}"),
+                    says: |_| vec!["40".to_owned()],
                     ready: "joined",
                     answer: |text| (text == b"2").then_some("3"),
                     ..plain
