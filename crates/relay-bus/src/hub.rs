@@ -127,6 +127,8 @@ pub struct HubStats {
     pub repairs: usize,
     /// Jobs evicted since the start.
     pub evicted: u64,
+    /// How long the last update took from the bus to here, as far as the two clocks agree.
+    pub lag: Duration,
     /// Whether the bus is away.
     pub stale: bool,
     /// Updates by what became of them.
@@ -234,6 +236,7 @@ impl Hub {
             high: table.high,
             repairs: table.repairs,
             evicted: table.evicted,
+            lag: table.lag,
             stale: table.stale,
             counts,
             inboxes: self

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name, Owner};
@@ -171,6 +172,8 @@ pub(crate) struct Table {
     pub(crate) counts: HashMap<&'static str, u64>,
     pub(crate) bytes: usize,
     pub(crate) evicted: u64,
+    /// How long the last update took from the bus to here.
+    pub(crate) lag: Duration,
     /// Entries with a repair.
     pub(crate) repairs: usize,
     /// Jobs in the order in which they may be evicted, each with what `touched` was when it queued.
@@ -230,6 +233,7 @@ impl Table {
             counts: HashMap::new(),
             bytes: 0,
             evicted: 0,
+            lag: Duration::ZERO,
             repairs: 0,
             eviction: VecDeque::new(),
             next_key: 0,

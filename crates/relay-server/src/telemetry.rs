@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use relay_bus::hub::HubStats;
 use relay_core::quality::Verdict;
@@ -32,6 +32,7 @@ pub struct Telemetry {
     repairs: IntGauge,
     evicted: IntCounter,
     bus_up: IntGauge,
+    bus_lag: Gauge,
     bus_sequence: IntGauge,
     inbox_messages: IntGaugeVec,
     inbox_conflated: IntCounterVec,
@@ -136,6 +137,11 @@ impl Telemetry {
                 r,
                 "relay_bus_up",
                 "1 while the bus is connected and what is served is fresh",
+            )?,
+            bus_lag: gauge(
+                r,
+                "relay_bus_lag_seconds",
+                "From the bus taking the last update in to this node hearing of it",
             )?,
             bus_sequence: int_gauge(r, "relay_bus_sequence", "The highest bus sequence seen")?,
             inbox_messages: int_gauges(
@@ -420,6 +426,7 @@ impl Telemetry {
         self.repairs.set(signed(hub.repairs));
         raise(&self.evicted, hub.evicted);
         self.bus_up.set(i64::from(!hub.stale));
+        self.bus_lag.set(hub.lag.as_secs_f64());
         self.bus_sequence
             .set(i64::try_from(hub.high).unwrap_or(i64::MAX));
         for (shard, (waiting, conflated, shed)) in hub.inboxes.iter().enumerate() {
@@ -453,6 +460,12 @@ type Defined<T> = Result<T, prometheus::Error>;
 
 fn counter(registry: &Registry, name: &str, help: &str) -> Defined<IntCounter> {
     let metric = IntCounter::new(name, help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Defined<Gauge> {
+    let metric = Gauge::new(name, help)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -1,6 +1,7 @@
 //! Updates coming in: numbered, checked against what is known, applied, handed on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use relay_core::document::JobDocument;
 use relay_core::job::{Declined, Job, Place, Subject};
@@ -27,7 +28,9 @@ enum Standing {
 
 impl Intake for Hub {
     fn ingest(&self, incoming: Incoming) {
+        let lag = self.clock.wall().as_unix_micros() - incoming.stored_at.as_unix_micros();
         let mut table = self.table.lock();
+        table.lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
         if let Err(declined) = self.take(&mut table, incoming) {
             table.count(declined.code());
         }
