@@ -217,8 +217,13 @@ impl Job {
             Subject::State => {
                 let document = JobDocument::parse(payload, &self.id, &self.owner)?;
                 match self.guard.check(&document) {
-                    Verdict::Accepted { .. } => Ok(document.status().is_terminal()),
-                    Verdict::Stale(stale) => Err(Declined::Stale(stale)),
+                    // Whoever was not told that it arrived says it again; it did.
+                    Verdict::Stale(stale) if !self.has_said(payload) => {
+                        Err(Declined::Stale(stale))
+                    }
+                    Verdict::Accepted { .. } | Verdict::Stale(_) => {
+                        Ok(document.status().is_terminal())
+                    }
                 }
             }
             Subject::Milestone(_) => {
@@ -231,6 +236,11 @@ impl Job {
         }
     }
 
+    /// Whether the last state was these very bytes.
+    fn has_said(&self, payload: &[u8]) -> bool {
+        self.state.is_some() && self.said == hash(payload)
+    }
+
     fn apply_state(
         &mut self,
         payload: &[u8],
@@ -238,6 +248,9 @@ impl Job {
         bounds: &JobBounds,
     ) -> Result<Arc<Publication>, Declined> {
         let mut document = JobDocument::parse(payload, &self.id, &self.owner)?;
+        if self.has_said(payload) {
+            return Err(Declined::Repeated);
+        }
         let mut guard = self.guard;
         let reopened = match guard.admit(&document) {
             Verdict::Accepted { reopened } => reopened,
@@ -246,11 +259,7 @@ impl Job {
         if document.attempt() != self.guard.attempt() {
             self.eta = EtaEstimator::default();
         }
-        let said = hash(payload);
-        if self.state.is_some() && said == self.said {
-            return Err(Declined::Repeated);
-        }
-        self.said = said;
+        self.said = hash(payload);
         self.guard = guard;
         self.estimate(&mut document, place.received_at);
         let (parent, ts) = (document.parent_id().cloned(), document.ts());

@@ -159,3 +159,19 @@ fn doubt_means_that_milestones_may_be_lost_but_not_after_an_ending() {
     ended.doubt(9);
     assert_eq!(ended.left_out_since(1), None);
 }
+
+/// A worker that was not told that its ending arrived says it again.
+#[test]
+fn an_ending_said_twice_is_a_repetition_and_another_one_is_late() {
+    let mut job = job();
+    state(&mut job, 1, FAILED).unwrap();
+    let again = state(&mut job, 2, FAILED);
+    assert!(matches!(again, Err(Declined::Repeated)));
+    assert!(matches!(
+        job.check(Subject::State, FAILED.as_bytes(), &BOUNDS),
+        Ok(true)
+    ));
+    let other = r#"{"status":"failed","message":"no, really"}"#;
+    let late = state(&mut job, 3, other);
+    assert!(matches!(late, Err(Declined::Stale(Stale::AfterEnding))));
+}
