@@ -140,6 +140,13 @@ pub trait Intake: Send + Sync + 'static {
     /// then checks what it holds against the store, and only then calls its state fresh.
     fn live(&self, epoch: u64, from_seq: u64);
 
+    /// Messages above `after` have not come and are being fetched: nothing newer is told until
+    /// [`Intake::found`] or [`Intake::live`].
+    fn missing(&self, after: u64);
+
+    /// What was missing has been handed over.
+    fn found(&self);
+
     /// The bus is gone: what the hub holds may be stale until [`Intake::live`] is called again.
     fn lost(&self, reason: &str);
 

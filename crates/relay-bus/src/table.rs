@@ -155,6 +155,9 @@ pub(crate) struct Table {
     holds: HashMap<JobId, bool>,
     /// The comparison after the bus was away, while it is under way.
     pub(crate) catching_up: Option<CatchingUp>,
+    /// Ranges of missing messages that are being fetched, and what came before the first of them.
+    holes: u32,
+    before_holes: u64,
     /// Which reading of the bus this is: what was asked during an earlier one is asked again.
     pub(crate) life: u64,
     /// What of `holds` the shards have not been told.
@@ -223,6 +226,8 @@ impl Table {
             to_load: VecDeque::new(),
             holds: HashMap::new(),
             catching_up: None,
+            holes: 0,
+            before_holes: u64::MAX,
             life: 0,
             unsaid: Vec::new(),
             watched_groups: HashSet::new(),
@@ -511,10 +516,16 @@ impl Table {
 
     /// Nobody is told anything above what is known now until [`Table::caught_up`].
     pub(crate) fn hold_all(&mut self) {
+        // What was being fetched is compared with the rest.
+        self.holes = 0;
+        let before_holes = std::mem::replace(&mut self.before_holes, u64::MAX);
+        let mut from = self.high.min(before_holes);
         let mut watched = self.watched();
-        let mut from = self.high;
+        for held in &mut watched {
+            held.seq = held.seq.min(before_holes);
+        }
         if let Some(before) = self.catching_up.take() {
-            from = before.from;
+            from = from.min(before.from);
             let still: HashMap<JobId, u64> = before
                 .watched
                 .into_iter()
@@ -549,9 +560,32 @@ impl Table {
         done
     }
 
-    /// Whoever waited for a comparison waits no more.
+    /// Whoever waited for a comparison waits no more, unless messages are still being fetched.
     pub(crate) fn release_all(&mut self) {
-        if self.catching_up.take().is_some() {
+        if self.catching_up.take().is_some() && self.holes == 0 {
+            self.unsaid.push(Repairing::ReleaseAll);
+        }
+    }
+
+    /// Messages above `after` are being fetched: whose they are is not known, so everybody waits for them.
+    pub(crate) fn hold_for_hole(&mut self, after: u64) {
+        self.holes += 1;
+        self.before_holes = self.before_holes.min(after);
+        self.unsaid.push(Repairing::HoldAll(after));
+    }
+
+    /// Some of them came.
+    pub(crate) fn close_hole(&mut self) {
+        if self.holes == 1 {
+            self.forget_holes();
+        }
+        self.holes = self.holes.saturating_sub(1);
+    }
+
+    /// Nothing is missing any more, or it will not come.
+    pub(crate) fn forget_holes(&mut self) {
+        self.before_holes = u64::MAX;
+        if std::mem::take(&mut self.holes) > 0 && self.catching_up.is_none() {
             self.unsaid.push(Repairing::ReleaseAll);
         }
     }

@@ -218,9 +218,7 @@ impl Job {
                 let document = JobDocument::parse(payload, &self.id, &self.owner)?;
                 match self.guard.check(&document) {
                     // Whoever was not told that it arrived says it again; it did.
-                    Verdict::Stale(stale) if !self.has_said(payload) => {
-                        Err(Declined::Stale(stale))
-                    }
+                    Verdict::Stale(stale) if !self.has_said(payload) => Err(Declined::Stale(stale)),
                     Verdict::Accepted { .. } | Verdict::Stale(_) => {
                         Ok(document.status().is_terminal())
                     }

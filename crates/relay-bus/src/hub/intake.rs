@@ -68,6 +68,18 @@ impl Intake for Hub {
         self.work.notify_one();
     }
 
+    fn missing(&self, after: u64) {
+        let mut table = self.table.lock();
+        table.hold_for_hole(after);
+        self.tell_holds(&mut table);
+    }
+
+    fn found(&self) {
+        let mut table = self.table.lock();
+        table.close_hole();
+        self.tell_holds(&mut table);
+    }
+
     fn lost(&self, reason: &str) {
         let mut table = self.table.lock();
         if !table.stale {
@@ -275,6 +287,7 @@ impl Hub {
         table.epoch = epoch;
         table.high = 0;
         table.known_from = 0;
+        table.forget_holes();
         table.release_all();
         self.tell_all(|| Message::NewEpoch);
     }

@@ -30,6 +30,10 @@ pub(crate) struct Recorder {
 }
 
 impl Intake for Recorder {
+    fn missing(&self, _after: u64) {}
+
+    fn found(&self) {}
+
     fn ingest(&self, incoming: Incoming) {
         self.said.lock().push(Said::Update(Box::new(incoming)));
     }

@@ -233,6 +233,7 @@ impl<'r, 'a> Follow<'r, 'a> {
     }
 
     fn fetch(&mut self, range: Range) {
+        self.reader.intake.missing(range.first - 1);
         if self.chores.len() >= CHORES {
             self.missing.compare();
             return;
@@ -254,6 +255,7 @@ impl<'r, 'a> Follow<'r, 'a> {
                 for update in updates {
                     self.reader.intake.ingest(update);
                 }
+                self.reader.intake.found();
                 Ok(())
             }
             Chore::Fetched(range, Err(error)) => {
