@@ -57,6 +57,14 @@ pub struct Frames {
     dialects: OnceLock<Box<[OnceLock<Encoded>]>>,
 }
 
+impl Frames {
+    /// The native frame kept in `slot`, made by `encode` if this is the first to ask.
+    pub fn native(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
+        let frames = self.native.get_or_init(Box::default);
+        frames[slot].get_or_init(encode).clone()
+    }
+}
+
 /// What a publication is in the words of one dialect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -138,8 +146,7 @@ impl Publication {
     ///
     /// The frame in a slot must be the same whoever encodes it.
     pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
-        let frames = self.frames.native.get_or_init(Box::default);
-        frames[slot].get_or_init(|| encode(self)).clone()
+        self.frames.native(slot, || encode(self))
     }
 
     /// What is kept in `slot` of the `slots` that all dialects of a node share, made by `encode` if this is

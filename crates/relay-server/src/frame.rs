@@ -4,11 +4,15 @@
 //! stands exactly there; a client that is held back gets the same frame around its own cursor.
 //! PROTOCOL.md shows each of them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use relay_core::cursor::Cursor;
+use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::outbox::GapReason;
 use relay_core::publication::{Body, Publication};
+use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::Value;
@@ -58,6 +62,22 @@ fn slot(topic: &Topic, wire: Wire) -> usize {
         Wire::Json => 2,
     };
     wire * 3 + kind
+}
+
+/// How the jobs of a topic stand. Encoded once for all.
+pub fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
+    let tally = &aggregate.tally;
+    let counts = Status::ALL.map(|status| (status.as_str(), tally.count(status)));
+    aggregate.frames.native(slot(&aggregate.topic, wire), || {
+        let notice = Notice::Aggregate {
+            topic: aggregate.topic.to_string(),
+            counts: BTreeMap::from(counts),
+            total: tally.total(),
+            progress: tally.progress(),
+            status: tally.worst().map(Status::as_str),
+        };
+        notice.encode(wire)
+    })
 }
 
 fn encode(
@@ -166,6 +186,21 @@ pub enum Notice<'a> {
         /// The topic.
         topic: String,
     },
+    /// How the jobs of a group stand, taken together.
+    Aggregate {
+        /// The group.
+        topic: String,
+        /// Jobs by status.
+        counts: BTreeMap<&'static str, u32>,
+        /// All of them.
+        total: u32,
+        /// Their progress, 0 to 100, each by its weight.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        progress: Option<f64>,
+        /// The worst status any of them has.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        status: Option<&'static str>,
+    },
     /// Milestones are lost to this client.
     Gap {
         /// The topic.
@@ -223,6 +258,7 @@ impl Notice<'_> {
             | Notice::Error { id, .. } => *id,
             Notice::Hello { .. }
             | Notice::Authenticated { .. }
+            | Notice::Aggregate { .. }
             | Notice::Gap { .. }
             | Notice::ServerShutdown { .. } => None,
         }
@@ -235,6 +271,7 @@ impl Notice<'_> {
             Notice::Authenticated { .. } => Frame::Authenticated,
             Notice::Subscribed { .. } => Frame::Subscribed,
             Notice::Unsubscribed { .. } => Frame::Unsubscribed,
+            Notice::Aggregate { .. } => Frame::Aggregate,
             Notice::Gap { .. } => Frame::Gap,
             Notice::Pong { .. } => return None,
             Notice::Error { .. } => Frame::Error,

@@ -136,6 +136,8 @@ pub(super) struct Extras {
     /// Topics the client brought a cursor for; until they are live here, cursors handed out go on
     /// speaking for them as that one did.
     pub(super) carried: Vec<Told>,
+    /// Topics whose tally changed while the socket was full.
+    pub(super) owed: Vec<Topic>,
     /// What the URL named, until the client has authenticated.
     pub(super) awaited: Option<Box<(Vec<Topic>, Option<Cursor>)>>,
 }
@@ -191,6 +193,7 @@ impl Extras {
             resuming,
             together,
             carried,
+            owed,
             awaited,
         } = self;
         ids.is_empty()
@@ -200,6 +203,7 @@ impl Extras {
             && resuming.is_empty()
             && together.is_empty()
             && carried.is_empty()
+            && owed.is_empty()
             && awaited.is_none()
     }
 }

@@ -23,7 +23,7 @@ use super::socketio::{self, Call};
 use super::{Common, Shard, State};
 use crate::dialect::jq::Input;
 use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params, Voice};
-use crate::frame::Notice;
+use crate::frame::{self, Notice};
 use crate::telemetry::Telemetry;
 use crate::websocket;
 
@@ -51,8 +51,6 @@ pub(super) struct Speech {
     pub(super) checked: Option<Moment>,
     /// Questions to workers that are under way.
     pub(super) asking: u8,
-    /// Topics whose tally changed while the socket was full.
-    owed: SmallVec<[Topic; 1]>,
 }
 
 impl Speech {
@@ -67,7 +65,6 @@ impl Speech {
             next_check: interval.map(|interval| now + interval),
             checked: None,
             asking: 0,
-            owed: SmallVec::new(),
         }
     }
 
@@ -169,6 +166,17 @@ pub(super) fn session_bounds<'a>(
     match speech {
         None => &common.session,
         Some(speech) => &speech.endpoint.voice.dialect.session,
+    }
+}
+
+/// Whether a client is told how the jobs of a topic stand: where its dialect has words for it, and natively
+/// for a group. A poll is not: it waits for news of jobs.
+fn hears_aggregates(connection: &Connection, topic: &Topic) -> bool {
+    match &connection.speech {
+        Some(speech) => speech.dialect().speaks(Frame::Aggregate),
+        None => {
+            matches!(topic, Topic::Group(_)) && !matches!(connection.transport, Transport::Poll(_))
+        }
     }
 }
 
@@ -402,9 +410,7 @@ impl Shard {
 
     /// A client has begun to watch a topic: it is told how the jobs stand, and whenever that changes.
     pub(super) fn begin_tally(&self, state: &mut State, watcher: Watcher, topic: &Topic) {
-        let connection = &state.connections[watcher.slot];
-        let speaks = |speech: &Speech| speech.dialect().speaks(Frame::Aggregate);
-        if !connection.speech.as_deref().is_some_and(speaks) {
+        if !hears_aggregates(&state.connections[watcher.slot], topic) {
             return;
         }
         if let Some(tally) = self.common.hub.tally(topic, self.number) {
@@ -425,36 +431,34 @@ impl Shard {
         if extras.is_some_and(|extras| extras.unproven.contains(&watcher.subscription)) {
             return;
         }
-        let Some(speech) = &mut connection.speech else {
-            return;
-        };
-        if !speech.dialect().speaks(Frame::Aggregate) {
+        if !hears_aggregates(connection, &aggregate.topic) {
             return;
         }
         if blocked {
-            if !speech.owed.contains(&aggregate.topic) {
-                speech.owed.push(aggregate.topic.clone());
+            let owed = &mut connection.extras().owed;
+            if !owed.contains(&aggregate.topic) {
+                owed.push(aggregate.topic.clone());
             }
             return;
         }
-        let voice = &speech.endpoint.voice;
-        let wall = self.clock.wall();
-        let frame = voice.encode_aggregate(aggregate, wall, &self.common.telemetry, text_frames);
+        let frame = match &connection.speech {
+            Some(speech) => {
+                let (voice, wall) = (&speech.endpoint.voice, self.clock.wall());
+                voice.encode_aggregate(aggregate, wall, &self.common.telemetry, text_frames)
+            }
+            None => frame::aggregate(aggregate, connection.transport.wire()),
+        };
         self.reply(state, watcher.slot, frame);
     }
 
     /// There is room again: the tallies that changed meanwhile.
     pub(super) fn tell_owed(&self, state: &mut State, slot: usize) {
         let connection = &mut state.connections[slot];
-        let Some(speech) = connection
-            .speech
-            .as_mut()
-            .filter(|each| !each.owed.is_empty())
-        else {
+        let Some(extras) = &mut connection.extras else {
             return;
         };
-        let id = connection.id;
-        for topic in std::mem::take(&mut speech.owed) {
+        let (owed, id) = (std::mem::take(&mut extras.owed), connection.id);
+        for topic in owed {
             let Some(slot) = Self::find(state, id) else {
                 return;
             };

@@ -79,3 +79,50 @@ async fn a_topic_subscribed_later_begins_with_its_snapshot() {
         assert_eq!(state.topic(), topic);
     }
 }
+
+/// A group says how its jobs stand together; who watches one of them is not told.
+#[tokio::test]
+async fn a_group_carries_the_weighted_progress_and_the_worst_status_of_its_jobs() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let child = |status: &str, progress: u32, weight: u32| json!({"status": status, "progress": progress, "weight": weight, "parent_id": "album"});
+    relay
+        .publish("c1", "alice", &child("completed", 100, 3))
+        .await
+        .unwrap();
+    for (attempt, transport) in [(1, Transport::WebSocket), (2, Transport::Sse)] {
+        let state = |status: &str, progress| {
+            let mut state = child(status, progress, 1);
+            state["attempt"] = json!(attempt);
+            state
+        };
+        relay
+            .publish("c2", "alice", &state("running", 20))
+            .await
+            .unwrap();
+        let watch = Watch::topics(["group:album", "job:c1"]);
+        let mut watcher = Watcher::connect(transport, &relay.address(), watch)
+            .await
+            .unwrap();
+        let first = watcher
+            .until(SOON, "how it stands", |frame| frame.kind() == "aggregate")
+            .await
+            .unwrap();
+        assert_eq!(first.topic(), "group:album");
+        assert_eq!(first.0["total"], 2, "{first}");
+        assert_eq!(first.0["progress"], 80.0, "{first}");
+        assert_eq!(first.0["status"], "running", "{first}");
+        relay
+            .publish("c2", "alice", &state("failed", 20))
+            .await
+            .unwrap();
+        let then = watcher
+            .until(SOON, "the change", |frame| {
+                frame.kind() == "aggregate" && frame.0["status"] == "failed"
+            })
+            .await
+            .unwrap();
+        assert_eq!(then.0["counts"]["failed"], 1, "{then}");
+        assert!(then.cursor().is_none(), "{then}");
+        watcher.close().await;
+    }
+}
