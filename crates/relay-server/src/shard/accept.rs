@@ -87,7 +87,7 @@ pub(super) enum Departure {
     /// It becomes a connection.
     Begin(Box<Takeover>),
     /// It may become the socket of a connection that has none yet.
-    Upgrade(Upgrade),
+    Upgrade(Box<Upgrade>),
 }
 
 impl Departure {
@@ -153,7 +153,7 @@ impl Shard {
                 let id = self.begin(&socket, takeover);
                 Some((socket, id))
             }
-            Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, upgrade)).await,
+            Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, *upgrade)).await,
         };
         let Some((socket, id)) = begun else {
             return;

@@ -240,11 +240,11 @@ impl Shard {
                 let sid = self.whose(&sid)?;
                 self.send_mail(sid, Mail::Probe).await?;
                 let head = with_header(&head, visit.request_id.as_ref());
-                Ok(Answered::Leave(Departure::Upgrade(Upgrade {
+                Ok(Answered::Leave(Departure::Upgrade(Box::new(Upgrade {
                     sid,
                     head,
                     early: Bytes::new(),
-                })))
+                }))))
             }
             Wanted::Poll(sid) => {
                 drop((request, query));
