@@ -72,8 +72,8 @@ pub(crate) struct Repair {
 /// One job and what the table knows around it.
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
-    /// `None` while nothing is known of it.
-    pub(crate) job: Option<Job>,
+    /// `None` while nothing is known of it, as of a job that is watched before it begins.
+    pub(crate) job: Option<Box<Job>>,
     /// Shards with a watcher of `job:<id>`.
     pub(crate) shards: Shards,
     /// The last number on each of the job's subjects; `None` is the state's.
@@ -120,7 +120,7 @@ impl Entry {
     }
 
     pub(crate) fn state(&self) -> Option<&Arc<Publication>> {
-        self.job.as_ref().and_then(Job::state)
+        self.job.as_deref().and_then(Job::state)
     }
 }
 
@@ -140,7 +140,8 @@ pub(crate) struct Table {
     /// Below this a job that is not in the table may have had updates.
     pub(crate) known_from: u64,
     pub(crate) stale: bool,
-    pub(crate) jobs: HashMap<JobId, Entry>,
+    /// Boxed: up to half of a map's places are empty.
+    pub(crate) jobs: HashMap<JobId, Box<Entry>>,
     pub(crate) owners: HashMap<Owner, Members>,
     pub(crate) groups: HashMap<Name, Members>,
     /// Owners all of whose jobs are in the table.
@@ -274,11 +275,11 @@ impl Table {
             self.eviction.push_back((id.clone(), queued));
             self.jobs.insert(
                 id.clone(),
-                Entry {
+                Box::new(Entry {
                     touched,
                     queued,
                     ..Entry::default()
-                },
+                }),
             );
             if self.eviction.len() > 2 * self.jobs.len() + 1024 {
                 let jobs = &self.jobs;
@@ -406,7 +407,7 @@ impl Table {
             self.evicted += 1;
             self.known_from = self
                 .known_from
-                .max(self.jobs.get(&id).map_or(0, Entry::last_seq));
+                .max(self.jobs.get(&id).map_or(0, |entry| entry.last_seq()));
             self.forget(&id);
         }
     }
@@ -474,7 +475,7 @@ impl Table {
             self.repairs += 1;
             let entry = self.entry(id);
             let known = entry.job.as_ref().map(|job| job.owner.clone());
-            let last = self.jobs.get(id).map_or(0, Entry::last_seq);
+            let last = self.jobs.get(id).map_or(0, |entry| entry.last_seq());
             let last = last.min(missed_from.unwrap_or(u64::MAX));
             self.to_load.push_back(LoadKey::Job(id.clone()));
             if known.is_some() {

@@ -64,7 +64,7 @@ impl Hub {
             table.keep_key(key);
             let job = Job::restore(key, id.clone(), owner, memory)?;
             let entry = table.entry(&id);
-            entry.job = Some(job);
+            entry.job = Some(Box::new(job));
             for publication in publications {
                 let what = match &publication.body {
                     Body::Milestone { name, .. } => What::Milestone(name.clone()),

@@ -186,12 +186,12 @@ impl Hub {
         let entry = table.entry(&incoming.job);
         let fresh = entry.job.is_none();
         let job = entry.job.get_or_insert_with(|| {
-            Job::new(
+            Box::new(Job::new(
                 key,
                 incoming.job.clone(),
                 incoming.owner.clone(),
                 known_from,
-            )
+            ))
         });
         let applied = if job.owner == incoming.owner {
             let subject = match &incoming.what {

@@ -224,7 +224,7 @@ impl Hub {
     fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
         let since = since(table, &request);
         let entries = members.iter().filter_map(|id| table.jobs.get(id));
-        let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_ref()).collect();
+        let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
         let recovered = since.filter(|since| {
             // More may have changed than a snapshot holds.
             let all_listed = members.len() < SNAPSHOT_JOBS
@@ -322,6 +322,6 @@ fn is_unsure(table: &Table, id: &JobId, since: Option<u64>) -> bool {
         let ended = entry.state().is_some_and(|state| state.is_terminal());
         entry.repair.is_some()
             || (entry.partial && !ended)
-            || entry.job.as_ref().is_some_and(behind)
+            || entry.job.as_deref().is_some_and(behind)
     })
 }

@@ -353,7 +353,7 @@ impl Hub {
         let lost = !partial && lost_milestones(entry, &rebuilt, updates);
         match &mut entry.job {
             Some(job) => job.merge(rebuilt, &bounds),
-            None => entry.job = Some(rebuilt),
+            None => entry.job = Some(Box::new(rebuilt)),
         }
         entry.nothing_until = 0;
         for update in updates.iter().filter(|update| update.owner == owner) {

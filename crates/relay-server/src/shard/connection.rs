@@ -5,7 +5,6 @@
 //! Invariant: while `writer` is blocked nothing is taken from the outbox, so what is behind it stays
 //! fresh.
 
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -281,7 +280,7 @@ pub(super) struct Writer {
     /// Bytes the kernel had no room for.
     unsent: Vec<u8>,
     /// Replies to the client and pings; they go before everything else.
-    replies: VecDeque<Bytes>,
+    replies: Vec<Bytes>,
     /// Since when the kernel takes nothing.
     blocked_since: Option<Moment>,
     /// Write deadlines passed in a row.
@@ -323,15 +322,13 @@ impl Writer {
 
     /// Adds a reply.
     pub(super) fn reply(&mut self, frame: Bytes) {
-        self.replies.push_back(frame);
+        self.replies.push(frame);
     }
 
     /// Moves the waiting replies behind what is in `batch`.
     pub(super) fn take_replies(&mut self, batch: &mut Vec<Bytes>) {
-        batch.extend(self.replies.drain(..));
-        if self.replies.capacity() > 4 {
-            self.replies = VecDeque::new();
-        }
+        // Replies are rare: no room is kept for the next.
+        batch.append(&mut std::mem::take(&mut self.replies));
     }
 
     /// Writes bytes that follow all that was written before.
