@@ -204,6 +204,28 @@ impl Outbox {
         }
     }
 
+    /// Passes on what was just published, where nothing waits before it and it is due: as if it had been
+    /// offered and taken, without a place among what waits. The position the client's cursor then has;
+    /// `None` where it has to be offered, and nothing has changed.
+    pub fn pass(
+        &mut self,
+        publication: &Publication,
+        now: Moment,
+        ceiling: u64,
+        bounds: &OutboxBounds,
+    ) -> Option<u64> {
+        let is_news = publication.seq <= ceiling && publication.seq != self.last_offered;
+        if !is_news || !self.items.is_empty() || self.due(publication, now) > now {
+            return None;
+        }
+        self.last_offered = publication.seq;
+        if publication.is_state() {
+            self.pace(publication.key, now + bounds.interval, now);
+        }
+        self.told = self.told.max(publication.seq);
+        Some(self.told)
+    }
+
     /// Adds what a subscription starts with: a snapshot, or what its client missed. Goes at once.
     ///
     /// It takes nothing's place: what waits under another subscription is owed there.

@@ -59,9 +59,9 @@ pub struct Frames {
 
 impl Frames {
     /// The native frame kept in `slot`, made by `encode` if this is the first to ask.
-    pub fn native(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
+    pub fn native(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> &Bytes {
         let frames = self.native.get_or_init(Box::default);
-        frames[slot].get_or_init(encode).clone()
+        frames[slot].get_or_init(encode)
     }
 }
 
@@ -145,7 +145,7 @@ impl Publication {
     /// The frame kept in `slot`, made by `encode` if this is the first to ask.
     ///
     /// The frame in a slot must be the same whoever encodes it.
-    pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
+    pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> &Bytes {
         self.frames.native(slot, || encode(self))
     }
 

@@ -32,7 +32,7 @@ pub enum Wire {
 }
 
 /// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once.
-pub fn in_step(publication: &Publication, topic: &Topic, wire: Wire) -> Bytes {
+pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> &'a Bytes {
     publication.frame(slot(topic, wire), |publication| {
         let cursor = Cursor::at(publication.epoch, publication.seq, [topic]);
         at_cursor(publication, topic, &cursor, wire, false)
@@ -68,7 +68,7 @@ fn slot(topic: &Topic, wire: Wire) -> usize {
 pub fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
     let tally = &aggregate.tally;
     let counts = Status::ALL.map(|status| (status.as_str(), tally.count(status)));
-    aggregate.frames.native(slot(&aggregate.topic, wire), || {
+    let frame = aggregate.frames.native(slot(&aggregate.topic, wire), || {
         let notice = Notice::Aggregate {
             topic: aggregate.topic.to_string(),
             counts: BTreeMap::from(counts),
@@ -77,7 +77,8 @@ pub fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
             status: tally.worst().map(Status::as_str),
         };
         notice.encode(wire)
-    })
+    });
+    frame.clone()
 }
 
 fn encode(

@@ -14,15 +14,19 @@ mod connection;
 mod deliver;
 mod drain;
 mod engineio;
+mod fanout;
 mod foreign;
 mod holds;
 mod inbound;
 mod mail;
+mod metrics;
+mod poll;
 mod registry;
 mod socketio;
 mod speech;
 mod timers;
 mod watch;
+mod welcome;
 
 pub use accept::listen;
 pub use mail::{Mailbox, Mailboxes};
@@ -51,9 +55,10 @@ use crate::admission::{Admission, Admissions};
 use crate::dialect::{Dialects, PollLimits};
 use crate::identity::{self, Identity};
 use crate::origin;
-use crate::telemetry::{ClassMetrics, Telemetry, TransportMetrics};
+use crate::telemetry::Telemetry;
 use connection::{Connection, Transport, Writer, Written};
 use holds::Holds;
+use metrics::Metrics;
 use registry::Registry;
 use timers::Timers;
 
@@ -163,42 +168,6 @@ struct State {
     metrics: Metrics,
 }
 
-struct Metrics {
-    websocket: TransportMetrics,
-    sse: TransportMetrics,
-    poll: TransportMetrics,
-    socketio_websocket: TransportMetrics,
-    socketio_polling: TransportMetrics,
-    state: ClassMetrics,
-    milestone: ClassMetrics,
-    ending: ClassMetrics,
-}
-
-impl Metrics {
-    fn new(telemetry: &Telemetry) -> Self {
-        Self {
-            websocket: telemetry.transport("websocket"),
-            sse: telemetry.transport("sse"),
-            poll: telemetry.transport("poll"),
-            socketio_websocket: telemetry.transport("socketio_websocket"),
-            socketio_polling: telemetry.transport("socketio_polling"),
-            state: telemetry.class("state"),
-            milestone: telemetry.class("milestone"),
-            ending: telemetry.class("ending"),
-        }
-    }
-
-    fn of(&self, transport: &Transport) -> &TransportMetrics {
-        match transport {
-            Transport::WebSocket(_) => &self.websocket,
-            Transport::EventStream => &self.sse,
-            Transport::Poll(_) => &self.poll,
-            Transport::SocketIo(link) if link.protocol.is_polling() => &self.socketio_polling,
-            Transport::SocketIo(_) => &self.socketio_websocket,
-        }
-    }
-}
-
 /// What a new connection starts as.
 struct Opening {
     transport: Transport,
@@ -299,8 +268,12 @@ impl Shard {
             {
                 let mut state = self.state.borrow_mut();
                 let now = self.clock.now();
-                for message in left.by_ref().take(MESSAGES_PER_WRITE) {
-                    self.take(&mut state, message, now);
+                for _ in 0..MESSAGES_PER_WRITE {
+                    let Some(message) = left.next() else {
+                        break;
+                    };
+                    let alone = left.peek().is_none();
+                    self.take(&mut state, message, alone, now);
                 }
                 self.flush_dirty(&mut state, now);
             }
@@ -318,9 +291,10 @@ impl Shard {
         }
     }
 
-    fn take(&self, state: &mut State, message: Message, now: Moment) {
+    /// `alone` if no other message came after this one.
+    fn take(&self, state: &mut State, message: Message, alone: bool, now: Moment) {
         match message {
-            Message::Publish(publication) => self.offer(state, &publication, now),
+            Message::Publish(publication) => self.offer(state, &publication, alone, now),
             Message::Joined(joined) => self.on_joined(state, *joined, now),
             Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
@@ -440,6 +414,7 @@ impl Shard {
             "connection closed"
         );
         connection.writer.wake();
+        state.metrics.publish();
     }
 
     /// A watcher leaves a topic; the hub is told when it was the shard's last.

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus::local::{LocalHistogram, LocalIntCounter};
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -82,16 +83,16 @@ pub struct TransportMetrics {
     /// Opened since the start.
     pub opened: IntCounter,
     /// Publications handed to the kernel.
-    pub deliveries: IntCounter,
+    pub deliveries: LocalIntCounter,
 }
 
 /// The classes delivery times are told apart by.
 #[derive(Debug, Clone)]
 pub struct ClassMetrics {
     /// From taken in to written.
-    pub delivery: Histogram,
+    pub delivery: LocalHistogram,
     /// From the worker's clock to written.
-    pub end_to_end: Histogram,
+    pub end_to_end: LocalHistogram,
 }
 
 impl Telemetry {
@@ -317,15 +318,15 @@ impl Telemetry {
         TransportMetrics {
             open: self.connections.with_label_values(&[name]),
             opened: self.opened.with_label_values(&[name]),
-            deliveries: self.deliveries.with_label_values(&[name]),
+            deliveries: self.deliveries.with_label_values(&[name]).local(),
         }
     }
 
     /// The handles for one class: `state`, `milestone` or `ending`.
     pub fn class(&self, name: &str) -> ClassMetrics {
         ClassMetrics {
-            delivery: self.delivery_seconds.with_label_values(&[name]),
-            end_to_end: self.end_to_end_seconds.with_label_values(&[name]),
+            delivery: self.delivery_seconds.with_label_values(&[name]).local(),
+            end_to_end: self.end_to_end_seconds.with_label_values(&[name]).local(),
         }
     }
 

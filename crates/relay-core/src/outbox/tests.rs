@@ -8,6 +8,7 @@ use crate::moment::WallTime;
 use crate::publication::{Body, Frames};
 use crate::tally::Share;
 use bytes::Bytes;
+use proptest::prelude::*;
 
 mod model;
 
@@ -260,5 +261,59 @@ impl Offered {
     #[track_caller]
     fn queued(self) {
         assert!(matches!(self, Self::Queued | Self::Conflated), "{self:?}");
+    }
+}
+
+#[test]
+fn nothing_is_passed_on_that_has_to_wait() {
+    let mut outbox = Outbox::default();
+    let pass = |outbox: &mut Outbox, publication: &Publication, now| {
+        outbox.pass(publication, now, 10, &BOUNDS)
+    };
+    assert_eq!(pass(&mut outbox, &state(1, 1), START), Some(1));
+    // Seen through a second topic; before its pace allows; above what a repair allows.
+    assert_eq!(pass(&mut outbox, &state(1, 1), after(200)), None);
+    assert_eq!(pass(&mut outbox, &state(1, 2), after(99)), None);
+    assert_eq!(pass(&mut outbox, &state(1, 11), after(200)), None);
+    // Behind what waits already.
+    offer(&mut outbox, &state(1, 2)).queued();
+    assert_eq!(pass(&mut outbox, &ending(2, 3), START), None);
+    assert_eq!(outbox.len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn passing_on_is_the_same_as_offering_and_taking_at_once(
+        steps in proptest::collection::vec((1u64..4, 0u8..3, 0u64..150, prop::bool::ANY), 1..40)
+    ) {
+        let (mut passing, mut offering) = (Outbox::default(), Outbox::default());
+        let (mut passed, mut offered) = (Vec::new(), Vec::new());
+        let mut now = START;
+        for (seq, (job, kind, wait, held)) in (1u64..).zip(steps) {
+            now = now + Duration::from_millis(wait);
+            let ceiling = if held { seq - 1 } else { u64::MAX };
+            let publication = match kind {
+                0 => state(job, seq),
+                1 => ending(job, seq),
+                _ => milestone(job, seq, 1),
+            };
+            let waits = offering.offer(&publication, ONE, now, &BOUNDS);
+            match passing.pass(&publication, now, ceiling, &BOUNDS) {
+                Some(position) => passed.push((position, Some(seq))),
+                None => prop_assert_eq!(passing.offer(&publication, ONE, now, &BOUNDS), waits),
+            }
+            for (outbox, told) in [(&mut passing, &mut passed), (&mut offering, &mut offered)] {
+                while let Some(taken) = outbox.take(now, ceiling, &BOUNDS) {
+                    let seq = match taken.telling {
+                        Telling::Publication(publication) => Some(publication.seq),
+                        Telling::Gap { .. } => None,
+                    };
+                    told.push((taken.position, seq));
+                }
+            }
+            prop_assert_eq!(&passed, &offered);
+            prop_assert_eq!(passing.position(), offering.position());
+            prop_assert_eq!(passing.next_due(u64::MAX), offering.next_due(u64::MAX));
+        }
     }
 }

@@ -23,7 +23,6 @@ use relay_core::topic::Topic;
 use serde_json::Value;
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::frame::Wire;
@@ -32,6 +31,7 @@ use crate::websocket::Decoder;
 
 use super::engineio::Link;
 use super::inbound::MessageLimiter;
+use super::poll::Poll;
 use super::speech::Speech;
 
 use relay_bus::inbox::ConnectionId;
@@ -50,40 +50,6 @@ pub(super) enum Transport {
     Poll(Option<Poll>),
     /// A Socket.IO session, over polling or a WebSocket.
     SocketIo(Box<Link>),
-}
-
-/// A poll's other end.
-#[derive(Debug)]
-pub(super) struct Poll {
-    /// Where the answer goes; whoever asked may have stopped waiting.
-    pub(super) answer: oneshot::Sender<PollAnswer>,
-    /// Topics whose join is not answered yet.
-    pub(super) waiting: usize,
-    /// Whether every join so far recovered.
-    pub(super) recovered: bool,
-    /// Whether it shall be answered though there is no news.
-    pub(super) hurried: bool,
-    /// Whether a topic turned out to be somebody else's.
-    pub(super) forbidden: bool,
-}
-
-/// What a poll is answered with.
-#[derive(Debug)]
-pub(super) struct PollAnswer {
-    /// Frames as JSON.
-    pub(super) frames: Vec<Bytes>,
-    /// Where the client stands then.
-    pub(super) cursor: String,
-    /// Whether everything missed since the client's cursor is in `frames`.
-    pub(super) recovered: bool,
-    /// Whether every topic was joined; if not, the bus did not answer.
-    pub(super) joined: bool,
-    /// Whether a topic is somebody else's.
-    pub(super) forbidden: bool,
-    /// Whether the bus is away.
-    pub(super) stale: bool,
-    /// The relay is going away.
-    pub(super) shutdown: bool,
 }
 
 impl Transport {
@@ -254,6 +220,16 @@ impl Connection {
                 carried.extend_from_slice(cursor.told());
             }
         }
+    }
+
+    /// Whether it has a socket of its own that frames may be written to now.
+    pub(super) fn is_writable(&self) -> bool {
+        let polls = match &self.transport {
+            Transport::WebSocket(_) | Transport::EventStream => false,
+            Transport::Poll(_) => true,
+            Transport::SocketIo(link) => link.protocol.is_polling(),
+        };
+        !polls && !self.writer.is_blocked()
     }
 
     pub(super) fn user(&self) -> Option<&Name> {

@@ -1,30 +1,25 @@
-//! The fan-out: from a publication to bytes on sockets.
+//! From what is due to bytes on sockets.
 //!
-//! A publication is offered to the outbox of everybody who watches it; then each connection that has
-//! something due gets one write, of as many frames as are due. A frame is encoded once for all who are
-//! in step. A connection whose socket is full takes nothing from its outbox until there is room, so what
-//! it gets then is fresh.
+//! Each connection that has something due gets one write, of as many frames as are due. A frame is encoded
+//! once for all who are in step. A connection whose socket is full takes nothing from its outbox until there
+//! is room, so what it gets then is fresh.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_bus::inbox::{Joined, LostMilestones, Repairing};
-use relay_core::cursor::{Cursor, Print, Told};
+use relay_core::cursor::Cursor;
 use relay_core::moment::Moment;
-use relay_core::outbox::{GapReason, Offered, SubscriptionId, Taken, Telling};
-use relay_core::publication::{JobKey, Publication};
-use relay_core::session::CloseReason;
-use relay_core::topic::Topic;
-use serde_json::Value;
+use relay_core::outbox::{SubscriptionId, Taken, Telling};
+use relay_core::publication::Publication;
+use relay_core::session::{CloseReason, Event};
 
-use super::connection::{Answered, Connection, PollAnswer, Transport, Unacknowledged, Written};
-use super::holds::{Holds, Released};
-use super::registry::Watcher;
+use super::connection::{Connection, Transport, Unacknowledged, Written};
+use super::holds::Holds;
+use super::metrics::Metrics;
 use super::{Shard, State, speech};
-use crate::frame::{self, Notice, Wire};
-use crate::identity::Sight;
+use crate::frame::{self, Wire};
 use crate::websocket;
 
 /// Bytes gathered for one write. More would only copy what the kernel will not take.
@@ -32,276 +27,23 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// How often an ending is offered that nobody acknowledges.
 const MAX_OFFERS: u32 = 6;
 
-impl Shard {
-    /// Offers a publication to everybody on this shard who watches it.
-    pub(super) fn offer(&self, state: &mut State, publication: &Arc<Publication>, now: Moment) {
-        let is_repair = publication.seq <= state.frontier;
-        state.frontier = state.frontier.max(publication.seq);
-        let mut lost = Vec::new();
-        for watcher in state.registry.watchers_of(publication) {
-            let connection = &mut state.connections[watcher.slot];
-            match seen_by(connection, watcher, publication) {
-                Seen::Yes => {}
-                Seen::Hidden => continue,
-                Seen::Forbidden => {
-                    lost.push((*watcher, Loss::Forbidden));
-                    continue;
-                }
-            }
-            if is_repair && is_before(connection, watcher, publication.seq) {
-                continue;
-            }
-            let bounds = speech::outbox_bounds(&connection.speech, &self.common);
-            let outbox = &mut connection.outbox;
-            match outbox.offer(publication, watcher.subscription, now, bounds) {
-                Offered::Queued => {}
-                Offered::Duplicate => continue,
-                Offered::Conflated => self.common.telemetry.conflated.inc(),
-                Offered::Shed(_) => self.common.telemetry.gap("outbox"),
-                Offered::Overflow => {
-                    lost.push((*watcher, Loss::Overflow));
-                    continue;
-                }
-            }
-            if !connection.dirty {
-                connection.dirty = true;
-                state.dirty.push(watcher.slot);
-            }
-        }
-        for (watcher, loss) in lost {
-            match loss {
-                Loss::Forbidden => self.refuse_subscription(state, watcher),
-                Loss::Overflow => self.end(state, watcher.slot, CloseReason::Overflow),
-            }
-        }
-    }
+/// What of a shard's state a frame depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    epoch: u64,
+    stale: bool,
+}
 
-    /// A repair began: who watches the job waits. It ended: they go on.
-    pub(super) fn on_repair(&self, state: &mut State, repairing: Repairing) {
-        let released = state.holds.take(repairing);
-        let may_go_on = |connection: &Connection| match &released {
-            Released::Nobody => false,
-            Released::Everybody => true,
-            Released::Watchers(hold) => {
-                let mut topics = connection.session.subscriptions().iter();
-                topics.any(|each| hold.concerns(&each.topic))
-            }
-        };
-        if matches!(released, Released::Nobody) {
-            return;
-        }
-        let waited = state
-            .connections
-            .iter()
-            .filter(|(_, connection)| !connection.outbox.is_empty() && may_go_on(connection));
-        for slot in waited.map(|(slot, _)| slot).collect::<Vec<_>>() {
-            self.mark(state, slot);
-        }
-    }
-
-    /// Milestones were lost before they reached this shard: everybody who watches the job is told.
-    pub(super) fn on_lost(&self, state: &mut State, lost: &LostMilestones, now: Moment) {
-        let owner = lost.topics.iter().find_map(|topic| match topic {
-            Topic::User(owner) => Some(owner),
-            Topic::Job(_) | Topic::Group(_) => None,
-        });
-        let parent = lost.topics.iter().find_map(|topic| match topic {
-            Topic::Group(parent) => Some(parent),
-            Topic::Job(_) | Topic::User(_) => None,
-        });
-        for topic in &lost.topics {
-            for at in 0..state.registry.watchers(topic).len() {
-                let watcher = state.registry.watchers(topic)[at];
-                let connection = &mut state.connections[watcher.slot];
-                // Also that a job exists is not for everybody.
-                if !connection.identity.may_watch(topic, owner, parent) {
-                    continue;
-                }
-                let job = (lost.key, lost.job.clone());
-                let outbox = &mut connection.outbox;
-                outbox.announce_gap(job, lost.seq, lost.reason, watcher.subscription, now);
-                self.common.telemetry.gap(lost.reason.as_str());
-                self.mark(state, watcher.slot);
-            }
-        }
-    }
-
-    /// A join was answered: the subscription is live, and what it starts with goes out at once.
-    pub(super) fn on_joined(&self, state: &mut State, mut joined: Joined, now: Moment) {
-        state.frontier = state.frontier.max(joined.high);
-        state.registry.answered(&joined.topic);
-        let slot = Self::find(state, joined.connection);
-        let since = joined.since.filter(|_| joined.recovered).unwrap_or(0);
-        let live = slot.filter(|slot| {
-            let connection = &mut state.connections[*slot];
-            let from = complete_from(connection, &joined);
-            connection.session.joined(joined.subscription, since, from)
-        });
-        let Some(slot) = live else {
-            // It left while the hub was asked; the hub still counts the shard in.
-            if !state.registry.is_wanted(&joined.topic) {
-                self.common.hub.leave(&joined.topic, self.number);
-            }
-            return;
-        };
-        let watcher = Watcher {
-            slot,
-            subscription: joined.subscription,
-        };
-        let connection = &mut state.connections[slot];
-        if connection.identity.sight(&joined.topic) == Sight::WhenKnown {
-            connection.extras().unproven.push(joined.subscription);
-        }
-        if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
-            && !connection
-                .identity
-                .may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
-        {
-            self.refuse_subscription(state, watcher);
-            return;
-        }
-        joined
-            .publications
-            .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
-        let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
-        joined.left_out.retain(|each| seen.contains(&each.key));
-        state.registry.add(&joined.topic, watcher);
-        let topic = joined.topic.clone();
-        let id = state.connections[slot].id;
-        self.welcome(state, slot, joined, now);
-        // A client that reads nothing may have been ended by its welcome.
-        if Self::find(state, id).is_some() {
-            self.begin_tally(state, watcher, &topic);
-        }
-        self.mark(state, slot);
-    }
-
-    fn welcome(&self, state: &mut State, slot: usize, mut joined: Joined, now: Moment) {
-        let connection = &mut state.connections[slot];
-        let answered = connection
-            .extras
-            .as_mut()
-            .map_or_else(Answered::default, |extras| {
-                extras.answered(joined.subscription)
-            });
-        if answered.resumes {
-            self.common.telemetry.resume(joined.recovered);
-        }
-        if let Some(since) = joined.since.filter(|_| joined.recovered) {
-            connection.outbox.resume(since);
-        }
-        let goes_on = answered.resumes && joined.recovered;
-        let begins_with_others = answered.together && !answered.resumes;
-        if goes_on || begins_with_others {
-            // What is told under one topic is told. Who asks for a single one without a cursor, or has to
-            // start anew, wants the snapshot.
-            let id = joined.subscription;
-            let states = joined.publications.iter().filter(|each| each.is_state());
-            let latest: HashMap<JobKey, u64> = states.map(|state| (state.key, state.seq)).collect();
-            let mut told = Vec::new();
-            joined.publications.retain(|publication| {
-                let state = latest.get(&publication.key);
-                let in_snapshot = state.is_none_or(|state| publication.seq >= *state);
-                let is_told = is_told(connection, id, publication, in_snapshot);
-                told.extend(is_told.then_some(publication.seq));
-                !is_told
-            });
-            for seq in told {
-                connection.outbox.share(seq, id);
-            }
-        }
-        for left_out in joined.left_out {
-            let who = (left_out.key, left_out.job);
-            let (reason, via) = (GapReason::History, joined.subscription);
-            let outbox = &mut connection.outbox;
-            outbox.announce_gap(who, left_out.seq, reason, via, now);
-            self.common.telemetry.gap(reason.as_str());
-        }
-        for publication in &joined.publications {
-            let bounds = &self.common.outbox;
-            connection
-                .outbox
-                .owe(publication, joined.subscription, now, bounds);
-        }
-        connection
-            .outbox
-            .advance(joined.high.min(ceiling(&state.holds, connection)));
-        let jobs: HashSet<JobKey> = joined
-            .publications
-            .iter()
-            .filter(|publication| publication.is_state())
-            .map(|publication| publication.key)
-            .collect();
-        if let Some(extras) = &mut connection.extras {
-            let print = Print::of(&joined.topic);
-            extras.carried.retain(|told| told.print != print);
-            if extras.is_empty() {
-                connection.extras = None;
-            }
-        }
-        let cursor = cursor_of(connection, state.epoch);
-        let notice = Notice::Subscribed {
-            id: answered.id.as_ref(),
-            topic: joined.topic.to_string(),
-            recovered: joined.recovered,
-            jobs: jobs.len(),
-            cursor: cursor.clone(),
+impl Place {
+    pub(super) fn of(state: &State) -> Self {
+        Self {
+            epoch: state.epoch,
             stale: state.stale,
-        };
-        let frame = self.frame_of(&state.connections[slot], &notice, Some(&cursor));
-        let connection = &mut state.connections[slot];
-        if let Transport::Poll(Some(poll)) = &mut connection.transport {
-            poll.waiting = poll.waiting.saturating_sub(1);
-            poll.recovered &= joined.recovered;
-        } else {
-            self.reply(state, slot, frame);
         }
     }
+}
 
-    /// Ends a subscription its client may not have, and says so.
-    pub(super) fn refuse_subscription(&self, state: &mut State, watcher: Watcher) {
-        let connection = &mut state.connections[watcher.slot];
-        let Some(topic) = connection.session.leave(watcher.subscription) else {
-            return;
-        };
-        connection.outbox.forget(watcher.subscription);
-        let id = connection.extras.as_mut().and_then(|extras| {
-            let id = extras.take_id(watcher.subscription);
-            extras.forget(watcher.subscription);
-            id
-        });
-        self.unwatch(&mut state.registry, &topic, watcher);
-        if let Transport::Poll(Some(poll)) = &mut state.connections[watcher.slot].transport {
-            poll.waiting = poll.waiting.saturating_sub(1);
-            poll.forbidden = true;
-        }
-        self.refuse_topic(state, watcher.slot, id.as_ref(), &topic);
-        self.mark(state, watcher.slot);
-    }
-
-    /// Says that a topic is not the client's to watch.
-    pub(super) fn refuse_topic(
-        &self,
-        state: &mut State,
-        slot: usize,
-        id: Option<&Value>,
-        topic: &Topic,
-    ) {
-        self.common.telemetry.client_error("forbidden");
-        let transport = &state.connections[slot].transport;
-        if matches!(transport, Transport::Poll(_)) {
-            return;
-        }
-        let notice = Notice::Error {
-            id,
-            code: "forbidden",
-            message: "this belongs to another user, and your token's topics do not grant it",
-            topic: Some(topic.to_string()),
-        };
-        let frame = self.frame_of(&state.connections[slot], &notice, None);
-        self.reply(state, slot, frame);
-    }
-
+impl Shard {
     /// Queues a reply; ends a client that does not read its replies.
     pub(super) fn reply(&self, state: &mut State, slot: usize, frame: Bytes) {
         if frame.is_empty() {
@@ -341,6 +83,7 @@ impl Shard {
                 self.flush(state, slot, now);
             }
         }
+        state.metrics.publish();
     }
 
     /// Writes all that is due on one connection, as far as its socket takes it.
@@ -377,6 +120,7 @@ impl Shard {
 
     /// Takes what is due on one connection, replies first, as much as one write should have.
     pub(super) fn gather(&self, state: &mut State, slot: usize, now: Moment) {
+        let place = Place::of(state);
         let connection = &mut state.connections[slot];
         state.frames.clear();
         connection.writer.take_replies(&mut state.frames);
@@ -390,14 +134,14 @@ impl Shard {
             )
         {
             let frame = match connection.speech {
-                None => render(connection, &taken, state.epoch, state.stale),
+                None => frame_of(connection, &taken, place),
                 Some(_) => self.render_foreign(connection, &taken),
             };
             bytes += frame.len();
             if !frame.is_empty() {
                 state.frames.push(frame);
             }
-            self.account(connection, &state.metrics, taken, now);
+            self.account_taken(connection, &state.metrics, &taken, now);
         }
         if state.frames.is_empty() {
             let seen = state.frontier.min(ceiling);
@@ -418,33 +162,53 @@ impl Shard {
                 &state.batch
             }
         };
-        self.common
-            .telemetry
-            .written_bytes
-            .inc_by(bytes.len() as u64);
+        self.write(connection, &state.metrics, bytes, now)
+    }
+
+    /// Writes bytes that follow all that was written to the connection before.
+    pub(super) fn write(
+        &self,
+        connection: &mut Connection,
+        metrics: &Metrics,
+        bytes: &[u8],
+        now: Moment,
+    ) -> Written {
+        metrics.written_bytes.inc_by(bytes.len() as u64);
         let written = connection.writer.write(bytes, now);
         if written == Written::All && matches!(connection.transport, Transport::EventStream) {
             // A stream's reader says nothing; that the kernel takes bytes is the only sign there is.
-            let event = relay_core::session::Event::SignOfLife;
-            connection.session.handle(event, now, &self.common.session);
+            let sign = Event::SignOfLife;
+            connection.session.handle(sign, now, &self.common.session);
         }
         written
     }
 
-    /// Counts a delivery, and remembers an ending whose client wants to acknowledge it.
-    fn account(
+    /// Counts what was taken from an outbox, if it is a delivery.
+    pub(super) fn account_taken(
         &self,
         connection: &mut Connection,
-        metrics: &super::Metrics,
-        taken: Taken,
+        metrics: &Metrics,
+        taken: &Taken,
         now: Moment,
     ) {
-        let Telling::Publication(publication) = taken.telling else {
-            return;
-        };
+        if let Telling::Publication(publication) = &taken.telling {
+            let how = (taken.via, taken.replayed);
+            self.account(connection, metrics, publication, how, now);
+        }
+    }
+
+    /// Counts a delivery, and remembers an ending whose client wants to acknowledge it.
+    pub(super) fn account(
+        &self,
+        connection: &mut Connection,
+        metrics: &Metrics,
+        publication: &Arc<Publication>,
+        (via, replayed): (SubscriptionId, bool),
+        now: Moment,
+    ) {
         if let Some(speech) = &mut connection.speech {
             let jobs = connection.session.subscriptions().len();
-            speech.note(&publication, jobs, now);
+            speech.note(publication, jobs, now);
         }
         metrics.of(&connection.transport).deliveries.inc();
         let class = match (publication.is_terminal(), publication.is_state()) {
@@ -452,12 +216,12 @@ impl Shard {
             (false, true) => &metrics.state,
             (false, false) => &metrics.milestone,
         };
-        if !taken.replayed {
+        if !replayed {
             class
                 .delivery
                 .observe((now - publication.received_at).as_secs_f64());
         }
-        if let Some(worker_at) = publication.worker_at.filter(|_| !taken.replayed) {
+        if let Some(worker_at) = publication.worker_at.filter(|_| !replayed) {
             // The worker's clock at publishing, ours at taking in, and how long it took from there.
             let travelled = publication.stored_at.as_unix_micros() - worker_at.as_unix_micros();
             let travelled = Duration::from_micros(u64::try_from(travelled).unwrap_or(0));
@@ -472,10 +236,10 @@ impl Shard {
             .unacknowledged
             .iter()
             .any(|each| each.publication.seq == publication.seq);
-        if publication.is_terminal() && extras.acks.contains(&taken.via) && !known {
+        if publication.is_terminal() && extras.acks.contains(&via) && !known {
             extras.unacknowledged.push(Unacknowledged {
-                subscription: taken.via,
-                publication,
+                subscription: via,
+                publication: publication.clone(),
                 next: now + self.common.ack_timeout,
                 tries: 1,
             });
@@ -484,7 +248,7 @@ impl Shard {
 
     /// Offers again the endings that were not acknowledged in time.
     pub(super) fn reoffer(&self, state: &mut State, slot: usize, now: Moment) {
-        let (epoch, stale) = (state.epoch, state.stale);
+        let place = Place::of(state);
         let connection = &mut state.connections[slot];
         let Some(mut extras) = connection.extras.take() else {
             return;
@@ -502,7 +266,7 @@ impl Shard {
                 position: connection.outbox.position(),
                 replayed: true,
             };
-            frames.push(render(connection, &again, epoch, stale));
+            frames.push(frame_of(connection, &again, place));
             self.common.telemetry.endings_reoffered.inc();
             each.tries < MAX_OFFERS
         });
@@ -512,54 +276,6 @@ impl Shard {
                 self.reply(state, slot, frame);
             }
         }
-    }
-
-    /// Answers a poll once every topic has joined and there is news.
-    pub(super) fn answer_poll(&self, state: &mut State, slot: usize, now: Moment) {
-        let connection = &mut state.connections[slot];
-        let Transport::Poll(Some(poll)) = &connection.transport else {
-            return;
-        };
-        let ceiling = ceiling(&state.holds, connection);
-        let news = poll.forbidden || poll.hurried || connection.outbox.has_due(now, ceiling);
-        if poll.waiting > 0 || !news {
-            self.reschedule(state, slot);
-            return;
-        }
-        self.finish_poll(state, slot, now, false);
-    }
-
-    /// Answers a poll with what there is, and ends it.
-    pub(super) fn finish_poll(&self, state: &mut State, slot: usize, now: Moment, shutdown: bool) {
-        let (epoch, stale) = (state.epoch, state.stale);
-        let connection = &mut state.connections[slot];
-        let ceiling = ceiling(&state.holds, connection);
-        let seen = state.frontier.min(ceiling);
-        let mut frames = Vec::new();
-        while frames.len() < super::watch::MAX_POLL_FRAMES
-            && let Some(taken) = connection.outbox.take(now, ceiling, &self.common.outbox)
-        {
-            frames.push(render(connection, &taken, epoch, stale));
-            self.account(connection, &state.metrics, taken, now);
-        }
-        connection.outbox.advance(seen);
-        let cursor = cursor_of(connection, epoch);
-        if let Transport::Poll(poll) = &mut connection.transport
-            && let Some(poll) = poll.take()
-        {
-            let answer = PollAnswer {
-                frames,
-                cursor,
-                recovered: poll.recovered,
-                joined: poll.waiting == 0,
-                forbidden: poll.forbidden,
-                stale,
-                shutdown,
-            };
-            // Whoever polled may have gone.
-            drop(poll.answer.send(answer));
-        }
-        self.end(state, slot, CloseReason::Client);
     }
 
     /// Says what there is to say before a connection ends.
@@ -589,122 +305,53 @@ impl Shard {
     }
 }
 
-/// Whether another node told the client a number before it came here, where that was missing.
-fn is_before(connection: &Connection, watcher: &Watcher, seq: u64) -> bool {
-    let subscription = connection.session.subscription(watcher.subscription);
-    subscription.is_some_and(|subscription| seq <= subscription.since)
-}
-
-/// From which number on a subscription whose join was answered is told everything.
-fn complete_from(connection: &Connection, joined: &Joined) -> u64 {
-    let Some(since) = joined.since.filter(|_| joined.recovered) else {
-        return joined.high;
-    };
-    let print = Print::of(&joined.topic);
-    let mut carried = connection.carried().iter();
-    let told = carried.find(|told| told.print == print && told.seq == since);
-    told.map_or(since, |told| told.from)
-}
-
-/// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
-/// that is live on the connection, or that the cursor it brought speaks for. A topic that began with a
-/// snapshot had what a snapshot has, and everything since.
-fn is_told(
-    connection: &Connection,
-    via: SubscriptionId,
-    publication: &Publication,
-    in_snapshot: bool,
-) -> bool {
-    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
-    let told_from = |from: u64| in_snapshot || publication.seq > from;
-    publication.topics().any(|topic| {
-        let live = connection.session.subscription_to(&topic);
-        let live = live.filter(|other| other.id != via && other.live);
-        let print = Print::of(&topic);
-        let carried = |told: &Told| {
-            told.print == print && told.seq >= publication.seq && told_from(told.from)
-        };
-        (live.is_some_and(|other| told_from(other.complete_from))
-            || connection.carried().iter().any(carried))
-            && connection.identity.may_watch(&topic, owner, parent)
-    })
-}
-
 /// What a connection may be told up to while jobs it watches are being repaired.
 pub(super) fn ceiling(holds: &Holds, connection: &Connection) -> u64 {
     let subscriptions = connection.session.subscriptions().iter();
     holds.ceiling(subscriptions.map(|each| &each.topic))
 }
 
-enum Loss {
-    Forbidden,
-    Overflow,
-}
-
-/// Whether a connection may see a publication, where that could not be said when it subscribed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Yes,
-    /// One job of a group is another's: it is left out.
-    Hidden,
-    /// The one job it watches is another's: the subscription ends.
-    Forbidden,
-}
-
-fn seen_by(connection: &mut Connection, watcher: &Watcher, publication: &Publication) -> Seen {
-    let Some(extras) = &mut connection.extras else {
-        return Seen::Yes;
-    };
-    let Some(at) = extras
-        .unproven
-        .iter()
-        .position(|each| *each == watcher.subscription)
-    else {
-        return Seen::Yes;
-    };
-    let Some(subscription) = connection.session.subscription(watcher.subscription) else {
-        return Seen::Hidden;
-    };
-    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
-    let allowed = connection
-        .identity
-        .may_watch(&subscription.topic, owner, parent);
-    match (&subscription.topic, allowed) {
-        (Topic::Job(_), true) => {
-            // A job has one owner; it need not be asked again.
-            extras.unproven.swap_remove(at);
-            Seen::Yes
+/// The frame for what was taken from a connection's outbox.
+pub(super) fn frame_of(connection: &Connection, taken: &Taken, place: Place) -> Bytes {
+    match &taken.telling {
+        Telling::Publication(publication) => {
+            let where_to = (taken.via, taken.position);
+            render(connection, publication, where_to, place).into_owned()
         }
-        (Topic::Job(_), false) => Seen::Forbidden,
-        (Topic::User(_) | Topic::Group(_), true) => Seen::Yes,
-        (Topic::User(_) | Topic::Group(_), false) => Seen::Hidden,
+        Telling::Gap { job, reason } => {
+            let subscription = connection.session.subscription(taken.via);
+            let wire = connection.transport.wire();
+            subscription.map_or_else(Bytes::new, |subscription| {
+                frame::gap(job, &subscription.topic, *reason, wire)
+            })
+        }
     }
 }
 
-/// The frame for one connection.
-fn render(connection: &Connection, taken: &Taken, epoch: u64, stale: bool) -> Bytes {
-    let wire = connection.transport.wire();
-    let subscriptions = connection.session.subscriptions();
-    let found = subscriptions.iter().find(|each| each.id == taken.via);
-    let Some(subscription) = found else {
-        return Bytes::new();
+/// A publication's frame for a connection whose cursor comes to stand at `position`: shared with all who are
+/// in step, if it is.
+pub(super) fn render<'a>(
+    connection: &Connection,
+    publication: &'a Publication,
+    (via, position): (SubscriptionId, u64),
+    place: Place,
+) -> Cow<'a, Bytes> {
+    let Some(subscription) = connection.session.subscription(via) else {
+        return Cow::Owned(Bytes::new());
     };
-    let topic = &subscription.topic;
-    let publication = match &taken.telling {
-        Telling::Publication(publication) => publication,
-        Telling::Gap { job, reason } => return frame::gap(job, topic, *reason, wire),
-    };
-    let in_step = subscriptions.len() == 1
-        && taken.position == publication.seq
-        && !stale
+    let (topic, wire) = (&subscription.topic, connection.transport.wire());
+    let in_step = connection.session.subscriptions().len() == 1
+        && position == publication.seq
+        && !place.stale
         && wire != Wire::Json
         && connection.carried().is_empty()
-        && connection.outbox.behind(taken.via).is_none();
+        && connection.outbox.behind(via).is_none();
     if in_step {
-        return frame::in_step(publication, topic, wire);
+        return Cow::Borrowed(frame::in_step(publication, topic, wire));
     }
-    let cursor = cursor_at(connection, (epoch, taken.position));
-    frame::at_cursor(publication, topic, &cursor, wire, stale)
+    let cursor = cursor_at(connection, (place.epoch, position));
+    let frame = frame::at_cursor(publication, topic, &cursor, wire, place.stale);
+    Cow::Owned(frame)
 }
 
 fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {

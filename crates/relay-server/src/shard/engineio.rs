@@ -632,10 +632,7 @@ impl Shard {
         }
         if !state.frames.is_empty() {
             let body = payload::join(&state.frames);
-            self.common
-                .telemetry
-                .written_bytes
-                .inc_by(body.len() as u64);
+            state.metrics.written_bytes.inc_by(body.len() as u64);
             if !answer_poll(link, body) {
                 return self.end(state, slot, CloseReason::Client);
             }

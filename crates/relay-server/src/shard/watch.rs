@@ -11,25 +11,22 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use relay_core::cursor::Cursor;
 use relay_core::topic::Topic;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::accept::Takeover;
-use super::connection::{Poll, PollAnswer, Transport};
-use super::{Join, Opening, Shard, State};
+use super::connection::Transport;
+use super::{Join, Shard, State};
 use crate::admission::Admission;
-use crate::answer::{self, ApiError};
+use crate::answer::ApiError;
 use crate::dialect::{Endpoint, Params};
 use crate::frame::Notice;
 use crate::identity::{Identity, Sight, credential, credential::SUBPROTOCOL_PREFIX};
 use crate::origin::Standing;
 use crate::websocket::{self, Decoder};
 
-/// Frames in one answer to a poll; what is left comes with the next.
-pub(super) const MAX_POLL_FRAMES: usize = 1000;
 /// How long a request waits for the bus to say whose a job is.
 pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
@@ -260,74 +257,6 @@ impl Shard {
         Ok(())
     }
 
-    async fn poll_once(
-        self: &Rc<Self>,
-        stream: Stream,
-        wait: Duration,
-    ) -> Result<Response<Body>, ApiError> {
-        let (answer, mut answered) = oneshot::channel();
-        let id = {
-            let mut state = self.state.borrow_mut();
-            let now = self.clock.now();
-            let poll = Poll {
-                answer,
-                waiting: stream.topics.len(),
-                recovered: true,
-                hurried: false,
-                forbidden: false,
-            };
-            let opening = Opening {
-                transport: Transport::Poll(Some(poll)),
-                stream: None,
-                identity: stream.identity,
-                admission: stream.admission,
-                authenticated: true,
-                speech: None,
-            };
-            let (slot, id) = self.open(&mut state, opening, now);
-            self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
-            self.flush_dirty(&mut state, now);
-            id
-        };
-        // Dropped when the client goes away, it takes the poll with it.
-        let _cleanup = EndPoll { shard: self, id };
-        let answer = match timeout(wait, &mut answered).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.hurry_poll(id);
-                match timeout(LOOKUP_WAIT, &mut answered).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        self.stop_poll(id);
-                        answered.await
-                    }
-                }
-            }
-        };
-        answer.map_or_else(|_| Err(ApiError::draining()), poll_response)
-    }
-
-    /// The wait for news is over: the poll is answered as soon as every topic has had its first word.
-    fn hurry_poll(&self, id: relay_bus::inbox::ConnectionId) {
-        let mut state = self.state.borrow_mut();
-        let Some(slot) = Self::find(&state, id) else {
-            return;
-        };
-        if let Transport::Poll(Some(poll)) = &mut state.connections[slot].transport {
-            poll.hurried = true;
-        }
-        let now = self.clock.now();
-        self.answer_poll(&mut state, slot, now);
-    }
-
-    /// The bus does not answer: the poll is answered with what there is.
-    fn stop_poll(&self, id: relay_bus::inbox::ConnectionId) {
-        let mut state = self.state.borrow_mut();
-        if let Some(slot) = Self::find(&state, id) {
-            self.finish_poll(&mut state, slot, self.clock.now(), false);
-        }
-    }
-
     /// Subscribes a connection that was authenticated by message to what its URL names.
     pub(super) fn watch_awaited(&self, state: &mut State, slot: usize) {
         let connection = &mut state.connections[slot];
@@ -399,23 +328,6 @@ impl Shard {
 }
 
 /// Ends a poll whose request is dropped.
-struct EndPoll<'a> {
-    shard: &'a Rc<Shard>,
-    id: relay_bus::inbox::ConnectionId,
-}
-
-impl Drop for EndPoll<'_> {
-    fn drop(&mut self) {
-        // Answered polls are gone already; a request dropped inside a borrow cannot be, it is polled outside.
-        if let Ok(mut state) = self.shard.state.try_borrow_mut()
-            && let Some(slot) = Shard::find(&state, self.id)
-        {
-            self.shard
-                .end(&mut state, slot, relay_core::session::CloseReason::Client);
-        }
-    }
-}
-
 /// An identity that may do nothing yet.
 pub(super) fn nobody() -> Identity {
     Identity {
@@ -546,36 +458,4 @@ fn event_stream_head(extra: impl Iterator<Item = (header::HeaderName, HeaderValu
     }
     head.extend_from_slice(b"\r\n");
     head.into()
-}
-
-fn poll_response(answer: PollAnswer) -> Result<Response<Body>, ApiError> {
-    if answer.forbidden {
-        return Err(ApiError::forbidden());
-    }
-    if answer.shutdown && answer.frames.is_empty() {
-        return Err(ApiError::draining());
-    }
-    if !answer.joined {
-        return Err(ApiError::bus_unavailable());
-    }
-    let mut body = Vec::with_capacity(128 + answer.frames.iter().map(Bytes::len).sum::<usize>());
-    body.extend_from_slice(
-        format!(
-            r#"{{"cursor":"{}","recovered":{}"#,
-            answer.cursor, answer.recovered
-        )
-        .as_bytes(),
-    );
-    if answer.stale {
-        body.extend_from_slice(br#","stale":true"#);
-    }
-    body.extend_from_slice(br#","frames":["#);
-    for (at, frame) in answer.frames.iter().enumerate() {
-        if at > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(frame);
-    }
-    body.extend_from_slice(b"]}");
-    Ok(answer::json(StatusCode::OK, body))
 }

@@ -10,7 +10,6 @@ use crate::cursor::{Cursor, Print, Told};
 use crate::job::{Job, JobBounds, Place, Subject};
 use crate::session::{Session, SessionBounds};
 use crate::topic::Topic;
-use proptest::prelude::*;
 
 const JOBS: usize = 3;
 const EPOCH: u64 = 7;

@@ -1,0 +1,256 @@
+//! The fan-out: a publication reaches everybody on this shard who watches it.
+//!
+//! Who has nothing else to be told gets it at once; for everybody else it goes into the outbox and out with
+//! what else is due. What may not be seen, or not yet, is kept back here.
+
+use std::sync::Arc;
+
+use relay_bus::inbox::{LostMilestones, Repairing};
+use relay_core::moment::Moment;
+use relay_core::outbox::{Offered, SubscriptionId, Taken, Telling};
+use relay_core::publication::Publication;
+use relay_core::session::CloseReason;
+use relay_core::topic::Topic;
+
+use super::connection::{Connection, Written};
+use super::deliver::{Place, ceiling, render};
+use super::holds::{Holds, Released};
+use super::metrics::Metrics;
+use super::registry::Watcher;
+use super::{Shard, State, speech};
+
+/// What everybody's delivery of one publication has in common.
+struct Occasion<'a> {
+    publication: &'a Arc<Publication>,
+    holds: &'a Holds,
+    metrics: &'a Metrics,
+    place: Place,
+    now: Moment,
+}
+
+impl Shard {
+    /// Offers a publication to everybody on this shard who watches it. `alone` if nothing else came with it
+    /// that had better leave in the same write.
+    pub(super) fn offer(
+        &self,
+        state: &mut State,
+        publication: &Arc<Publication>,
+        alone: bool,
+        now: Moment,
+    ) {
+        let is_repair = publication.seq <= state.frontier;
+        state.frontier = state.frontier.max(publication.seq);
+        let occasion = Occasion {
+            publication,
+            place: Place::of(state),
+            holds: &state.holds,
+            metrics: &state.metrics,
+            now,
+        };
+        let mut after = Vec::new();
+        for watcher in state.registry.watchers_of(publication) {
+            let connection = &mut state.connections[watcher.slot];
+            match seen_by(connection, watcher, publication) {
+                Seen::Yes => {}
+                Seen::Hidden => continue,
+                Seen::Forbidden => {
+                    after.push((*watcher, After::Refuse));
+                    continue;
+                }
+            }
+            if is_repair && is_before(connection, watcher, publication.seq) {
+                continue;
+            }
+            if alone && let Some(written) = self.pass(connection, watcher.subscription, &occasion) {
+                match written {
+                    Written::All if publication.is_terminal() => {
+                        after.push((*watcher, After::Reschedule));
+                    }
+                    Written::All => {}
+                    Written::Blocked => {
+                        self.common.telemetry.writes_blocked.inc();
+                        after.push((*watcher, After::Reschedule));
+                    }
+                    Written::Gone => after.push((*watcher, After::End(CloseReason::Client))),
+                }
+                continue;
+            }
+            let bounds = speech::outbox_bounds(&connection.speech, &self.common);
+            let outbox = &mut connection.outbox;
+            match outbox.offer(publication, watcher.subscription, now, bounds) {
+                Offered::Queued => {}
+                Offered::Duplicate => continue,
+                Offered::Conflated => state.metrics.conflated.inc(),
+                Offered::Shed(_) => self.common.telemetry.gap("outbox"),
+                Offered::Overflow => {
+                    after.push((*watcher, After::End(CloseReason::Overflow)));
+                    continue;
+                }
+            }
+            if !connection.dirty {
+                connection.dirty = true;
+                state.dirty.push(watcher.slot);
+            }
+        }
+        for (watcher, then) in after {
+            match then {
+                After::Refuse => self.refuse_subscription(state, watcher),
+                After::Reschedule => self.reschedule(state, watcher.slot),
+                After::End(reason) => self.end(state, watcher.slot, reason),
+            }
+        }
+    }
+
+    /// Writes a publication to a connection that has nothing else to be told; `None` if it has.
+    ///
+    /// Queueing it first would mean to come back to each connection after the others have pushed it out of
+    /// the caches: walking once instead of twice, with no refcount taken, is a twentieth of a delivery.
+    fn pass(
+        &self,
+        connection: &mut Connection,
+        via: SubscriptionId,
+        occasion: &Occasion<'_>,
+    ) -> Option<Written> {
+        let &Occasion {
+            publication,
+            holds,
+            metrics,
+            place,
+            now,
+        } = occasion;
+        if connection.dirty || !connection.is_writable() {
+            return None;
+        }
+        let ceiling = ceiling(holds, connection);
+        let bounds = speech::outbox_bounds(&connection.speech, &self.common);
+        let position = connection.outbox.pass(publication, now, ceiling, bounds)?;
+        let written = if connection.speech.is_some() {
+            let taken = Taken {
+                telling: Telling::Publication(publication.clone()),
+                via,
+                position,
+                replayed: false,
+            };
+            let frame = self.render_foreign(connection, &taken);
+            if frame.is_empty() {
+                Written::All
+            } else {
+                self.write(connection, metrics, &frame, now)
+            }
+        } else {
+            let frame = render(connection, publication, (via, position), place);
+            self.write(connection, metrics, &frame, now)
+        };
+        self.account(connection, metrics, publication, (via, false), now);
+        Some(written)
+    }
+
+    /// A repair began: who watches the job waits. It ended: they go on.
+    pub(super) fn on_repair(&self, state: &mut State, repairing: Repairing) {
+        let released = state.holds.take(repairing);
+        let may_go_on = |connection: &Connection| match &released {
+            Released::Nobody => false,
+            Released::Everybody => true,
+            Released::Watchers(hold) => {
+                let mut topics = connection.session.subscriptions().iter();
+                topics.any(|each| hold.concerns(&each.topic))
+            }
+        };
+        if matches!(released, Released::Nobody) {
+            return;
+        }
+        let waited = state
+            .connections
+            .iter()
+            .filter(|(_, connection)| !connection.outbox.is_empty() && may_go_on(connection));
+        for slot in waited.map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.mark(state, slot);
+        }
+    }
+
+    /// Milestones were lost before they reached this shard: everybody who watches the job is told.
+    pub(super) fn on_lost(&self, state: &mut State, lost: &LostMilestones, now: Moment) {
+        let owner = lost.topics.iter().find_map(|topic| match topic {
+            Topic::User(owner) => Some(owner),
+            Topic::Job(_) | Topic::Group(_) => None,
+        });
+        let parent = lost.topics.iter().find_map(|topic| match topic {
+            Topic::Group(parent) => Some(parent),
+            Topic::Job(_) | Topic::User(_) => None,
+        });
+        for topic in &lost.topics {
+            for at in 0..state.registry.watchers(topic).len() {
+                let watcher = state.registry.watchers(topic)[at];
+                let connection = &mut state.connections[watcher.slot];
+                // Also that a job exists is not for everybody.
+                if !connection.identity.may_watch(topic, owner, parent) {
+                    continue;
+                }
+                let job = (lost.key, lost.job.clone());
+                let outbox = &mut connection.outbox;
+                outbox.announce_gap(job, lost.seq, lost.reason, watcher.subscription, now);
+                self.common.telemetry.gap(lost.reason.as_str());
+                self.mark(state, watcher.slot);
+            }
+        }
+    }
+}
+
+/// Whether another node told the client a number before it came here, where that was missing.
+fn is_before(connection: &Connection, watcher: &Watcher, seq: u64) -> bool {
+    let subscription = connection.session.subscription(watcher.subscription);
+    subscription.is_some_and(|subscription| seq <= subscription.since)
+}
+
+/// What an offer led to that cannot be done while others are still offered.
+enum After {
+    /// The subscription is not its client's.
+    Refuse,
+    /// A deadline of the write, an acknowledgement or a grace has begun.
+    Reschedule,
+    End(CloseReason),
+}
+
+/// Whether a connection may see a publication, where that could not be said when it subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    Yes,
+    /// One job of a group is another's: it is left out.
+    Hidden,
+    /// The one job it watches is another's: the subscription ends.
+    Forbidden,
+}
+
+pub(super) fn seen_by(
+    connection: &mut Connection,
+    watcher: &Watcher,
+    publication: &Publication,
+) -> Seen {
+    let Some(extras) = &mut connection.extras else {
+        return Seen::Yes;
+    };
+    let Some(at) = extras
+        .unproven
+        .iter()
+        .position(|each| *each == watcher.subscription)
+    else {
+        return Seen::Yes;
+    };
+    let Some(subscription) = connection.session.subscription(watcher.subscription) else {
+        return Seen::Hidden;
+    };
+    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+    let allowed = connection
+        .identity
+        .may_watch(&subscription.topic, owner, parent);
+    match (&subscription.topic, allowed) {
+        (Topic::Job(_), true) => {
+            // A job has one owner; it need not be asked again.
+            extras.unproven.swap_remove(at);
+            Seen::Yes
+        }
+        (Topic::Job(_), false) => Seen::Forbidden,
+        (Topic::User(_) | Topic::Group(_), true) => Seen::Yes,
+        (Topic::User(_) | Topic::Group(_), false) => Seen::Hidden,
+    }
+}

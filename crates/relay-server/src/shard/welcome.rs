@@ -1,0 +1,234 @@
+//! The first word about a topic: a join was answered, or refused.
+//!
+//! What a client was told already, under another topic or by another node, is not told again.
+
+use std::collections::{HashMap, HashSet};
+
+use relay_bus::inbox::Joined;
+use relay_core::cursor::{Print, Told};
+use relay_core::moment::Moment;
+use relay_core::outbox::{GapReason, SubscriptionId};
+use relay_core::publication::{JobKey, Publication};
+use relay_core::topic::Topic;
+use serde_json::Value;
+
+use super::connection::{Answered, Connection, Transport};
+use super::deliver::{ceiling, cursor_of};
+use super::fanout::{Seen, seen_by};
+use super::registry::Watcher;
+use super::{Shard, State};
+use crate::frame::Notice;
+use crate::identity::Sight;
+
+impl Shard {
+    /// A join was answered: the subscription is live, and what it starts with goes out at once.
+    pub(super) fn on_joined(&self, state: &mut State, mut joined: Joined, now: Moment) {
+        state.frontier = state.frontier.max(joined.high);
+        state.registry.answered(&joined.topic);
+        let slot = Self::find(state, joined.connection);
+        let since = joined.since.filter(|_| joined.recovered).unwrap_or(0);
+        let live = slot.filter(|slot| {
+            let connection = &mut state.connections[*slot];
+            let from = complete_from(connection, &joined);
+            connection.session.joined(joined.subscription, since, from)
+        });
+        let Some(slot) = live else {
+            // It left while the hub was asked; the hub still counts the shard in.
+            if !state.registry.is_wanted(&joined.topic) {
+                self.common.hub.leave(&joined.topic, self.number);
+            }
+            return;
+        };
+        let watcher = Watcher {
+            slot,
+            subscription: joined.subscription,
+        };
+        let connection = &mut state.connections[slot];
+        if connection.identity.sight(&joined.topic) == Sight::WhenKnown {
+            connection.extras().unproven.push(joined.subscription);
+        }
+        if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
+            && !connection
+                .identity
+                .may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
+        {
+            self.refuse_subscription(state, watcher);
+            return;
+        }
+        joined
+            .publications
+            .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
+        let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
+        joined.left_out.retain(|each| seen.contains(&each.key));
+        state.registry.add(&joined.topic, watcher);
+        let topic = joined.topic.clone();
+        let id = state.connections[slot].id;
+        self.welcome(state, slot, joined, now);
+        // A client that reads nothing may have been ended by its welcome.
+        if Self::find(state, id).is_some() {
+            self.begin_tally(state, watcher, &topic);
+        }
+        self.mark(state, slot);
+    }
+
+    fn welcome(&self, state: &mut State, slot: usize, mut joined: Joined, now: Moment) {
+        let connection = &mut state.connections[slot];
+        let answered = connection
+            .extras
+            .as_mut()
+            .map_or_else(Answered::default, |extras| {
+                extras.answered(joined.subscription)
+            });
+        if answered.resumes {
+            self.common.telemetry.resume(joined.recovered);
+        }
+        if let Some(since) = joined.since.filter(|_| joined.recovered) {
+            connection.outbox.resume(since);
+        }
+        let goes_on = answered.resumes && joined.recovered;
+        let begins_with_others = answered.together && !answered.resumes;
+        if goes_on || begins_with_others {
+            // What is told under one topic is told. Who asks for a single one without a cursor, or has to
+            // start anew, wants the snapshot.
+            let id = joined.subscription;
+            let states = joined.publications.iter().filter(|each| each.is_state());
+            let latest: HashMap<JobKey, u64> = states.map(|state| (state.key, state.seq)).collect();
+            let mut told = Vec::new();
+            joined.publications.retain(|publication| {
+                let state = latest.get(&publication.key);
+                let in_snapshot = state.is_none_or(|state| publication.seq >= *state);
+                let is_told = is_told(connection, id, publication, in_snapshot);
+                told.extend(is_told.then_some(publication.seq));
+                !is_told
+            });
+            for seq in told {
+                connection.outbox.share(seq, id);
+            }
+        }
+        for left_out in joined.left_out {
+            let who = (left_out.key, left_out.job);
+            let (reason, via) = (GapReason::History, joined.subscription);
+            let outbox = &mut connection.outbox;
+            outbox.announce_gap(who, left_out.seq, reason, via, now);
+            self.common.telemetry.gap(reason.as_str());
+        }
+        for publication in &joined.publications {
+            let bounds = &self.common.outbox;
+            connection
+                .outbox
+                .owe(publication, joined.subscription, now, bounds);
+        }
+        connection
+            .outbox
+            .advance(joined.high.min(ceiling(&state.holds, connection)));
+        let jobs: HashSet<JobKey> = joined
+            .publications
+            .iter()
+            .filter(|publication| publication.is_state())
+            .map(|publication| publication.key)
+            .collect();
+        if let Some(extras) = &mut connection.extras {
+            let print = Print::of(&joined.topic);
+            extras.carried.retain(|told| told.print != print);
+            if extras.is_empty() {
+                connection.extras = None;
+            }
+        }
+        let cursor = cursor_of(connection, state.epoch);
+        let notice = Notice::Subscribed {
+            id: answered.id.as_ref(),
+            topic: joined.topic.to_string(),
+            recovered: joined.recovered,
+            jobs: jobs.len(),
+            cursor: cursor.clone(),
+            stale: state.stale,
+        };
+        let frame = self.frame_of(&state.connections[slot], &notice, Some(&cursor));
+        let connection = &mut state.connections[slot];
+        if let Transport::Poll(Some(poll)) = &mut connection.transport {
+            poll.waiting = poll.waiting.saturating_sub(1);
+            poll.recovered &= joined.recovered;
+        } else {
+            self.reply(state, slot, frame);
+        }
+    }
+
+    /// Ends a subscription its client may not have, and says so.
+    pub(super) fn refuse_subscription(&self, state: &mut State, watcher: Watcher) {
+        let connection = &mut state.connections[watcher.slot];
+        let Some(topic) = connection.session.leave(watcher.subscription) else {
+            return;
+        };
+        connection.outbox.forget(watcher.subscription);
+        let id = connection.extras.as_mut().and_then(|extras| {
+            let id = extras.take_id(watcher.subscription);
+            extras.forget(watcher.subscription);
+            id
+        });
+        self.unwatch(&mut state.registry, &topic, watcher);
+        if let Transport::Poll(Some(poll)) = &mut state.connections[watcher.slot].transport {
+            poll.waiting = poll.waiting.saturating_sub(1);
+            poll.forbidden = true;
+        }
+        self.refuse_topic(state, watcher.slot, id.as_ref(), &topic);
+        self.mark(state, watcher.slot);
+    }
+
+    /// Says that a topic is not the client's to watch.
+    pub(super) fn refuse_topic(
+        &self,
+        state: &mut State,
+        slot: usize,
+        id: Option<&Value>,
+        topic: &Topic,
+    ) {
+        self.common.telemetry.client_error("forbidden");
+        let transport = &state.connections[slot].transport;
+        if matches!(transport, Transport::Poll(_)) {
+            return;
+        }
+        let notice = Notice::Error {
+            id,
+            code: "forbidden",
+            message: "this belongs to another user, and your token's topics do not grant it",
+            topic: Some(topic.to_string()),
+        };
+        let frame = self.frame_of(&state.connections[slot], &notice, None);
+        self.reply(state, slot, frame);
+    }
+}
+
+/// From which number on a subscription whose join was answered is told everything.
+fn complete_from(connection: &Connection, joined: &Joined) -> u64 {
+    let Some(since) = joined.since.filter(|_| joined.recovered) else {
+        return joined.high;
+    };
+    let print = Print::of(&joined.topic);
+    let mut carried = connection.carried().iter();
+    let told = carried.find(|told| told.print == print && told.seq == since);
+    told.map_or(since, |told| told.from)
+}
+
+/// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
+/// that is live on the connection, or that the cursor it brought speaks for. A topic that began with a
+/// snapshot had what a snapshot has, and everything since.
+fn is_told(
+    connection: &Connection,
+    via: SubscriptionId,
+    publication: &Publication,
+    in_snapshot: bool,
+) -> bool {
+    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+    let told_from = |from: u64| in_snapshot || publication.seq > from;
+    publication.topics().any(|topic| {
+        let live = connection.session.subscription_to(&topic);
+        let live = live.filter(|other| other.id != via && other.live);
+        let print = Print::of(&topic);
+        let carried = |told: &Told| {
+            told.print == print && told.seq >= publication.seq && told_from(told.from)
+        };
+        (live.is_some_and(|other| told_from(other.complete_from))
+            || connection.carried().iter().any(carried))
+            && connection.identity.may_watch(&topic, owner, parent)
+    })
+}
