@@ -120,8 +120,13 @@ impl Item {
         }
     }
 
-    fn is_state_of(&self, key: JobKey) -> bool {
-        self.key == key && self.publication().is_some_and(Publication::is_state)
+    /// Whether a newer state of its job makes it needless. The ending of an earlier attempt stays: it is
+    /// history the client has not seen.
+    fn yields_to(&self, newer: &Publication) -> bool {
+        let waits = self.publication().filter(|_| self.key == newer.key);
+        newer.is_state()
+            && self.seq <= newer.seq
+            && waits.is_some_and(|waits| waits.is_state() && !waits.is_terminal())
     }
 
     /// Whether it may be shed, for a gap: what no newer state makes needless.
@@ -180,22 +185,28 @@ impl Outbox {
             return Offered::Duplicate;
         }
         self.last_offered = publication.seq;
-        let conflated = publication.is_state() && self.supersede(publication);
-        if self.items.len() - self.replayed as usize >= bounds.jobs + bounds.milestones {
-            return Offered::Overflow;
-        }
-        let due = self.due(publication, now);
-        if publication.is_terminal() {
-            self.hurry(now);
-        }
-        self.push(Item {
+        let item = Item {
             seq: publication.seq,
-            due,
+            due: self.due(publication, now),
             key: publication.key,
             vias: smallvec![via],
             telling: Telling::Publication(publication.clone()),
             replayed: false,
-        });
+        };
+        if self.items.len() == 1 && self.items[0].yields_to(publication) {
+            // The usual case, a client of one job that is held back by its pace: nothing is moved.
+            self.items[0] = item;
+            self.replayed = 0;
+            return Offered::Conflated;
+        }
+        let conflated = self.supersede(publication);
+        if self.items.len() - self.replayed as usize >= bounds.jobs + bounds.milestones {
+            return Offered::Overflow;
+        }
+        if publication.is_terminal() {
+            self.hurry(now);
+        }
+        self.push(item);
         let shed = self.shed(bounds);
         match (shed, conflated) {
             (0, true) => Offered::Conflated,
@@ -380,16 +391,11 @@ impl Outbox {
             .max()
     }
 
-    /// Removes the waiting states of the job that `newer` makes needless. The ending of an earlier attempt
-    /// stays: it is history the client has not seen.
+    /// Removes what `newer` makes needless.
     fn supersede(&mut self, newer: &Publication) -> bool {
         let mut conflated = false;
         // More than one only where several subscriptions start with the same state.
-        while let Some(at) = self.items.iter().rposition(|item| {
-            item.is_state_of(newer.key)
-                && item.seq <= newer.seq
-                && !item.publication().is_some_and(Publication::is_terminal)
-        }) {
+        while let Some(at) = self.items.iter().rposition(|item| item.yields_to(newer)) {
             self.remove(at);
             conflated = true;
         }

@@ -222,6 +222,13 @@ impl Connection {
         }
     }
 
+    /// Whether what waits for it is not due yet, and its timer will see to it.
+    pub(super) fn is_paced(&self, now: Moment) -> bool {
+        let due = self.outbox.next_due(u64::MAX);
+        due.zip(self.timer)
+            .is_some_and(|(due, timer)| now < due && timer <= due)
+    }
+
     /// Whether it has a socket of its own that frames may be written to now.
     pub(super) fn is_writable(&self) -> bool {
         let polls = match &self.transport {

@@ -87,7 +87,7 @@ impl Shard {
                     continue;
                 }
             }
-            if !connection.dirty {
+            if !connection.dirty && !connection.is_paced(now) {
                 connection.dirty = true;
                 state.dirty.push(watcher.slot);
             }
