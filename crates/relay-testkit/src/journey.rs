@@ -104,7 +104,7 @@ impl Ledger {
                 self.gaps += 1;
                 self.job(frame).gap_open = true;
             }
-            "hello" | "pong" | "server_shutdown" | "connection_recovery" => {}
+            "hello" | "pong" | "aggregate" | "server_shutdown" | "connection_recovery" => {}
             _ => self.breach(frame.job_id(), &format!("unexpected {frame}")),
         }
     }

@@ -170,12 +170,12 @@ pub(super) fn session_bounds<'a>(
 }
 
 /// Whether a client is told how the jobs of a topic stand: where its dialect has words for it, and natively
-/// for a group. A poll is not: it waits for news of jobs.
+/// for a user and a group. A poll is not: it waits for news of jobs.
 fn hears_aggregates(connection: &Connection, topic: &Topic) -> bool {
     match &connection.speech {
         Some(speech) => speech.dialect().speaks(Frame::Aggregate),
         None => {
-            matches!(topic, Topic::Group(_)) && !matches!(connection.transport, Transport::Poll(_))
+            !matches!(topic, Topic::Job(_)) && !matches!(connection.transport, Transport::Poll(_))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A job that is seen through several topics of one connection.
 
-use relay_testkit::client::{Transport, Watch, Watcher, WebSocketClient};
+use relay_testkit::client::{Frame, Transport, Watch, Watcher, WebSocketClient};
 use relay_testkit::relay::RelayServer;
 use serde_json::{Value, json};
 
@@ -81,6 +81,33 @@ async fn a_topic_subscribed_later_begins_with_its_snapshot() {
 }
 
 /// A group says how its jobs stand together; who watches one of them is not told.
+/// Listens until it is told how the jobs of its topic stand, with `count` of them in `status`.
+async fn counted(watcher: &mut Watcher, status: &str, count: u32) -> Frame {
+    let counts = |frame: &Frame| frame.kind() == "aggregate" && frame.0["counts"][status] == count;
+    watcher.until(SOON, status, counts).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_user_is_told_how_many_jobs_stand_how_from_the_first_on() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    for (user, transport) in [("alice", Transport::WebSocket), ("bob", Transport::Sse)] {
+        let topic = format!("user:{user}");
+        let watch = Watch::topics([topic.as_str()]);
+        let mut watcher = Watcher::connect(transport, &relay.address(), watch)
+            .await
+            .unwrap();
+        let none = counted(&mut watcher, "running", 0).await;
+        assert_eq!(none.0["total"], 0, "{none}");
+        for status in ["running", "completed"] {
+            let state = json!({"status": status});
+            relay.publish(user, user, &state).await.unwrap();
+            let one = counted(&mut watcher, status, 1).await;
+            assert_eq!((one.topic(), &one.0["total"]), (topic.as_str(), &json!(1)));
+        }
+        watcher.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a_group_carries_the_weighted_progress_and_the_worst_status_of_its_jobs() {
     let relay = RelayServer::start(settings()).await.unwrap();
