@@ -192,7 +192,15 @@ impl Ledger {
     fn milestone(&mut self, frame: &Frame) {
         let mark = frame.0["data"]["mark"].as_u64().unwrap_or_default();
         let job = frame.job_id().to_owned();
+        let awaits_snapshot = self
+            .snapshots_due
+            .get(frame.topic())
+            .is_some_and(|due| *due > 0);
         let seen = self.job(frame);
+        if awaits_snapshot && seen.mark == 0 {
+            // The snapshot was superseded before it was sent; what was before it was never owed.
+            seen.excused.push(0..=mark);
+        }
         let in_leg = seen.leg_mark;
         let last = seen.milestones.iter().max().copied().unwrap_or_default();
         let again = seen.milestones.contains(&mark);

@@ -34,7 +34,7 @@ const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What came of one request, and of which reading of the bus it was.
 #[derive(Debug)]
-enum Loaded {
+pub(super) enum Loaded {
     Updates(LoadKey, u64, Result<Vec<Incoming>, StoreError>),
     Changed(u64, Result<Vec<JobId>, StoreError>),
 }
@@ -120,7 +120,7 @@ impl Hub {
         Loaded::Changed(life, changed)
     }
 
-    fn finish(&self, loaded: Loaded) {
+    pub(super) fn finish(&self, loaded: Loaded) {
         let mut table = self.table.lock();
         match loaded {
             Loaded::Changed(life, Ok(changed)) if life == table.life => {
@@ -188,18 +188,19 @@ impl Hub {
         let waited_for = table.waiting.contains_key(&key);
         let missed_from = table.catching_up.as_ref().map(|it| it.from);
         for update in updates.into_iter().flatten() {
-            let known = table
-                .jobs
-                .get(&update.job)
-                .filter(|entry| entry.job.is_some());
-            match known.map(|entry| (entry.repair.is_some(), entry.last(&What::State))) {
-                Some((true, _)) => {}
-                Some((false, last)) if last >= update.seq => {}
+            let entry = table.jobs.get(&update.job);
+            let repairing = entry.is_some_and(|entry| entry.repair.is_some());
+            let known = entry.filter(|entry| entry.job.is_some());
+            match known.map(|entry| entry.last(&What::State)) {
+                Some(_) if repairing => {}
+                Some(last) if last >= update.seq => {}
                 Some(_) => {
                     table.start_repair(&update.job);
                 }
-                // Found by a comparison, not by a join: those who watch have not been told of it.
-                None if !waited_for || missed_from.is_some() => {
+                // Found by a comparison, not by a join: those who watch have not been told of it. Or on its
+                // way already: its last state must not stand in front of what is being fetched, and whoever
+                // joins waits for that.
+                None if repairing || !waited_for || missed_from.is_some() => {
                     table.start_repair(&update.job);
                     let from = missed_from.unwrap_or(update.seq - 1);
                     table.hold(&update.job, Some(&update.owner), from);
