@@ -10,6 +10,7 @@
 mod chart;
 mod client;
 mod crowd;
+mod door;
 mod floor;
 mod measure;
 mod peer;

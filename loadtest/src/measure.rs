@@ -120,6 +120,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) prefix: &'a str,
     /// Bytes of an update; the floor's are as long as the relay's frames were.
     pub(crate) payload: usize,
+    /// The field of a document that says which update it is.
+    pub(crate) carries: &'a str,
 }
 
 /// Plays a scenario to a server.
@@ -147,7 +149,7 @@ fn enter(scenario: &Scenario, target: &Target, stage: &mut Stage<'_>) -> Result<
         Kind::Idle => scenario.watch.watchers.max(1),
         Kind::Fanout | Kind::Ramp | Kind::Intake => scenario.publish.jobs,
     };
-    let mut crowd = Crowd::new(target.door, stage.prefix, jobs)?;
+    let mut crowd = Crowd::new(target.door.clone(), stage.prefix, jobs)?;
     let connect = open(scenario, target, &mut crowd, stage)?;
     Ok((
         crowd,
@@ -212,6 +214,7 @@ fn fan_out(scenario: &Scenario, target: &Target, stage: &mut Stage<'_>) -> Resul
         publish,
         payload: stage.payload,
         churn,
+        carries: stage.carries,
     };
     crowd.drive(&plan(&warm_up, 0.0), |_| {})?;
     crowd.settle(SETTLE)?;
@@ -377,6 +380,7 @@ fn intake(scenario: &Scenario, target: &Target, stage: &mut Stage<'_>) -> Result
         publish: &scenario.publish,
         payload: stage.payload,
         churn: 0.0,
+        carries: stage.carries,
     };
     crowd.drive(&plan, |crowd| {
         let done = crowd

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep};
 
 use crate::client::Transport;
-use crate::crowd::Door;
+use crate::door::Door;
 use crate::process::Meter;
 use crate::publisher::Intake;
 use crate::scenario::Scenario;
@@ -103,41 +103,33 @@ impl Peer {
             Ok(())
         })?;
         let address = port.address().parse()?;
-        let plain = Door {
-            address,
-            transport,
-            path: match transport {
-                Transport::Ws => |job| format!("/ws?job={job}"),
-                Transport::Sse => |job| format!("/sse?job={job}"),
-            },
-            says: |_| Vec::new(),
-            ready: "",
-            answer: |_| None,
+        let path = match transport {
+            Transport::Ws => "/ws?job={job}",
+            Transport::Sse => "/sse?job={job}",
         };
+        let plain = Door::plain(address, transport, path);
         let (door, intake) = match self {
             Self::Baseline | Self::Ws | Self::Nchan => {
                 (plain, Intake::Post(address, "/publish?job="))
             }
             Self::SocketIo => (
                 Door {
-                    path: |job| format!("/socket.io/?EIO=4&transport=websocket&job={job}"),
-                    says: |_| vec!["40".to_owned()],
-                    ready: "joined",
-                    answer: |text| (text == b"2").then_some("3"),
+                    path: "/socket.io/?EIO=4&transport=websocket&job={job}".into(),
+                    say: vec!["40".into()],
+                    ready: "joined".into(),
+                    answers: vec![("2".into(), "3".into())],
                     ..plain
                 },
                 Intake::Post(address, "/publish?job="),
             ),
             Self::Nats => (
                 Door {
-                    path: |_| "/".to_owned(),
-                    says: |job| {
-                        vec![format!(
-                            "CONNECT {{\"verbose\":false,\"protocol\":1}}\r\nSUB progress.-.{job}.* 1\r\nPING\r\n"
-                        )]
-                    },
-                    ready: "PONG",
-                    answer: |text| text.starts_with(b"PING").then_some("PONG\r\n"),
+                    path: "/".into(),
+                    say: vec![
+                        "CONNECT {\"verbose\":false,\"protocol\":1}\r\nSUB progress.-.{job}.* 1\r\nPING\r\n".into(),
+                    ],
+                    ready: "PONG".into(),
+                    answers: vec![("PING".into(), "PONG\r\n".into())],
                     ..plain
                 },
                 Intake::Nats(second.address().parse()?),

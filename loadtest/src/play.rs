@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::chart::{self, Line};
+use crate::door::MESSAGE;
 use crate::measure::{self, Point, Run, Stage};
 use crate::peer::Peer;
 use crate::progress::Progress;
@@ -89,8 +90,9 @@ impl Player {
                 progress: &mut self.progress,
                 prefix: &prefix,
                 payload: scenario.publish.payload,
+                carries: MESSAGE,
             };
-            let mut target = Target::relay(relay, scenario, &self.runtime)?;
+            let mut target = Target::relay(relay, scenario, None, &self.runtime)?;
             let run = measure::run(scenario, &mut target, &mut stage)?;
             drop(target);
             // The floor writes as many bytes as the relay just did, envelope and all.
@@ -98,6 +100,12 @@ impl Player {
             let transport = scenario.watch.transport;
             let body = frame.saturating_sub(transport.overhead(frame));
             runs.push(run);
+            for dialect in &scenario.dialects {
+                let mut target = Target::relay(relay, scenario, Some(dialect), &self.runtime)?;
+                stage.carries = &dialect.carries;
+                runs.push(measure::run(scenario, &mut target, &mut stage)?);
+            }
+            stage.carries = MESSAGE;
             for peer in peers {
                 let mut target = peer.start(scenario, &self.runtime)?;
                 runs.push(measure::run(scenario, &mut target, &mut stage)?);

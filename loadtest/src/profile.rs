@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use relay_testkit::relay::{RelayServer, Settings};
 use serde::Deserialize;
 
+use crate::door::MESSAGE;
 use crate::measure::{self, Stage};
 use crate::play::Player;
 use crate::report::ratio;
@@ -73,7 +74,7 @@ struct Builds {
 pub(crate) fn run(args: &ProfileArgs) -> Result<bool> {
     ensure!(
         Command::new("valgrind").arg("--version").output().is_ok(),
-        "valgrind is missing"
+        "valgrind is missing: scripts/setup installs it"
     );
     let text = fs::read_to_string(&args.scenario).context(args.scenario.display().to_string())?;
     let recorded: Recorded = toml::from_str(&text).context(args.scenario.display().to_string())?;
@@ -135,6 +136,7 @@ fn counted(
         progress: &mut player.progress,
         prefix: "profile",
         payload: scenario.publish.payload,
+        carries: MESSAGE,
     };
     let run = measure::run(scenario, &mut target, &mut stage)?;
     player.runtime.block_on(relay.terminate(END_WITHIN))?;

@@ -13,6 +13,11 @@ use crate::scenario::{Kind, Reach, Scenario};
 
 /// The server every other is held against.
 pub(crate) const FLOOR: &str = "floor";
+/// The relay, watched in its own protocol.
+pub(crate) const RELAY: &str = "relay";
+
+/// The column of a delivery's cost as a multiple of the floor's.
+const BESIDE_FLOOR: usize = 8;
 
 /// All runs of one scenario.
 #[derive(Debug, Serialize)]
@@ -39,6 +44,8 @@ pub(crate) struct Summary {
     pub(crate) micros_per_connection: Spread,
     /// Of each run to the floor's in the same turn.
     pub(crate) cpu_to_floor: Option<Spread>,
+    /// Of each run of a dialect to the native protocol's in the same turn.
+    pub(crate) cpu_to_native: Option<Spread>,
     pub(crate) p50_to_floor: Option<Spread>,
     pub(crate) p99_to_floor: Option<Spread>,
 }
@@ -64,7 +71,7 @@ impl Spread {
 /// A figure that was to be reached.
 #[derive(Debug, Serialize)]
 pub(crate) struct Target {
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     /// `true`: at most; `false`: at least.
     pub(crate) at_most: bool,
     pub(crate) wanted: f64,
@@ -83,7 +90,7 @@ impl Report {
         }
         let summaries: Vec<Summary> = servers
             .iter()
-            .map(|server| Summary::of(server, &runs))
+            .map(|server| Summary::of(server, &scenario, &runs))
             .collect();
         let targets = targets(&scenario.reach, &summaries, &runs);
         Self {
@@ -134,6 +141,13 @@ impl Report {
                 .collect::<Vec<_>>(),
         ];
         table.extend(self.runs.iter().map(|run| self.row(run)));
+        if self.scenario.kind == Kind::Fanout && !self.scenario.dialects.is_empty() {
+            let beside = self.runs.iter().map(|run| self.beside_native(run));
+            let beside = std::iter::once("x native".to_owned()).chain(beside);
+            for (row, cell) in table.iter_mut().zip(beside) {
+                row.insert(BESIDE_FLOOR + 1, cell);
+            }
+        }
         table
     }
 
@@ -181,28 +195,29 @@ impl Report {
 
     /// The floor's run of the same turn.
     fn floor_of<'a>(&'a self, run: &'a Run) -> Option<&'a Run> {
-        pairs(&run.server, &self.runs)
+        pairs(&run.server, FLOOR, &self.runs)
             .find(|(own, _)| std::ptr::eq(*own, run))
             .map(|(_, floor)| floor)
+    }
+
+    /// A dialect's cost as a multiple of the native protocol's in the same turn.
+    fn beside_native(&self, run: &Run) -> String {
+        let is_dialect = is_dialect(&self.scenario, &run.server);
+        let pair = pairs(&run.server, RELAY, &self.runs).find(|(own, _)| std::ptr::eq(*own, run));
+        pair.filter(|_| is_dialect)
+            .map_or_else(String::new, |(own, native)| {
+                format!(
+                    "{:.2}",
+                    own.micros_per_delivery / native.micros_per_delivery
+                )
+            })
     }
 
     /// Prints to stdout.
     pub(crate) fn print(&self) -> Result<()> {
         let mut out = io::stdout().lock();
         writeln!(out, "\n{}", self.scenario.title)?;
-        let table = self.table();
-        let columns = table.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            let cells = table.iter().filter_map(|row| row.get(column));
-            cells.map(String::len).max().unwrap_or(0)
-        };
-        for row in &table {
-            let cells = (0..columns).map(|column| {
-                let cell = row.get(column).map_or("", String::as_str);
-                format!("{cell:>width$}", width = width(column))
-            });
-            writeln!(out, "{}", cells.collect::<Vec<_>>().join("  "))?;
-        }
+        print_table(&mut out, &self.table())?;
         for target in &self.targets {
             let (verb, sign) = match (target.reached, target.at_most) {
                 (true, true) => ("reached", "<="),
@@ -235,17 +250,35 @@ impl Report {
     }
 }
 
+/// Prints rows of cells, headings first, aligned to the right.
+pub(crate) fn print_table(out: &mut impl Write, table: &[Vec<String>]) -> Result<()> {
+    let columns = table.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = table.iter().filter_map(|row| row.get(column));
+        cells.map(String::len).max().unwrap_or(0)
+    };
+    for row in table {
+        let cells = (0..columns).map(|column| {
+            let cell = row.get(column).map_or("", String::as_str);
+            format!("{cell:>width$}", width = width(column))
+        });
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  "))?;
+    }
+    Ok(())
+}
+
 impl Summary {
-    fn of(server: &str, runs: &[Run]) -> Self {
+    fn of(server: &str, scenario: &Scenario, runs: &[Run]) -> Self {
         let own = || runs.iter().filter(|run| run.server == server);
         let spread = |figure: fn(&Run) -> f64| Spread::of(own().map(figure));
-        let to_floor = |figure: fn(&Run) -> f64| {
-            let ratios = || pairs(server, runs).map(|(own, floor)| figure(own) / figure(floor));
-            (server != FLOOR && ratios().next().is_some()).then(|| {
-                let ratios: Vec<f64> = ratios().collect();
-                Spread::of(ratios.iter().copied())
-            })
+        let ratios = |to: &str, figure: fn(&Run) -> f64| {
+            let ratios: Vec<f64> = pairs(server, to, runs)
+                .map(|(own, other)| figure(own) / figure(other))
+                .collect();
+            (server != to && !ratios.is_empty()).then(|| Spread::of(ratios.iter().copied()))
         };
+        let to_floor = |figure| ratios(FLOOR, figure);
+        let native = is_dialect(scenario, server).then_some(RELAY);
         Self {
             server: server.to_owned(),
             micros_per_delivery: spread(|run| run.micros_per_delivery),
@@ -258,27 +291,36 @@ impl Summary {
             connections_per_second: spread(|run| run.connect.per_second),
             micros_per_connection: spread(|run| run.connect.cpu_micros_each),
             cpu_to_floor: to_floor(|run| run.micros_per_delivery),
+            cpu_to_native: native.and_then(|native| ratios(native, |run| run.micros_per_delivery)),
             p50_to_floor: to_floor(|run| run.latency.p50_ms),
             p99_to_floor: to_floor(|run| run.latency.p99_ms),
         }
     }
 }
 
-/// A server's runs, each with the floor's of the same turn.
-fn pairs<'a>(server: &'a str, runs: &'a [Run]) -> impl Iterator<Item = (&'a Run, &'a Run)> {
-    let own = runs.iter().filter(move |run| run.server == server);
-    own.zip(runs.iter().filter(|run| run.server == FLOOR))
+fn is_dialect(scenario: &Scenario, server: &str) -> bool {
+    scenario.dialects.iter().any(|each| each.name == server)
+}
+
+/// A server's runs, each with another's of the same turn.
+fn pairs<'a>(
+    server: &'a str,
+    other: &'a str,
+    runs: &'a [Run],
+) -> impl Iterator<Item = (&'a Run, &'a Run)> {
+    let of = move |name| runs.iter().filter(move |run: &&Run| run.server == name);
+    of(server).zip(of(other))
 }
 
 fn targets(reach: &Reach, summaries: &[Summary], runs: &[Run]) -> Vec<Target> {
-    let Some(relay) = summaries.iter().find(|each| each.server != FLOOR) else {
+    let Some(relay) = summaries.iter().find(|each| each.server == RELAY) else {
         return Vec::new();
     };
     let mut targets = Vec::new();
-    let mut check = |what, at_most: bool, wanted: Option<f64>, got: Option<f64>| {
+    let mut check = |what: &str, at_most: bool, wanted: Option<f64>, got: Option<f64>| {
         if let (Some(wanted), Some(got)) = (wanted, got) {
             targets.push(Target {
-                what,
+                what: what.to_owned(),
                 at_most,
                 wanted,
                 got,
@@ -299,6 +341,17 @@ fn targets(reach: &Reach, summaries: &[Summary], runs: &[Run]) -> Vec<Target> {
         reach.cpu_ratio,
         ratio_of(&relay.cpu_to_floor),
     );
+    for dialect in summaries {
+        check(
+            &format!(
+                "CPU per delivery as {}, times the native one's",
+                dialect.server
+            ),
+            true,
+            reach.dialect_ratio,
+            ratio_of(&dialect.cpu_to_native),
+        );
+    }
     check(
         "median latency, times the floor's",
         true,
@@ -412,6 +465,32 @@ mod tests {
         assert!(close(ratios.least, 1.1) && close(ratios.most, 1.2) && close(ratios.median, 1.15));
         assert!(report.summaries[1].cpu_to_floor.is_none());
         assert!(close(report.targets[0].got, 1.15));
-        assert_eq!(report.row(&report.runs[0])[8], "1.20");
+        assert_eq!(report.row(&report.runs[0])[BESIDE_FLOOR], "1.20");
+    }
+
+    #[test]
+    fn a_dialect_is_held_against_the_native_protocol_of_its_own_turn() {
+        let run = |server: &str, micros_per_delivery| Run {
+            server: server.to_owned(),
+            micros_per_delivery,
+            ..Run::default()
+        };
+        let runs = vec![
+            run(RELAY, 10.0),
+            run("shop", 11.0),
+            run(RELAY, 20.0),
+            run("shop", 26.0),
+        ];
+        let text =
+            "title = 't'\n[reach]\ndialect_ratio = 1.2\n[[dialects]]\nname = 'shop'\npath = '/'";
+        let report = Report::new(toml::from_str(text).unwrap(), runs);
+        let column: Vec<String> = report
+            .table()
+            .into_iter()
+            .map(|row| row[BESIDE_FLOOR + 1].clone())
+            .collect();
+        assert_eq!(column, ["x native", "", "1.10", "", "1.30"]);
+        assert!(report.targets.len() == 1 && close(report.targets[0].got, 1.2));
+        assert!(report.summaries[0].cpu_to_native.is_none());
     }
 }

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::client::Transport;
+use crate::door::Dialect;
+use crate::report::{FLOOR, RELAY};
 
 /// More connections than this are more than one process is allowed anywhere.
 const MAX_WATCHERS: usize = 1_000_000;
@@ -44,6 +46,9 @@ pub(crate) struct Scenario {
     /// Configuration of the relay, by key, on top of what every run sets.
     #[serde(default)]
     pub(crate) relay: BTreeMap<String, toml::Value>,
+    /// The relay's dialects it is played to as well, each beside the native protocol in the same turn.
+    #[serde(default)]
+    pub(crate) dialects: Vec<Dialect>,
     #[serde(default)]
     pub(crate) reach: Reach,
 }
@@ -153,6 +158,8 @@ impl Default for Publish {
 pub(crate) struct Reach {
     /// Server CPU per delivery, as a multiple of the floor's.
     pub(crate) cpu_ratio: Option<f64>,
+    /// Server CPU per delivery of each dialect, as a multiple of the native protocol's.
+    pub(crate) dialect_ratio: Option<f64>,
     /// Median latency, as a multiple of the floor's.
     pub(crate) p50_ratio: Option<f64>,
     /// 99th percentile of latency, as a multiple of the floor's.
@@ -219,6 +226,24 @@ impl Scenario {
             share(publish.milestones) && share(publish.endings),
             "milestones and endings are shares from 0 to 1"
         );
+        ensure!(
+            self.dialects.is_empty() || watch.transport == Transport::Ws,
+            "dialects are watched over WebSocket: transport is \"ws\""
+        );
+        for (at, dialect) in self.dialects.iter().enumerate() {
+            let name = &dialect.name;
+            ensure!(
+                dialect.path.starts_with('/') && !dialect.path.contains([' ', '\r', '\n']),
+                "{name}: path begins with / and has no spaces"
+            );
+            ensure!(
+                !dialect.carries.is_empty() && !dialect.carries.contains(['"', '\\']),
+                "{name}: carries is the name of a field"
+            );
+            let taken = [RELAY, FLOOR].contains(&name.as_str())
+                || self.dialects[..at].iter().any(|other| other.name == *name);
+            ensure!(!taken, "two servers are called {name}");
+        }
         Ok(())
     }
 

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 /// The longest latency told apart from longer ones.
 const LONGEST_MICROS: u64 = 120_000_000;
-/// Says which update a message carries; eight digits follow.
-const MARK: &[u8] = b"\"message\":\"update ";
+/// Says which update a message carries; eight digits follow. Begins in the middle, for the field is not always
+/// the same one, and the quotation mark is not always bare.
+const MARK: &[u8] = b"\"update ";
 const DIGITS: usize = 8;
 
 /// What kind of update it is.
@@ -205,14 +206,20 @@ fn number_at(text: &[u8], at: usize) -> Option<u32> {
     (number > 0).then_some(number)
 }
 
-/// A document of `length` bytes that says which update of its job it is.
-pub(crate) fn document(number: u32, class: Class, attempt: u32, length: usize) -> String {
+/// A document of `length` bytes that says in `field` which update of its job it is.
+pub(crate) fn document(
+    number: u32,
+    class: Class,
+    attempt: u32,
+    length: usize,
+    field: &str,
+) -> String {
     let head = match class {
         Class::State => format!(r#"{{"status":"running","attempt":{attempt},"progress":50,"#),
         Class::Ending => format!(r#"{{"status":"completed","attempt":{attempt},"progress":100,"#),
         Class::Milestone => "{".to_owned(),
     };
-    let mut document = format!(r#"{head}"message":"update {number:08} "#);
+    let mut document = format!(r#"{head}"{field}":"update {number:08} "#);
     let padding = length.saturating_sub(document.len() + 2);
     document.extend(std::iter::repeat_n('.', padding));
     document.push_str("\"}");
@@ -227,15 +234,16 @@ pub(crate) fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::door::MESSAGE;
 
     fn state(number: u32) -> Vec<u8> {
-        document(number, Class::State, 1, 300).into_bytes()
+        document(number, Class::State, 1, 300, MESSAGE).into_bytes()
     }
 
     #[test]
     fn a_document_has_the_length_asked_for_and_says_its_number() {
         for class in [Class::State, Class::Milestone, Class::Ending] {
-            let document = document(42, class, 3, 300);
+            let document = document(42, class, 3, 300, MESSAGE);
             assert_eq!(document.len(), 300);
             assert!(serde_json::from_str::<serde_json::Value>(&document).is_ok());
             let at = memchr::memmem::find(document.as_bytes(), MARK).unwrap();

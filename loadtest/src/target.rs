@@ -16,10 +16,11 @@ use relay_testkit::relay::{Metrics, RelayServer, Settings};
 use tokio::runtime::Runtime;
 
 use crate::client::Transport;
-use crate::crowd::Door;
+use crate::door::{Dialect, Door};
 use crate::floor::Floor;
 use crate::process::Meter;
 use crate::publisher::Intake;
+use crate::report::RELAY;
 use crate::scenario::{Over, Scenario};
 
 /// Which relay to measure.
@@ -80,9 +81,25 @@ pub(crate) enum Guard {
 }
 
 impl Target {
-    /// The relay, configured as the scenario wants it.
-    pub(crate) fn relay(args: &RelayArgs, scenario: &Scenario, runtime: &Runtime) -> Result<Self> {
-        let door = |address| relay_door(address, scenario.watch.transport);
+    /// The relay, configured as the scenario wants it, and watched in its own way or in a dialect.
+    pub(crate) fn relay(
+        args: &RelayArgs,
+        scenario: &Scenario,
+        dialect: Option<&Dialect>,
+        runtime: &Runtime,
+    ) -> Result<Self> {
+        let target = Self::native(args, scenario, runtime)?;
+        Ok(match dialect {
+            None => target,
+            Some(dialect) => Self {
+                name: dialect.name.clone(),
+                door: Door::dialect(target.door.address, dialect),
+                ..target
+            },
+        })
+    }
+
+    fn native(args: &RelayArgs, scenario: &Scenario, runtime: &Runtime) -> Result<Self> {
         let Some(binary) = args.binary()? else {
             return Self::found(args, scenario);
         };
@@ -110,8 +127,8 @@ impl Target {
                 Some(nats) => nats_intake(scenario.publish.over, &nats.url())?,
             };
             Ok(Self {
-                name: "relay".to_owned(),
-                door: door(address),
+                name: RELAY.to_owned(),
+                door: Door::native(address, scenario.watch.transport),
                 intake,
                 meter: Meter::of(relay.id().context("the relay has ended")?),
                 admin: Some(relay.admin_address()),
@@ -126,8 +143,8 @@ impl Target {
     pub(crate) fn serving(relay: &RelayServer, transport: Transport) -> Result<Self> {
         let address = relay.address().parse()?;
         Ok(Self {
-            name: "relay".to_owned(),
-            door: relay_door(address, transport),
+            name: RELAY.to_owned(),
+            door: Door::native(address, transport),
             intake: Intake::Relay(address),
             meter: Meter::of(relay.id().context("the relay has ended")?),
             admin: Some(relay.admin_address()),
@@ -148,8 +165,8 @@ impl Target {
             (_, None) => bail!("the scenario publishes over NATS: say where it is with --nats"),
         };
         Ok(Self {
-            name: "relay".to_owned(),
-            door: relay_door(address, scenario.watch.transport),
+            name: RELAY.to_owned(),
+            door: Door::native(address, scenario.watch.transport),
             intake,
             meter: Meter::of(pid),
             admin: args.admin.clone(),
@@ -165,8 +182,8 @@ impl Target {
         Ok(Self {
             name: "floor".to_owned(),
             door: Door {
-                ready: "",
-                ..relay_door(floor.address, scenario.watch.transport)
+                ready: "".into(),
+                ..Door::native(floor.address, scenario.watch.transport)
             },
             intake: Intake::Bare(floor.address),
             meter: floor.process.clone(),
@@ -221,20 +238,6 @@ impl Target {
         let nats = self.nats.as_ref().map(NatsServer::logs);
         let floor = matches!(self.guard, Some(Guard::Floor { .. })).then(String::new);
         relay.or(nats).or(floor).unwrap_or_default()
-    }
-}
-
-fn relay_door(address: SocketAddr, transport: Transport) -> Door {
-    Door {
-        address,
-        transport,
-        path: match transport {
-            Transport::Ws => |job| format!("/v1/ws?topic=job:{job}"),
-            Transport::Sse => |job| format!("/v1/sse?topic=job:{job}"),
-        },
-        says: |_| Vec::new(),
-        ready: "subscribed",
-        answer: |_| None,
     }
 }
 

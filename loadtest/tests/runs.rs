@@ -128,6 +128,38 @@ fn slow_readers_and_those_who_come_and_go_do_not_disturb_the_count() {
 }
 
 #[test]
+fn each_dialect_is_told_everything_in_its_own_words() {
+    let runs = played(
+        r#"
+        title = "t"
+        watch.watchers = 20
+        publish.updates = 10
+        [[dialects]]
+        name = "socket.io"
+        path = "/socket.io/?EIO=4&transport=websocket"
+        say = ["40/jobs,", '42/jobs,0["subscribe:jobs",{"jobId":"{job}"}]']
+        ready = "43/jobs,0"
+        answer = { "2" = "3" }
+        [[dialects]]
+        name = "plain"
+        path = "/production"
+        say = ['{"type":"subscribe","data":{"channel":"job:{job}"}}']
+        carries = "delivery_latency_ms"
+        "#,
+        &["--no-floor"],
+    );
+    let servers: Vec<&str> = runs
+        .iter()
+        .filter_map(|run| run["server"].as_str())
+        .collect();
+    assert_eq!(servers, ["relay", "socket.io", "plain"]);
+    for run in &runs {
+        assert_whole(run);
+        assert_eq!(number(run, "deliveries"), 20 * 10);
+    }
+}
+
+#[test]
 fn idle_connections_and_a_ramp_lose_nobody() {
     let idle = played("title = 't'\nkind = 'idle'\n[watch]\nwatchers = 60", &[]);
     let ramp = played(
