@@ -1,9 +1,13 @@
 //! Servers a user might pick instead, started with a fair configuration, watched and fed in their own way.
 //!
-//! "Fair" means: no TLS, no compression, no access log, no authentication, limits out of the way, one
-//! process as its documentation starts it. What each is started with stands beside it here.
+//! "Fair" means: no TLS, no compression, no access log, no authentication of watchers, limits out of the way,
+//! started as its documentation starts it, on loopback. What each is started with stands beside it here; the
+//! programs that some of them need besides are in `loadtest/peers`, and are not counted as theirs.
+//!
+//! Invariant: a peer that was started ends with its [`Running`], and so does all that it started.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +27,14 @@ use crate::scenario::Scenario;
 use crate::target::Target;
 
 const START_WITHIN: Duration = Duration::from_secs(15);
+/// No further worker for this long: there are no more.
+const SETTLED: Duration = Duration::from_millis(300);
+/// How long a peer may take to end what it started before that is ended for it.
+const END_WITHIN: Duration = Duration::from_secs(5);
+/// Handshakes under way at a time where each costs the peer a request to the server behind it.
+const FEW_AT_ONCE: usize = 32;
+/// What sockudo's one application is called: id, key and secret.
+const APP: [&str; 3] = ["loadtest", "loadtest-key", "loadtest-secret"];
 
 /// A server a user might pick instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -35,14 +47,22 @@ pub(crate) enum Peer {
     Ws,
     /// npm `socket.io` (run `npm install` in loadtest/peers)
     SocketIo,
+    /// npm `uwebsockets` (run `npm install --no-save uwebsockets@3.0.6` in loadtest/peers)
+    Uwebsockets,
     /// nginx with Nchan (Debian: nginx libnginx-mod-nchan)
     Nchan,
+    /// Pushpin with a small Node server behind it (Debian: pushpin)
+    Pushpin,
+    /// sockudo, published to over its signed HTTP API (`cargo install --locked sockudo`)
+    Sockudo,
 }
 
 /// A peer that runs.
 #[derive(Debug)]
 pub(crate) struct Running {
     process: Process,
+    /// What it needs besides; dropping them ends them.
+    _helpers: Vec<Process>,
     _ports: Vec<Port>,
     /// Its configuration and log.
     _directory: tempfile::TempDir,
@@ -51,20 +71,42 @@ pub(crate) struct Running {
 impl Running {
     /// The process and all it started.
     pub(crate) fn meter(&self) -> Meter {
-        let mut pids = vec![self.process.id()];
-        let mut at = 0;
-        while let Some(pid) = pids.get(at).copied() {
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-            let children = children.unwrap_or_default();
-            pids.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|pid| pid.parse::<u32>().ok()),
-            );
-            at += 1;
-        }
-        Meter { pids }
+        Meter::of(self.process.id())
     }
+}
+
+impl Drop for Running {
+    /// Killing a master would leave its workers behind: it is asked first.
+    fn drop(&mut self) {
+        let left = self.meter().pids();
+        if self.process.signal("TERM").is_err() {
+            return;
+        }
+        // A thread may sleep here: nothing else is to happen until the next server has the machine.
+        let deadline = Instant::now() + END_WITHIN;
+        while self.process.exited().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let stayed = self.process.exited().is_none();
+        for pid in left.iter().skip(1).filter(|_| stayed) {
+            // Gone already, as often as not.
+            drop(
+                Command::new("kill")
+                    .args(["-KILL", &pid.to_string()])
+                    .output(),
+            );
+        }
+    }
+}
+
+/// The files and ports of a peer that is being started.
+struct Place<'a> {
+    directory: &'a Path,
+    /// Where it is watched.
+    port: &'a Port,
+    /// Where it is published to, if that is another place.
+    second: &'a Port,
+    third: &'a Port,
 }
 
 impl Peer {
@@ -74,44 +116,97 @@ impl Peer {
             Self::Nats => "nats",
             Self::Ws => "ws",
             Self::SocketIo => "socket.io",
+            Self::Uwebsockets => "uwebsockets",
             Self::Nchan => "nchan",
+            Self::Pushpin => "pushpin",
+            Self::Sockudo => "sockudo",
         }
+    }
+
+    /// The scenario as this peer can be asked to play it.
+    pub(crate) fn gentler(self, scenario: &Scenario) -> Scenario {
+        let mut scenario = scenario.clone();
+        if self == Self::Pushpin {
+            scenario.watch.at_once = scenario.watch.at_once.min(FEW_AT_ONCE);
+        }
+        scenario
     }
 
     /// Starts it.
     pub(crate) fn start(self, scenario: &Scenario, runtime: &Runtime) -> Result<Target> {
         let transport = scenario.watch.transport;
         ensure!(
-            transport == Transport::Ws || matches!(self, Self::Baseline | Self::Nchan),
+            transport == Transport::Ws
+                || matches!(self, Self::Baseline | Self::Nchan | Self::Pushpin),
             "{} has no event streams",
             self.name()
         );
-        let port = Port::reserve()?;
-        let second = Port::reserve()?;
+        let [port, second, third] = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
         let directory = tempfile::tempdir()?;
-        let mut command = self.command(&port, &second, directory.path())?;
+        let place = Place {
+            directory: directory.path(),
+            port: &port,
+            second: &second,
+            third: &third,
+        };
         let log = directory.path().join("log");
-        let mut process = Process::spawn(&mut command, &log)?;
+        let mut helpers = Vec::new();
+        for mut command in self.helpers(&place)? {
+            helpers.push(Process::spawn(&mut command, &log)?);
+        }
+        let process = Process::spawn(&mut self.command(&place)?, &log)?;
+        let mut listens = vec![port.address()];
+        if matches!(self, Self::Pushpin | Self::Sockudo) {
+            listens.push(second.address());
+        }
+        if self == Self::Pushpin {
+            // Its handler opens this one, and takes no connections before.
+            listens.push(third.address());
+        }
+        let mut running = Running {
+            process,
+            _helpers: helpers,
+            _ports: vec![port, second, third],
+            _directory: directory,
+        };
         runtime.block_on(async {
             let deadline = Instant::now() + START_WITHIN;
-            while TcpStream::connect(port.address()).await.is_err() {
-                if process.exited().is_some() || Instant::now() > deadline {
-                    bail!("{} did not start: {}", self.name(), process.logs());
+            for address in &listens {
+                while TcpStream::connect(address).await.is_err() {
+                    if running.process.exited().is_some() || Instant::now() > deadline {
+                        bail!("{} did not start: {}", self.name(), running.process.logs());
+                    }
+                    sleep(Duration::from_millis(20)).await;
                 }
-                sleep(Duration::from_millis(20)).await;
+            }
+            // A master listens before its workers know of each other.
+            let mut workers = 0;
+            while workers < running.meter().pids().len() {
+                workers = running.meter().pids().len();
+                sleep(SETTLED).await;
             }
             Ok(())
         })?;
-        let address = port.address().parse()?;
+        let (door, intake) = self.door(transport, &running._ports)?;
+        Ok(Target::peer(self.name(), door, intake, running))
+    }
+
+    /// How it is watched and fed, at its ports.
+    fn door(self, transport: Transport, ports: &[Port]) -> Result<(Door, Intake)> {
+        let address = |at: usize| -> Result<_> {
+            let port = ports.get(at).context("three ports are reserved")?;
+            Ok(port.address().parse()?)
+        };
+        let watched = address(0)?;
         let path = match transport {
             Transport::Ws => "/ws?job={job}",
             Transport::Sse => "/sse?job={job}",
         };
-        let plain = Door::plain(address, transport, path);
-        let (door, intake) = match self {
-            Self::Baseline | Self::Ws | Self::Nchan => {
-                (plain, Intake::Post(address, "/publish?job="))
-            }
+        let plain = Door::plain(watched, transport, path);
+        let post = |at| Ok::<_, anyhow::Error>(Intake::Post(address(at)?, "/publish?job="));
+        Ok(match self {
+            Self::Baseline | Self::Ws | Self::Uwebsockets | Self::Nchan => (plain, post(0)?),
+            Self::Pushpin => (plain, post(1)?),
             Self::SocketIo => (
                 Door {
                     path: "/socket.io/?EIO=4&transport=websocket&job={job}".into(),
@@ -120,7 +215,7 @@ impl Peer {
                     answers: vec![("2".into(), "3".into())],
                     ..plain
                 },
-                Intake::Post(address, "/publish?job="),
+                post(0)?,
             ),
             Self::Nats => (
                 Door {
@@ -132,23 +227,57 @@ impl Peer {
                     answers: vec![("PING".into(), "PONG\r\n".into())],
                     ..plain
                 },
-                Intake::Nats(second.address().parse()?),
+                Intake::Nats(address(1)?),
             ),
-        };
-        let running = Running {
-            process,
-            _ports: vec![port, second],
-            _directory: directory,
-        };
-        Ok(Target::peer(self.name(), door, intake, running))
+            Self::Sockudo => (
+                Door {
+                    path: format!("/app/{}?protocol=7&client=loadtest&version=1", APP[1]).into(),
+                    say: vec![
+                        r#"{"event":"pusher:subscribe","data":{"channel":"{job}"}}"#.into(),
+                    ],
+                    ready: "subscription_succeeded".into(),
+                    answers: vec![(
+                        r#"{"event":"pusher:ping""#.into(),
+                        r#"{"event":"pusher:pong","data":{}}"#.into(),
+                    )],
+                    ..plain
+                },
+                post(1)?,
+            ),
+        })
     }
 
-    fn command(self, port: &Port, second: &Port, directory: &std::path::Path) -> Result<Command> {
-        let file = |name: &str, text: String| -> Result<PathBuf> {
-            let path = directory.join(name);
-            std::fs::write(&path, text)?;
-            Ok(path)
-        };
+    /// What it needs beside it: for Pushpin the sender of its requests and the server behind it, for sockudo
+    /// somebody who signs what is published.
+    fn helpers(self, place: &Place<'_>) -> Result<Vec<Command>> {
+        Ok(match self {
+            Self::Pushpin => {
+                let mut zurl = Command::new("zurl");
+                zurl.arg(format!("--config={}", place.zurl()?.display()));
+                let mut origin = script("pushpin-origin.mjs")?;
+                origin
+                    .arg(place.second.number().to_string())
+                    .arg(place.third.number().to_string());
+                vec![zurl, origin]
+            }
+            Self::Sockudo => {
+                let mut publisher = script("sockudo-publisher.mjs")?;
+                publisher
+                    .arg(place.second.number().to_string())
+                    .arg(place.port.number().to_string())
+                    .args(APP);
+                vec![publisher]
+            }
+            Self::Baseline
+            | Self::Nats
+            | Self::Ws
+            | Self::SocketIo
+            | Self::Uwebsockets
+            | Self::Nchan => Vec::new(),
+        })
+    }
+
+    fn command(self, place: &Place<'_>) -> Result<Command> {
         Ok(match self {
             Self::Baseline => {
                 let program = std::env::current_exe()?.with_file_name("relay-loadtest-baseline");
@@ -158,35 +287,26 @@ impl Peer {
                     program.display()
                 );
                 let mut command = Command::new(program);
-                command.arg(port.address());
+                command.arg(place.port.address());
                 command
             }
             Self::Nats => {
                 let config = format!(
                     "listen: \"{}\"\nmax_connections: 60000\nwebsocket {{ listen: \"{}\", no_tls: true }}\n",
-                    second.address(),
-                    port.address()
+                    place.second.address(),
+                    place.port.address()
                 );
                 let mut command = Command::new(tools::nats_server()?);
-                command.arg("-c").arg(file("nats.conf", config)?);
+                command.arg("-c").arg(place.file("nats.conf", &config)?);
                 command
             }
-            Self::Ws | Self::SocketIo => {
-                let peers = tools::workspace().join("loadtest/peers");
-                let script = if self == Self::Ws {
-                    "ws.mjs"
-                } else {
-                    "socket-io.mjs"
-                };
-                ensure!(
-                    peers.join("node_modules").is_dir(),
-                    "run npm install in {} first",
-                    peers.display()
-                );
-                let mut command = Command::new(tools::node()?);
-                command
-                    .arg(peers.join(script))
-                    .arg(port.number().to_string());
+            Self::Ws | Self::SocketIo | Self::Uwebsockets => {
+                let mut command = script(match self {
+                    Self::Ws => "ws.mjs",
+                    Self::SocketIo => "socket-io.mjs",
+                    _ => "uwebsockets.mjs",
+                })?;
+                command.arg(place.port.number().to_string());
                 command
             }
             Self::Nchan => {
@@ -203,17 +323,148 @@ impl Peer {
                      location /ws {{ nchan_subscriber websocket; nchan_channel_id $arg_job; nchan_subscriber_first_message newest; nchan_websocket_ping_interval 60; }}\n\
                      location /sse {{ nchan_subscriber eventsource; nchan_channel_id $arg_job; nchan_subscriber_first_message newest; }}\n\
                      location /publish {{ nchan_publisher; nchan_channel_id $arg_job; nchan_message_buffer_length 10; nchan_message_timeout 5m; }} }} }}\n",
-                    pid = directory.join("pid").display(),
-                    address = port.address(),
+                    pid = place.directory.join("pid").display(),
+                    address = place.port.address(),
                 );
                 let mut command = Command::new("nginx");
                 command
                     .arg("-p")
-                    .arg(directory)
+                    .arg(place.directory)
                     .arg("-c")
-                    .arg(file("nginx.conf", config).context("nginx.conf")?);
+                    .arg(place.file("nginx.conf", &config)?);
+                command
+            }
+            Self::Pushpin => {
+                let mut command = Command::new("pushpin");
+                command
+                    .arg(format!("--config={}", place.pushpin()?.display()))
+                    .arg("--merge-output");
+                command
+            }
+            Self::Sockudo => {
+                let mut command = Command::new("sockudo");
+                command.current_dir(place.directory);
+                // The queue's default driver wants a Redis server.
+                for (key, value) in [
+                    ("HOST", "127.0.0.1"),
+                    ("PORT", &place.port.number().to_string()),
+                    ("RUST_LOG", "error"),
+                    ("METRICS_ENABLED", "false"),
+                    ("MCP_ENABLED", "false"),
+                    ("RATE_LIMITER_ENABLED", "false"),
+                    ("QUEUE_DRIVER", "memory"),
+                    ("SOCKUDO_DEFAULT_APP_ENABLED", "true"),
+                    ("SOCKUDO_DEFAULT_APP_ID", APP[0]),
+                    ("SOCKUDO_DEFAULT_APP_KEY", APP[1]),
+                    ("SOCKUDO_DEFAULT_APP_SECRET", APP[2]),
+                    ("SOCKUDO_DEFAULT_APP_MAX_CONNECTIONS", "50000"),
+                    (
+                        "SOCKUDO_DEFAULT_APP_MAX_BACKEND_EVENTS_PER_SECOND",
+                        "1000000",
+                    ),
+                ] {
+                    command.env(key, value);
+                }
                 command
             }
         })
+    }
+}
+
+/// A program of `loadtest/peers`.
+fn script(name: &str) -> Result<Command> {
+    let peers = tools::workspace().join("loadtest/peers");
+    ensure!(
+        peers.join("node_modules").is_dir(),
+        "run npm install in {} first",
+        peers.display()
+    );
+    let mut command = Command::new(tools::node()?);
+    command.arg(peers.join(name));
+    Ok(command)
+}
+
+impl Place<'_> {
+    fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Zurl's configuration: it may call loopback, which it denies by default, as often as it likes.
+    fn zurl(&self) -> Result<PathBuf> {
+        let directory = self.directory.display();
+        self.file(
+            "zurl.conf",
+            &format!(
+                "[General]\n\
+                 in_spec=ipc://{directory}/zurl-in\n\
+                 in_stream_spec=ipc://{directory}/zurl-in-stream\n\
+                 out_spec=ipc://{directory}/zurl-out\n\
+                 in_req_spec=ipc://{directory}/zurl-req\n\
+                 defpolicy=allow\nallow=\ndeny=\nmax_open_requests=20000\nbuffer_size=200000\n\
+                 timeout=600\nin_hwm=100000\nout_hwm=100000\n"
+            ),
+        )
+    }
+
+    /// Pushpin's: what its package comes with, but for the limit of 2,500 deliveries a second, the log and
+    /// where it finds its parts.
+    fn pushpin(&self) -> Result<PathBuf> {
+        let directory = self.directory.display();
+        let routes = format!("* {},over_http\n", self.second.address());
+        let routes = self.file("routes", &routes)?;
+        self.file(
+            "pushpin.conf",
+            &format!(
+                "[global]\ninclude={{libdir}}/internal.conf\nrundir={directory}\nipc_prefix=pushpin-\nport_offset=0\n\
+                 [runner]\nservices=condure,pushpin-proxy,pushpin-handler\nhttp_port={address}\n\
+                 logdir={directory}\nlog_level=0\nclient_buffer_size=8192\nclient_maxconn=50000\n\
+                 [proxy]\nroutesfile={routes}\nupdates_check=off\n\
+                 zurl_out_specs=ipc://{directory}/zurl-in\n\
+                 zurl_out_stream_specs=ipc://{directory}/zurl-in-stream\n\
+                 zurl_in_specs=ipc://{directory}/zurl-out\n\
+                 [handler]\npush_in_spec=ipc://{directory}/push\npush_in_sub_specs=ipc://{directory}/push-sub\n\
+                 command_spec=ipc://{directory}/command\n\
+                 push_in_http_addr=127.0.0.1\npush_in_http_port={control}\n\
+                 push_in_http_max_headers_size=10000\npush_in_http_max_body_size=1000000\n\
+                 message_rate=10000000\nmessage_hwm=10000000\n",
+                address = self.port.address(),
+                routes = routes.display(),
+                control = self.third.number(),
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_started_ends_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let master = "sleep 1000 & trap 'kill $!; exit' TERM; echo up; wait";
+        let mut command = Command::new("sh");
+        command.args(["-c", master]);
+        let process = Process::spawn(&mut command, &directory.path().join("log")).unwrap();
+        let deadline = Instant::now() + START_WITHIN;
+        while !process.logs().contains("up") && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let running = Running {
+            process,
+            _helpers: Vec::new(),
+            _ports: Vec::new(),
+            _directory: directory,
+        };
+        let pids = running.meter().pids();
+        assert_eq!(pids.len(), 2);
+        drop(running);
+        for pid in pids {
+            // Ended and not yet waited for by its new parent is ended, too.
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        }
     }
 }

@@ -107,8 +107,9 @@ impl Player {
             }
             stage.carries = MESSAGE;
             for peer in peers {
-                let mut target = peer.start(scenario, &self.runtime)?;
-                runs.push(measure::run(scenario, &mut target, &mut stage)?);
+                let scenario = peer.gentler(scenario);
+                let mut target = peer.start(&scenario, &self.runtime)?;
+                runs.push(measure::run(&scenario, &mut target, &mut stage)?);
             }
             if floor && scenario.floor && scenario.kind != Kind::Intake {
                 stage.payload = body;

@@ -11,10 +11,10 @@ use crate::report::ratio;
 
 /// A clock tick of `/proc`, in microseconds: `USER_HZ` is 100 on every Linux there is a relay for.
 const TICK_MICROS: u64 = 10_000;
-/// Reads what some processes have cost so far, together.
-#[derive(Debug, Clone, Default)]
+/// Reads what a process and those it has started have cost so far, together.
+#[derive(Debug, Clone)]
 pub(crate) struct Meter {
-    pub(crate) pids: Vec<u32>,
+    pid: u32,
 }
 
 /// CPU used by processes.
@@ -59,13 +59,27 @@ pub(crate) struct Memory {
 
 impl Meter {
     pub(crate) fn of(pid: u32) -> Self {
-        Self { pids: vec![pid] }
+        Self { pid }
+    }
+
+    /// The process and those it has started, now: a server may start workers when it listens already.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let mut pids = vec![self.pid];
+        let mut at = 0;
+        while let Some(pid) = pids.get(at).copied() {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            let children = children.unwrap_or_default();
+            let children = children.split_whitespace();
+            pids.extend(children.filter_map(|pid| pid.parse::<u32>().ok()));
+            at += 1;
+        }
+        pids
     }
 
     /// CPU so far.
     pub(crate) fn cpu(&self) -> Result<Cpu> {
         let mut sum = Cpu::default();
-        for pid in &self.pids {
+        for pid in &self.pids() {
             let (user, system) = ticks(*pid)?;
             let (mut exact, mut switches) = (0, 0);
             for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -96,7 +110,7 @@ impl Meter {
     /// Memory now.
     pub(crate) fn memory(&self) -> Result<Memory> {
         let mut sum = Memory::default();
-        for pid in &self.pids {
+        for pid in &self.pids() {
             let rollup = read(*pid, "smaps_rollup")?;
             let status = read(*pid, "status")?;
             let kib = |text, name| field(text, name).with_context(|| format!("no {name}"));
@@ -110,7 +124,7 @@ impl Meter {
     /// What is resident now, read often and cheaply.
     pub(crate) fn resident_kib(&self) -> Result<u64> {
         let resident = |pid: &u32| field(&read(*pid, "status")?, "VmRSS:").context("no VmRSS");
-        self.pids.iter().map(resident).sum()
+        self.pids().iter().map(resident).sum()
     }
 }
 
