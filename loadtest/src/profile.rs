@@ -98,7 +98,13 @@ pub(crate) fn run(args: &ProfileArgs) -> Result<bool> {
     writeln!(
         std::io::stdout().lock(),
         "{each:.0} instructions per delivery, recorded {before:.0}, at most {bound:.0}: {}",
-        if within { "within" } else { "ABOVE" }
+        if !within {
+            "ABOVE"
+        } else if each * TOLERANCE < before {
+            "within, and so far below that it should be recorded: what grows up to there would not be seen"
+        } else {
+            "within"
+        }
     )?;
     Ok(within || !args.check)
 }
