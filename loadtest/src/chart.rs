@@ -3,14 +3,16 @@
 //! It knows nothing of what the lines mean. A file shows on a light and on a dark page alike.
 
 const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 260.0;
+const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 36.0;
+const TOP: f64 = 56.0;
 const BOTTOM: f64 = 36.0;
-/// Told apart also by those who do not see all colours.
+/// The legend's line.
+const LEGEND: f64 = 34.0;
+/// Told apart also by those who do not see all colours, and from white and black alike.
 const COLOURS: [&str; 6] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00",
+    "#2f86c8", "#d55e00", "#009e73", "#cc79a7", "#8c6bd1", "#b58900",
 ];
 
 /// A named line.
@@ -58,7 +60,7 @@ pub(crate) fn draw(title: &str, horizontal: &str, vertical: &str, lines: &[Line]
             escape(vertical),
         ),
     );
-    let mut legend = WIDTH - RIGHT;
+    let mut legend = LEFT;
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let mut path = String::new();
         for (at, point) in line.points.iter().enumerate() {
@@ -71,11 +73,13 @@ pub(crate) fn draw(title: &str, horizontal: &str, vertical: &str, lines: &[Line]
         put(
             &mut svg,
             format_args!(
-                r#"<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/><text x="{legend}" y="16" fill="{colour}" text-anchor="end">{}</text>"#,
-                escape(&line.name)
+                r#"<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/><path d="M{legend} {dash}h14" stroke="{colour}" stroke-width="3"/><text x="{text}" y="{LEGEND}">{}</text>"#,
+                escape(&line.name),
+                dash = LEGEND - 4.0,
+                text = legend + 19.0,
             ),
         );
-        legend -= 10.0 + 6.5 * line.name.len() as f64;
+        legend += 36.0 + 6.0 * line.name.len() as f64;
     }
     svg.push_str("</svg>\n");
     svg
@@ -85,13 +89,13 @@ fn put(svg: &mut String, text: std::fmt::Arguments<'_>) {
     svg.push_str(&text.to_string());
 }
 
-/// The next of 1, 2, 4, 5, 10 … at or above a value, so that quarters of it can be read.
+/// The next round number at or above a value, so that quarters of it can be read.
 fn round_up(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
     }
     let unit = 10f64.powf(value.log10().floor());
-    let steps = [1.0, 2.0, 4.0, 5.0, 8.0, 10.0];
+    let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 5.0, 6.0, 8.0, 10.0];
     let fits = steps
         .iter()
         .map(|step| step * unit)
@@ -124,7 +128,8 @@ mod tests {
         for (value, end) in [
             (0.0, 1.0),
             (1.0, 1.0),
-            (3.1, 4.0),
+            (3.3, 4.0),
+            (10.1, 12.0),
             (42.0, 50.0),
             (0.07, 0.08),
         ] {
@@ -139,7 +144,7 @@ mod tests {
             points: vec![(0.0, 1.0), (2.0, 3.0)],
         };
         let svg = draw("a < b & c", "seconds", "ms", &[line("p50"), line("p99")]);
-        assert_eq!(svg.matches("stroke-width").count(), 2);
+        assert_eq!(svg.matches("fill=\"none\"").count(), 2);
         assert!(svg.contains("a &lt; b &amp; c") && svg.ends_with("</svg>\n"));
         assert!(!svg.contains("NaN"));
     }

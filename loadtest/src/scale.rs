@@ -1,23 +1,31 @@
 //! How cost grows: one scenario at 1, 2, 4 … times the watchers, the jobs and the update rate, fitted with
 //! straight lines, and what that comes to at sizes no single machine here reaches.
 //!
-//! Invariant: what is extrapolated is told with what it assumes.
+//! Invariant: what is extrapolated is told with what it assumes, and how far the lines are off.
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use crate::chart::{self, Line};
 use crate::measure::Run;
 use crate::play::Player;
+use crate::report;
 use crate::scenario::{Kind, Scenario};
 use crate::target::RelayArgs;
 
 /// Where to.
 const SIZES: [f64; 2] = [100_000.0, 1_000_000.0];
 const NODES: [f64; 3] = [1.0, 10.0, 100.0];
+/// Times the scenario's rate at which reading is measured: a thread that is busy is not woken for each update, and
+/// so is charged for reading alone.
+const READING: u32 = 20;
+/// How long.
+const READING_SECONDS: f64 = 5.0;
+const AXES: [Axis; 3] = [Axis::Watchers, Axis::Jobs, Axis::Rate];
 
 /// What to scale.
 #[derive(Debug, clap::Args)]
@@ -30,8 +38,11 @@ pub(crate) struct ScaleArgs {
     /// Multiples to play
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     factors: Vec<u32>,
-    /// Write the points and fits as JSON into this file
-    #[arg(long, value_name = "FILE")]
+    /// Updates a second of a job in what is projected
+    #[arg(long, value_name = "RATE", default_value_t = 1.0)]
+    job_rate: f64,
+    /// Write points, fits and projections as JSON, and curves as SVG, into this directory
+    #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
 }
 
@@ -44,32 +55,58 @@ enum Axis {
     Rate,
 }
 
+impl Axis {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Watchers => "watchers",
+            Self::Jobs => "jobs",
+            Self::Rate => "updates",
+        }
+    }
+}
+
 /// One scenario played.
 #[derive(Debug, Serialize)]
 struct Sample {
     axis: Axis,
     factor: u32,
     watchers: usize,
+    jobs: usize,
     updates_per_second: f64,
     deliveries_per_second: f64,
+    /// How often a thread gave up or lost the processor, and had to be woken.
+    wakes_per_second: f64,
     /// Server CPU, in cores.
     cores: f64,
     resident_mib: f64,
     p50_ms: f64,
     p99_ms: f64,
+    /// Neither delivered nor superseded.
+    missing: u64,
 }
 
-/// `cost = per_update * updates + per_delivery * deliveries` and `memory = base + per_connection * watchers`.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// `cost = per_update * updates + per_delivery * deliveries + per_wake * wakes` and
+/// `memory = base + per_connection * connections + per_job * jobs`.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Fit {
+    /// Reading one, measured with nobody watching; the others are fitted to what remains.
     micros_per_update: f64,
     micros_per_delivery: f64,
+    /// Threads sleep when they have nothing to do, so the less there is to do the more often they are woken.
+    micros_per_wake: f64,
+    /// The most of them that were seen: threads that are busy are not woken.
+    wakes_per_second: f64,
     base_mib: f64,
     kib_per_connection: f64,
+    /// With the updates that the scenario publishes of each.
+    kib_per_job: f64,
 }
 
 #[derive(Debug, Serialize)]
 struct Growth {
+    scenario: Scenario,
+    /// Updates a second of a job in the projections.
+    job_rate: f64,
     samples: Vec<Sample>,
     fit: Fit,
     projections: Vec<Projection>,
@@ -80,8 +117,16 @@ struct Growth {
 struct Projection {
     connections: f64,
     nodes: f64,
+    jobs: f64,
+    /// Everybody's: every node reads them all.
+    updates_per_second: f64,
+
+    deliveries_per_second_and_node: f64,
     cores_per_node: f64,
-    mib_per_node: f64,
+    /// The part of them that reads updates, which one thread does.
+    reading_per_node: f64,
+    connections_mib_per_node: f64,
+    jobs_mib_per_node: f64,
 }
 
 /// Plays, fits, projects.
@@ -92,29 +137,52 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<bool> {
         "{} has no rate: a closed loop takes all the machine at any size",
         args.scenario.display()
     );
+    ensure!(args.job_rate > 0.0, "--job-rate is above 0");
     let mut player = Player::new(false)?;
     let mut samples = Vec::new();
-    for axis in [Axis::Watchers, Axis::Jobs, Axis::Rate] {
+    for axis in AXES {
         for factor in &args.factors {
             let scenario = multiplied(&base, axis, *factor);
             let runs = player.play(&scenario, &args.relay, false, &[])?;
-            samples.extend(runs.iter().map(|run| Sample::of(run, axis, *factor)));
+            let sample = |run| Sample::of(run, axis, *factor, scenario.publish.jobs);
+            samples.extend(runs.iter().map(sample));
         }
     }
-    let fit = Fit::of(&samples);
-    let rate = base.publish.rate.unwrap_or(1.0);
-    let watched = base.watch.watchers as f64 / base.publish.jobs as f64;
+    let reading = player.play(&unwatched(&base), &args.relay, false, &[])?;
+    let fit = Fit::of(
+        &samples,
+        report::median(reading.iter().map(|run| run.micros_per_update)),
+    );
     let growth = Growth {
-        projections: project(fit, rate / base.publish.jobs as f64, watched),
+        projections: project(fit, args.job_rate, base.watchers_per_job()),
+        job_rate: args.job_rate,
+        scenario: base,
         samples,
         fit,
     };
-    growth.print(watched, rate / base.publish.jobs as f64)?;
-    if let Some(path) = &args.out {
-        fs::write(path, serde_json::to_string_pretty(&growth)?)
-            .with_context(|| path.display().to_string())?;
+    growth.print()?;
+    if let Some(directory) = &args.out {
+        growth.write(directory)?;
     }
     Ok(true)
+}
+
+impl Scenario {
+    fn watchers_per_job(&self) -> f64 {
+        self.watch.watchers as f64 / self.publish.jobs as f64
+    }
+}
+
+/// The updates with nobody to see them, and many more of them.
+fn unwatched(base: &Scenario) -> Scenario {
+    let mut scenario = base.clone();
+    scenario.title = format!("{} (nobody watching)", base.title);
+    scenario.kind = Kind::Intake;
+    scenario.watch.watchers = 0;
+    let publish = &mut scenario.publish;
+    publish.rate = publish.rate.map(|rate| rate * f64::from(READING));
+    publish.updates = (publish.rate.unwrap_or(1.0) * READING_SECONDS) as u64;
+    scenario
 }
 
 fn multiplied(base: &Scenario, axis: Axis, factor: u32) -> Scenario {
@@ -125,7 +193,7 @@ fn multiplied(base: &Scenario, axis: Axis, factor: u32) -> Scenario {
     match axis {
         Axis::Watchers => watch.watchers *= times,
         Axis::Jobs => {
-            // As many watchers over more jobs, each as busy as before.
+            // As many watchers over more jobs, each as busy as before; some are watched by nobody then.
             publish.jobs *= times;
             publish.rate = publish.rate.map(|rate| rate * f64::from(factor));
             publish.updates *= u64::from(factor);
@@ -139,7 +207,7 @@ fn multiplied(base: &Scenario, axis: Axis, factor: u32) -> Scenario {
 }
 
 impl Sample {
-    fn of(run: &Run, axis: Axis, factor: u32) -> Self {
+    fn of(run: &Run, axis: Axis, factor: u32, jobs: usize) -> Self {
         let seconds = run.published as f64 / run.updates_per_second;
         let resident = run
             .curve
@@ -149,72 +217,126 @@ impl Sample {
             axis,
             factor,
             watchers: run.connect.connections,
+            jobs,
             updates_per_second: run.updates_per_second,
             deliveries_per_second: run.deliveries_per_second,
+            wakes_per_second: run.cpu.context_switches as f64 / seconds,
             cores: run.cpu.micros() as f64 / 1e6 / seconds,
             resident_mib: resident as f64 / 1024.0,
             p50_ms: run.latency.p50_ms,
             p99_ms: run.latency.p99_ms,
+            missing: run.missing,
         }
     }
 }
 
 impl Fit {
-    fn of(samples: &[Sample]) -> Self {
-        let cost = samples.iter().map(|each| {
+    fn of(samples: &[Sample], micros_per_update: f64) -> Self {
+        let cost = |each: &Sample| {
+            let of = [each.deliveries_per_second, each.wakes_per_second];
             (
-                each.updates_per_second,
-                each.deliveries_per_second,
-                each.cores * 1e6,
+                of,
+                each.cores * 1e6 - each.updates_per_second * micros_per_update,
             )
-        });
-        let (micros_per_update, micros_per_delivery) = plane(cost);
-        let memory = samples.iter().filter(|each| each.axis == Axis::Watchers);
-        let memory = memory.map(|each| (1.0, each.watchers as f64, each.resident_mib));
-        let (base_mib, mib_per_connection) = plane(memory);
+        };
+        let cost: Vec<_> = samples.iter().map(cost).collect();
+        let [micros_per_delivery, micros_per_wake] = least_squares(&cost);
+        let wakes = samples.iter().map(|each| each.wakes_per_second);
+        // A higher rate means a longer history of each job, which is neither a connection's nor a job's.
+        let memory = samples.iter().filter(|each| each.axis != Axis::Rate);
+        let memory: Vec<_> = memory
+            .map(|each| {
+                let of = [1.0, each.watchers as f64, each.jobs as f64];
+                (of, each.resident_mib)
+            })
+            .collect();
+        let [base_mib, mib_per_connection, mib_per_job] = least_squares(&memory);
         Self {
             micros_per_update,
             micros_per_delivery,
+            micros_per_wake,
+            wakes_per_second: wakes.fold(0.0, f64::max),
             base_mib,
             kib_per_connection: mib_per_connection * 1024.0,
+            kib_per_job: mib_per_job * 1024.0,
         }
     }
+
+    fn cores(&self, sample: &Sample) -> f64 {
+        (sample.updates_per_second * self.micros_per_update
+            + sample.deliveries_per_second * self.micros_per_delivery
+            + sample.wakes_per_second * self.micros_per_wake)
+            / 1e6
+    }
+
+    fn mib(&self, sample: &Sample) -> f64 {
+        self.base_mib
+            + (sample.watchers as f64 * self.kib_per_connection
+                + sample.jobs as f64 * self.kib_per_job)
+                / 1024.0
+    }
 }
 
-/// Least squares for `z = a * x + b * y`.
-fn plane(points: impl Iterator<Item = (f64, f64, f64)>) -> (f64, f64) {
-    let (mut xx, mut xy, mut yy, mut xz, mut yz) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for (x, y, z) in points {
-        xx += x * x;
-        xy += x * y;
-        yy += y * y;
-        xz += x * z;
-        yz += y * z;
+/// The factors with which the columns come nearest to the value, by least squares. A column that says nothing
+/// new beside those before it gets 0.
+fn least_squares<const N: usize>(points: &[([f64; N], f64)]) -> [f64; N] {
+    let mut rows = [[0.0; N]; N];
+    let mut right = [0.0; N];
+    for (columns, value) in points {
+        for i in 0..N {
+            for j in 0..N {
+                rows[i][j] += columns[i] * columns[j];
+            }
+            right[i] += columns[i] * value;
+        }
     }
-    let determinant = xx * yy - xy * xy;
-    if determinant.abs() < f64::EPSILON * xx * yy {
-        return (0.0, if yy > 0.0 { yz / yy } else { 0.0 });
+    let scale: [f64; N] = std::array::from_fn(|i| rows[i][i].max(f64::MIN_POSITIVE));
+    for i in 0..N {
+        if rows[i][i] < scale[i] * 1e-9 {
+            rows[i] = std::array::from_fn(|j| f64::from(u8::from(i == j)));
+            right[i] = 0.0;
+        }
+        for below in i + 1..N {
+            let times = rows[below][i] / rows[i][i];
+            let pivot = rows[i];
+            for (left, pivot) in rows[below].iter_mut().zip(pivot) {
+                *left -= times * pivot;
+            }
+            right[below] -= times * right[i];
+        }
     }
-    (
-        (xz * yy - yz * xy) / determinant,
-        (yz * xx - xz * xy) / determinant,
-    )
+    let mut found = [0.0; N];
+    for i in (0..N).rev() {
+        let known: f64 = (i + 1..N).map(|j| rows[i][j] * found[j]).sum();
+        found[i] = (right[i] - known) / rows[i][i];
+    }
+    found
 }
 
-/// Every node reads every update; connections and deliveries are shared out evenly.
+/// Every node reads every update and keeps every job; connections and deliveries are shared out evenly.
 fn project(fit: Fit, updates_per_job: f64, watchers_per_job: f64) -> Vec<Projection> {
     let mut projections = Vec::new();
     for connections in SIZES {
         for nodes in NODES {
-            let updates = connections / watchers_per_job * updates_per_job;
+            let jobs = connections / watchers_per_job;
+            let updates = jobs * updates_per_job;
             let deliveries = connections * updates_per_job / nodes;
+
+            let reading = updates * fit.micros_per_update / 1e6;
             projections.push(Projection {
                 connections,
                 nodes,
-                cores_per_node: (updates * fit.micros_per_update
-                    + deliveries * fit.micros_per_delivery)
-                    / 1e6,
-                mib_per_node: fit.base_mib + connections / nodes * fit.kib_per_connection / 1024.0,
+                jobs,
+                updates_per_second: updates,
+
+                deliveries_per_second_and_node: deliveries,
+                cores_per_node: reading
+                    + deliveries * fit.micros_per_delivery / 1e6
+                    + fit.wakes_per_second * fit.micros_per_wake / 1e6,
+                reading_per_node: reading,
+                connections_mib_per_node: fit.base_mib
+                    + connections / nodes * fit.kib_per_connection / 1024.0,
+                jobs_mib_per_node: jobs * fit.kib_per_job / 1024.0,
             });
         }
     }
@@ -222,47 +344,167 @@ fn project(fit: Fit, updates_per_job: f64, watchers_per_job: f64) -> Vec<Project
 }
 
 impl Growth {
-    fn print(&self, watched: f64, per_job: f64) -> Result<()> {
+    fn print(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(
             out,
-            "     axis     x  watchers  updates/s  deliveries/s  cores  resident MiB  p50 ms  p99 ms"
+            "\n{}; each of the three multiplied\n",
+            self.scenario.title
         )?;
-        for each in &self.samples {
-            writeln!(
-                out,
-                "{:>9} {:>5} {:>9} {:>10.0} {:>13.0} {:>6.3} {:>13.1} {:>7.2} {:>7.2}",
-                format!("{:?}", each.axis),
-                each.factor,
-                each.watchers,
-                each.updates_per_second,
-                each.deliveries_per_second,
-                each.cores,
-                each.resident_mib,
-                each.p50_ms,
-                each.p99_ms
-            )?;
-        }
-        let Fit {
-            micros_per_update,
-            micros_per_delivery,
-            base_mib,
-            kib_per_connection,
-        } = self.fit;
+        report::print_table(&mut out, &self.measured())?;
+        let fit = self.fit;
+        let off = |got: f64, line: f64| (got / line - 1.0).abs() * 100.0;
+        let cores = self.samples.iter();
+        let cores: Vec<f64> = cores.map(|each| off(each.cores, fit.cores(each))).collect();
+        let memory = self.samples.iter().filter(|each| each.axis != Axis::Rate);
+        let memory: Vec<f64> = memory
+            .map(|each| off(each.resident_mib, fit.mib(each)))
+            .collect();
+        let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+        let history = self.scenario.publish.updates as f64 / self.scenario.publish.jobs as f64;
         writeln!(
             out,
-            "\nfitted: {micros_per_update:.1} us an update, {micros_per_delivery:.2} us a delivery; {base_mib:.1} MiB and {kib_per_connection:.2} KiB a connection\n\
-             projected, assuming {watched:.0} watchers a job and {per_job:.1} updates a second a job, that every node reads every update, that\n\
-             connections spread evenly, that cost stays linear, and that a network card costs what loopback does:"
+            "\nReading an update takes {:.1} us of CPU, measured with nobody watching at {READING} times the rate. Straight lines\n\
+             through the rest: {:.2} us a delivery and {:.1} us to wake a thread; {:.1} MiB at rest, {:.2} KiB a connection\n\
+             and {:.1} KiB a job with {history:.0} updates of history. What was measured is off them by {:.0} % in the middle\n\
+             and {:.0} % at most for CPU, by {:.0} % at most for memory.\n\n\
+             At other sizes that comes to, for each node:\n",
+            fit.micros_per_update,
+            fit.micros_per_delivery,
+            fit.micros_per_wake,
+            fit.base_mib,
+            fit.kib_per_connection,
+            fit.kib_per_job,
+            report::median(cores.iter().copied()),
+            most(&cores),
+            most(&memory)
         )?;
-        for each in &self.projections {
-            writeln!(
-                out,
-                "{:>10.0} connections on {:>3.0} nodes: {:>7.2} cores and {:>7.0} MiB a node",
-                each.connections, each.nodes, each.cores_per_node, each.mib_per_node
-            )?;
+        report::print_table(&mut out, &self.projected())?;
+        writeln!(out, "\n{}", self.assumptions())?;
+        let missing: u64 = self.samples.iter().map(|each| each.missing).sum();
+        if missing > 0 {
+            writeln!(out, "not all went well: {missing} deliveries are missing")?;
         }
         Ok(())
+    }
+
+    fn measured(&self) -> Vec<Vec<String>> {
+        let heads = [
+            "more", "times", "conns", "jobs", "upd/s", "del/s", "wakes/s", "cores", "fitted",
+            "MiB", "fitted", "p50 ms", "p99 ms",
+        ];
+        let rows = self.samples.iter().map(|each| {
+            let memory = match each.axis {
+                Axis::Rate => String::new(),
+                Axis::Watchers | Axis::Jobs => format!("{:.1}", self.fit.mib(each)),
+            };
+            vec![
+                each.axis.name().to_owned(),
+                each.factor.to_string(),
+                each.watchers.to_string(),
+                each.jobs.to_string(),
+                format!("{:.0}", each.updates_per_second),
+                format!("{:.0}", each.deliveries_per_second),
+                format!("{:.0}", each.wakes_per_second),
+                format!("{:.3}", each.cores),
+                format!("{:.3}", self.fit.cores(each)),
+                format!("{:.1}", each.resident_mib),
+                memory,
+                format!("{:.2}", each.p50_ms),
+                format!("{:.2}", each.p99_ms),
+            ]
+        });
+        std::iter::once(heads.map(str::to_owned).to_vec())
+            .chain(rows)
+            .collect()
+    }
+
+    fn projected(&self) -> Vec<Vec<String>> {
+        let heads = [
+            "conns",
+            "nodes",
+            "jobs",
+            "upd/s",
+            "del/s",
+            "cores",
+            "reading",
+            "MiB conns",
+            "MiB jobs",
+        ];
+        let rows = self.projections.iter().map(|each| {
+            vec![
+                format!("{:.0}", each.connections),
+                format!("{:.0}", each.nodes),
+                format!("{:.0}", each.jobs),
+                format!("{:.0}", each.updates_per_second),
+                format!("{:.0}", each.deliveries_per_second_and_node),
+                format!("{:.2}", each.cores_per_node),
+                format!(
+                    "{:.2}{}",
+                    each.reading_per_node,
+                    if each.reading_per_node > 1.0 { "!" } else { "" }
+                ),
+                format!("{:.0}", each.connections_mib_per_node),
+                format!("{:.0}", each.jobs_mib_per_node),
+            ]
+        });
+        std::iter::once(heads.map(str::to_owned).to_vec())
+            .chain(rows)
+            .collect()
+    }
+
+    fn assumptions(&self) -> String {
+        let most = |of: fn(&Sample) -> f64| self.samples.iter().map(of).fold(0.0, f64::max);
+        format!(
+            "Assumed: {:.0} watchers and {} updates of {} bytes a second for each job. Every node reads every update and keeps\n\
+             every job; connections spread evenly over the nodes. Cost stays straight beyond what was measured ({:.0}\n\
+             connections, {:.0} updates and {:.0} deliveries a second), but for wakes: threads that are busy are not woken, so\n\
+             there are as many as were seen at most ({:.0} a second). A network card costs what loopback does, where the\n\
+             sender pays for the receiver's half too; there is no TLS. Kernel memory of sockets is on top, and so is what\n\
+             the operating system and the bus need.\n\
+             \"reading\" is the part of the cores that reads updates, which one thread does: where it is above 1 (marked !) a\n\
+             node cannot keep up, and owners have to be split over so many groups of nodes. Memory of jobs is bounded by\n\
+             history.jobs and history.bytes, whatever stands here.",
+            self.scenario.watchers_per_job(),
+            self.job_rate,
+            self.scenario.publish.payload,
+            most(|each| each.watchers as f64),
+            most(|each| each.updates_per_second),
+            most(|each| each.deliveries_per_second),
+            self.fit.wakes_per_second,
+        )
+    }
+
+    fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)?;
+        let put = |name: &str, text: String| {
+            let path = directory.join(name);
+            fs::write(&path, text).with_context(|| path.display().to_string())
+        };
+        put("scale.json", serde_json::to_string_pretty(self)?)?;
+        let lines = |value: fn(&Sample) -> f64| -> Vec<Line> {
+            let line = |axis: Axis| Line {
+                name: format!("more {}", axis.name()),
+                points: self
+                    .samples
+                    .iter()
+                    .filter(|each| each.axis == axis)
+                    .map(|each| (f64::from(each.factor), value(each)))
+                    .collect(),
+            };
+            AXES.map(line).into()
+        };
+        let draw = |file: &str, what: &str, unit: &str, value: fn(&Sample) -> f64| {
+            let title = format!("{what}: {}", self.scenario.title);
+            put(file, chart::draw(&title, "times", unit, &lines(value)))
+        };
+        draw("scale-cpu.svg", "CPU", "cores", |each| each.cores)?;
+        draw("scale-memory.svg", "Memory", "MiB", |each| {
+            each.resident_mib
+        })?;
+        draw("scale-latency.svg", "99th percentile", "ms", |each| {
+            each.p99_ms
+        })
     }
 }
 
@@ -271,10 +513,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plane_is_found_through_its_points() {
+    fn lines_are_found_through_their_points() {
         let points = [(1.0, 2.0), (3.0, 1.0), (2.0, 5.0)];
-        let (a, b) = plane(points.iter().map(|(x, y)| (*x, *y, 10.0 * x + 4.0 * y)));
-        assert!((a - 10.0).abs() < 1e-9 && (b - 4.0).abs() < 1e-9);
+        let points = points.map(|(x, y)| ([x, y, 1.0], 10.0 * x + 4.0 * y + 3.0));
+        let found = least_squares(&points);
+        for (found, expected) in found.iter().zip([10.0, 4.0, 3.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_varied_is_not_charged() {
+        // Twice as much of the first is always twice as much of the second.
+        let found = least_squares(&[([1.0, 2.0], 5.0), ([2.0, 4.0], 10.0)]);
+        assert!((found[0] - 5.0).abs() < 1e-6 && found[1].abs() < 1e-9);
     }
 
     #[test]
@@ -282,12 +534,18 @@ mod tests {
         let fit = Fit {
             micros_per_update: 10.0,
             micros_per_delivery: 5.0,
-            base_mib: 0.0,
+            micros_per_wake: 20.0,
+            wakes_per_second: 1000.0,
             kib_per_connection: 1.0,
+            kib_per_job: 2.0,
+            ..Fit::default()
         };
         let projections = project(fit, 1.0, 10.0);
         // 10,000 updates and 100,000 deliveries a second.
-        assert!((projections[0].cores_per_node - 0.6).abs() < 1e-9);
-        assert!((projections[1].cores_per_node - 0.15).abs() < 1e-9);
+        assert!((projections[0].cores_per_node - (0.1 + 0.5 + 0.02)).abs() < 1e-9);
+        assert!((projections[1].cores_per_node - (0.1 + 0.05 + 0.02)).abs() < 1e-9);
+        assert!((projections[1].reading_per_node - 0.1).abs() < 1e-9);
+        assert!((projections[1].connections_mib_per_node - 10_000.0 / 1024.0).abs() < 1e-9);
+        assert!((projections[1].jobs_mib_per_node - 20_000.0 / 1024.0).abs() < 1e-9);
     }
 }
