@@ -269,13 +269,22 @@ impl Scenario {
                 MOST_UPDATES_PER_SECOND.to_string(),
             ),
         ];
-        let own = self.relay.iter().map(|(key, value)| {
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            (key.as_str(), value)
-        });
-        always.into_iter().chain(own)
+        let own = self.relay.iter();
+        always
+            .into_iter()
+            .chain(own.map(|(key, value)| (key.as_str(), as_variable(value))))
+    }
+}
+
+/// A value as the relay reads it from its environment: a list is one text with commas there.
+fn as_variable(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(values) => {
+            let values: Vec<String> = values.iter().map(as_variable).collect();
+            values.join(",")
+        }
+        other => other.to_string(),
     }
 }
 
@@ -309,5 +318,32 @@ mod tests {
         let scenario: Scenario = toml::from_str(text).unwrap();
         let last = scenario.settings().last().unwrap();
         assert_eq!(last, ("delivery.updates_per_second", "10".to_owned()));
+    }
+
+    #[test]
+    fn a_list_is_set_as_the_environment_has_it() {
+        let text = "title = \"t\"\n[relay]\n\"dialects.enabled\" = [\"shop\", \"mine\"]";
+        let scenario: Scenario = toml::from_str(text).unwrap();
+        let last = scenario.settings().last().unwrap();
+        assert_eq!(last, ("dialects.enabled", "shop,mine".to_owned()));
+    }
+
+    #[test]
+    fn a_dialect_that_cannot_be_played_is_refused() {
+        let dialect = "title = 't'\n[[dialects]]\nname = 'shop'\npath = '/live/{job}'";
+        let check = |more: &str| {
+            let scenario: Scenario = toml::from_str(&format!("{dialect}{more}")).unwrap();
+            scenario.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check(""), Ok(()));
+        for (more, told) in [
+            ("\n[[dialects]]\nname = 'shop'\npath = '/'", "two servers"),
+            ("\n[[dialects]]\nname = 'b'\npath = 'live'", "b: path"),
+            ("\ncarries = ''", "shop: carries"),
+            ("\n[watch]\ntransport = 'sse'", "over WebSocket"),
+        ] {
+            let error = check(more).unwrap_err();
+            assert!(error.contains(told), "{more}: {error}");
+        }
     }
 }
