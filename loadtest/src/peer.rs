@@ -78,18 +78,18 @@ impl Running {
 impl Drop for Running {
     /// Killing a master would leave its workers behind: it is asked first.
     fn drop(&mut self) {
-        let left = self.meter().pids();
+        let mut left = self.meter().pids();
         if self.process.signal("TERM").is_err() {
             return;
         }
         // A thread may sleep here: nothing else is to happen until the next server has the machine.
         let deadline = Instant::now() + END_WITHIN;
-        while self.process.exited().is_none() && Instant::now() < deadline {
+        while !left.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
+            left.retain(|pid| !has_ended(*pid));
         }
-        let stayed = self.process.exited().is_none();
-        for pid in left.iter().skip(1).filter(|_| stayed) {
-            // Gone already, as often as not.
+        for pid in left {
+            // Gone by now, as it may be.
             drop(
                 Command::new("kill")
                     .args(["-KILL", &pid.to_string()])
@@ -97,6 +97,17 @@ impl Drop for Running {
             );
         }
     }
+}
+
+/// Whether a process is gone, or only waits for its parent to hear of its end.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The command's name is in brackets and may hold anything, so look behind the last one.
+    stat.map_or(true, |stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" Z"))
+    })
 }
 
 /// The files and ports of a peer that is being started.
@@ -462,9 +473,7 @@ mod tests {
         assert_eq!(pids.len(), 2);
         drop(running);
         for pid in pids {
-            // Ended and not yet waited for by its new parent is ended, too.
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            assert!(has_ended(pid), "{pid} of a peer that was dropped");
         }
     }
 }
