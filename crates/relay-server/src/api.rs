@@ -81,8 +81,11 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     let cookie = standing
         .may_use_cookie()
         .then_some(api.common.cookie.as_str());
-    let identity = credential(&headers, request.uri(), cookie)
-        .and_then(|credential| api.common.identity.identify(credential.as_ref()));
+    let identity = credential(&headers, request.uri(), cookie).and_then(|credential| {
+        api.common
+            .identity
+            .identify(credential.as_ref(), api.common.hub.clock().wall())
+    });
     let mut response = match identity {
         Ok(identity) => {
             request.extensions_mut().insert(Arc::new(identity));

@@ -88,15 +88,19 @@ impl Mode {
         }
     }
 
-    /// Who the bearer of `credential` is.
+    /// Who the bearer of `credential` is, `now`.
     ///
     /// # Errors
     /// Where tokens are asked for: that there is none, or what is wrong with it.
-    pub fn identify(&self, credential: Option<&Credential>) -> Result<Identity, Refused> {
+    pub fn identify(
+        &self,
+        credential: Option<&Credential>,
+        now: WallTime,
+    ) -> Result<Identity, Refused> {
         match (self, credential) {
             (Self::Anonymous, _) => Ok(Identity::anonymous()),
             (Self::Jwt(_), None) => Err(Refused::no_credential()),
-            (Self::Jwt(verifier), Some(credential)) => verifier.verify(credential.token()),
+            (Self::Jwt(verifier), Some(credential)) => verifier.verify(credential.token(), now),
         }
     }
 }

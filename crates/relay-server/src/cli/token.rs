@@ -7,8 +7,9 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use relay_bus::clock::Clock;
 use relay_core::id::{Name, NameError};
 
 use crate::config::{Algorithm, AuthMode, Config, ConfigErrors, Redacted, environment};
@@ -132,9 +133,8 @@ fn make(
         return Err(TokenError::Ttl);
     }
     let key = signing_key(args, &config)?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs().cast_signed());
+    let wall = Clock::start().wall();
+    let now = wall.as_unix_micros() / 1_000_000;
     let token = key.sign(&Claims {
         sub: args.sub.clone(),
         iat: now,
@@ -149,7 +149,7 @@ fn make(
     })?;
     if config.auth_mode() == AuthMode::Jwt {
         Verifier::from_config(&config.auth)?
-            .verify(&token)
+            .verify(&token, wall)
             .map_err(TokenError::Refused)?;
     }
     Ok(token)

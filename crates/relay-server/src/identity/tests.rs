@@ -3,6 +3,8 @@
 use super::*;
 use crate::config::{Auth, Redacted};
 
+const NOW: WallTime = WallTime::from_unix_micros(1_800_000_000_000_000);
+
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
@@ -120,7 +122,7 @@ fn publishing_needs_a_grant_even_for_the_own_jobs() {
 #[test]
 fn in_anonymous_mode_everything_is_allowed_and_a_token_is_not_looked_at() {
     let credential = Credential::new("rubbish", Source::Query).unwrap();
-    let everybody = Mode::Anonymous.identify(Some(&credential)).unwrap();
+    let everybody = Mode::Anonymous.identify(Some(&credential), NOW).unwrap();
     assert_eq!(everybody.user, None);
     assert!(everybody.may_watch(&topic("user:bob"), None, None));
     assert!(everybody.may_see(&name("j"), &name("bob"), None));
@@ -130,7 +132,7 @@ fn in_anonymous_mode_everything_is_allowed_and_a_token_is_not_looked_at() {
 
 #[test]
 fn without_a_credential_one_is_asked_for() {
-    let refused = jwt().identify(None).unwrap_err();
+    let refused = jwt().identify(None, NOW).unwrap_err();
     assert_eq!(
         (refused.status.as_u16(), refused.code),
         (401, "unauthenticated")
@@ -140,7 +142,7 @@ fn without_a_credential_one_is_asked_for() {
         "Bearer realm=\"relay\""
     );
     let credential = Credential::new("rubbish", Source::Query).unwrap();
-    let refused = jwt().identify(Some(&credential)).unwrap_err();
+    let refused = jwt().identify(Some(&credential), NOW).unwrap_err();
     let header = refused.www_authenticate().unwrap();
     assert!(header.to_str().unwrap().contains("invalid_token"));
 }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -28,6 +29,7 @@ pub struct Verifier(Arc<Rules>);
 struct Rules {
     key: DecodingKey,
     validation: Validation,
+    leeway: Duration,
     algorithms: String,
     audience: Option<String>,
     issuer: Option<String>,
@@ -59,6 +61,8 @@ impl Verifier {
                 .map(|algorithm| library_algorithm(*algorithm))
                 .collect(),
             leeway: auth.leeway.as_secs(),
+            // It compares whole seconds and takes a token up to one second too long; see `Rules::end`.
+            validate_exp: false,
             validate_nbf: true,
             ..Validation::default()
         };
@@ -75,17 +79,18 @@ impl Verifier {
         Ok(Self(Arc::new(Rules {
             key,
             validation,
+            leeway: auth.leeway,
             algorithms: algorithms.join(", "),
             audience: auth.audience.clone(),
             issuer: auth.issuer.clone(),
         })))
     }
 
-    /// Who the bearer of `token` is.
+    /// Who the bearer of `token` is, `now`.
     ///
     /// # Errors
     /// 401 with a code and a sentence for each thing that can be wrong with it.
-    pub fn verify(&self, token: &str) -> Result<Identity, Refused> {
+    pub fn verify(&self, token: &str, now: WallTime) -> Result<Identity, Refused> {
         let rules = &self.0;
         rules.check_header(token)?;
         let data = jsonwebtoken::decode::<Claims>(token, &rules.key, &rules.validation)
@@ -97,6 +102,10 @@ impl Verifier {
             ));
         }
         let claims = data.claims;
+        let end = rules.end(&claims.exp);
+        if end <= now {
+            return Err(rules.refuse(&ErrorKind::ExpiredSignature));
+        }
         let user = subject(&claims.sub)?;
         let grants = Grants::from_claims(claims.topics.as_ref(), claims.publish.as_ref()).map_err(
             |error| {
@@ -109,7 +118,7 @@ impl Verifier {
         Ok(Identity {
             user: Some(user),
             grants,
-            expires_at: Some(rules.end(&claims.exp)),
+            expires_at: Some(end),
             anonymous: false,
         })
     }
@@ -149,7 +158,8 @@ impl Rules {
         ))
     }
 
-    /// When a connection on this token must end: as late as a new connection would still be let in.
+    /// From when on the token is good for nothing: "on or after" its `exp` (RFC 7519, 4.1.4), and the leeway.
+    /// Connections on it end then, and no new one is let in.
     fn end(&self, exp: &Value) -> WallTime {
         let seconds = exp
             .as_i64()
@@ -157,8 +167,8 @@ impl Rules {
             // A fraction is cut off: the token ends no later for it.
             .or_else(|| exp.as_f64().map(|exp| exp as i64))
             .unwrap_or(0);
-        let leeway = i64::try_from(self.validation.leeway).unwrap_or(0);
-        let micros = seconds.saturating_add(leeway).saturating_mul(1_000_000);
+        let leeway = i64::try_from(self.leeway.as_micros()).unwrap_or(0);
+        let micros = seconds.saturating_mul(1_000_000).saturating_add(leeway);
         WallTime::from_unix_micros(micros)
     }
 

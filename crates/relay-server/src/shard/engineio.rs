@@ -279,7 +279,11 @@ impl Shard {
             let name = cookie.as_ref().unwrap_or(&self.common.cookie);
             let name = visit.standing.may_use_cookie().then_some(name.as_str());
             let identity = credential(request.headers(), request.uri(), name)
-                .and_then(|found| self.common.identity.identify(found.as_ref()))
+                .and_then(|found| {
+                    self.common
+                        .identity
+                        .identify(found.as_ref(), self.clock.wall())
+                })
                 .map(Arc::new);
             identities.push((cookie.clone(), identity));
         }

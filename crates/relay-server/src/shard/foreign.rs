@@ -246,7 +246,10 @@ impl Shard {
             .is_some_and(Standing::may_use_cookie)
             .then_some(name.as_str());
         let found = credential(visit.request.headers(), visit.request.uri(), cookie)?;
-        Ok(self.common.identity.identify(found.as_ref())?)
+        Ok(self
+            .common
+            .identity
+            .identify(found.as_ref(), self.clock.wall())?)
     }
 
     /// The refusal in the dialect's shape, with everybody's status and headers.

@@ -306,8 +306,11 @@ impl Shard {
         id: Option<&Value>,
         now: Moment,
     ) {
-        let identity = Credential::new(token, Source::Message)
-            .and_then(|credential| self.common.identity.identify(Some(&credential)));
+        let identity = Credential::new(token, Source::Message).and_then(|credential| {
+            self.common
+                .identity
+                .identify(Some(&credential), self.clock.wall())
+        });
         let identity = match identity {
             Ok(identity) => identity,
             Err(refused) => {

@@ -161,7 +161,7 @@ impl Shard {
             None => self.identity_of(link, auth, dialect.cookie.as_deref())?,
         };
         if identity.is_expired(self.clock.wall()) {
-            // It may have been good when the session was opened, or be in its last second.
+            // It was good when the session was opened.
             let sentence = "The token has expired; get a new one.";
             return Err(Refused::unauthorized("token_expired", sentence).into());
         }
@@ -233,7 +233,7 @@ impl Shard {
             return self
                 .common
                 .identity
-                .identify(Some(&credential))
+                .identify(Some(&credential), self.clock.wall())
                 .map(Arc::new);
         }
         let known = link.visitor.identities.iter();

@@ -206,7 +206,7 @@ impl Shard {
         if found.is_none() && is_websocket && query.authenticates_later {
             return Ok(None);
         }
-        self.common.identity.identify(found.as_ref()).map(Some).map_err(|mut refused| {
+        self.common.identity.identify(found.as_ref(), self.clock.wall()).map(Some).map_err(|mut refused| {
             if found.is_none() && is_websocket {
                 refused.message.push_str(
                     " A client that cannot do any of that connects with ?auth=message and sends {\"type\":\"auth\",\"token\":\"…\"} first.",

@@ -44,7 +44,7 @@ fn a_token_signed_with_the_configured_secret_is_good_there() {
     let config = Config::load(Some(config.path()), std::iter::empty()).unwrap();
     let identity = Verifier::from_config(&config.auth)
         .unwrap()
-        .verify(&token)
+        .verify(&token, Clock::start().wall())
         .unwrap();
     assert_eq!(identity.user, Some(Name::parse("alice").unwrap()));
     assert!(identity.may_watch(&Topic::parse("user:bob").unwrap(), None, None));

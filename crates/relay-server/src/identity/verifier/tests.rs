@@ -1,8 +1,9 @@
 //! Good and bad tokens and keys, as a relay with that configuration would meet them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::StatusCode;
+use relay_bus::clock::Clock;
 use serde_json::json;
 
 use super::*;
@@ -12,12 +13,13 @@ use crate::identity::test_keys;
 
 const SECRET: &str = "a-secret-of-more-than-32-bytes-for-tests";
 
+/// The token library reads a clock of its own for nbf.
+fn wall() -> WallTime {
+    Clock::start().wall()
+}
+
 fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
-        .cast_signed()
+    wall().as_unix_micros() / 1_000_000
 }
 
 fn auth(key: &str, algorithm: Algorithm) -> Auth {
@@ -56,7 +58,7 @@ fn with(claim: &str, value: Value) -> Value {
 
 /// The code of the refusal, after checking what holds for every refusal.
 fn refused(verifier: &Verifier, token: &str) -> &'static str {
-    let refused = verifier.verify(token).unwrap_err();
+    let refused = verifier.verify(token, wall()).unwrap_err();
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     assert!(refused.message.ends_with('.'), "{refused}");
     for part in token.split('.').filter(|part| part.len() > 8) {
@@ -82,7 +84,7 @@ fn every_algorithm_verifies_what_its_key_signed() {
     ] {
         let verifier = Verifier::from_config(&auth(public, algorithm)).unwrap();
         let token = sign(private, algorithm, &good_claims());
-        let identity = verifier.verify(&token).unwrap();
+        let identity = verifier.verify(&token, wall()).unwrap();
         assert_eq!(identity.user, Some(name("alice")), "{algorithm}");
         let forged = token[..token.len() - 8].to_owned() + "AAAAAAAA";
         assert_eq!(refused(&verifier, &forged), "token_bad_signature");
@@ -216,7 +218,7 @@ fn a_key_file_may_end_with_a_line_end_that_is_not_part_of_the_secret() {
         ..Auth::default()
     };
     let verifier = Verifier::from_config(&auth).unwrap();
-    assert!(verifier.verify(&hs256(&good_claims())).is_ok());
+    assert!(verifier.verify(&hs256(&good_claims()), wall()).is_ok());
 }
 
 #[test]
@@ -225,18 +227,23 @@ fn a_public_key_with_spelled_out_line_ends_is_understood() {
     let one_line = ec.public.replace('\n', "\\n");
     let verifier = Verifier::from_config(&auth(&one_line, Algorithm::ES256)).unwrap();
     let token = sign(&ec.private, Algorithm::ES256, &good_claims());
-    assert!(verifier.verify(&token).is_ok());
+    assert!(verifier.verify(&token, wall()).is_ok());
 }
 
 #[test]
 fn another_algorithm_of_the_same_key_is_refused_unless_listed() {
     let token = sign(SECRET, Algorithm::HS512, &good_claims());
-    let refusal = verifier().verify(&token).unwrap_err();
+    let refusal = verifier().verify(&token, wall()).unwrap_err();
     assert_eq!(refusal.code, "token_bad_algorithm");
     assert!(refusal.message.contains("HS512") && refusal.message.contains("HS256"));
     let mut both = auth(SECRET, Algorithm::HS256);
     both.algorithms.push(Algorithm::HS512);
-    assert!(Verifier::from_config(&both).unwrap().verify(&token).is_ok());
+    assert!(
+        Verifier::from_config(&both)
+            .unwrap()
+            .verify(&token, wall())
+            .is_ok()
+    );
 }
 
 #[test]
@@ -257,7 +264,7 @@ fn times_are_checked_with_leeway() {
     ] {
         match code {
             Some(code) => assert_eq!(refused(&verifier, &hs256(&claims)), code, "{claims}"),
-            None => assert!(verifier.verify(&hs256(&claims)).is_ok(), "{claims}"),
+            None => assert!(verifier.verify(&hs256(&claims), wall()).is_ok(), "{claims}"),
         }
     }
 }
@@ -266,18 +273,44 @@ fn times_are_checked_with_leeway() {
 fn an_identity_ends_when_its_token_would_no_longer_be_let_in() {
     let exp = now() + 100;
     for exp_claim in [json!(exp), json!(exp as f64 + 0.4)] {
-        let identity = verifier().verify(&hs256(&with("exp", exp_claim))).unwrap();
+        let identity = verifier()
+            .verify(&hs256(&with("exp", exp_claim)), wall())
+            .unwrap();
         let end = WallTime::from_unix_micros((exp + 30) * 1_000_000);
         assert_eq!(identity.expires_at, Some(end));
         assert!(!identity.is_expired(WallTime::from_unix_micros(end.as_unix_micros() - 1)));
         assert!(identity.is_expired(end));
     }
     let endless = hs256(&with("exp", json!(u64::MAX)));
-    let identity = verifier().verify(&endless).unwrap();
+    let identity = verifier().verify(&endless, wall()).unwrap();
     assert_eq!(
         identity.expires_at,
         Some(WallTime::from_unix_micros(i64::MAX))
     );
+}
+
+#[test]
+fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
+    let exp = now() + 100;
+    let micros = |seconds: i64| WallTime::from_unix_micros(seconds * 1_000_000);
+    let just_before = |at: WallTime| WallTime::from_unix_micros(at.as_unix_micros() - 1);
+    for leeway in [Duration::ZERO, Duration::from_millis(2_500)] {
+        let mut auth = auth(SECRET, Algorithm::HS256);
+        auth.leeway = leeway;
+        let verifier = Verifier::from_config(&auth).unwrap();
+        let end = WallTime::from_unix_micros(
+            micros(exp).as_unix_micros() + i64::try_from(leeway.as_micros()).unwrap(),
+        );
+        for exp_claim in [json!(exp), json!(exp as f64 + 0.4)] {
+            let token = hs256(&with("exp", exp_claim));
+            assert!(
+                verifier.verify(&token, just_before(end)).is_ok(),
+                "{leeway:?}"
+            );
+            let refused = verifier.verify(&token, end).unwrap_err();
+            assert_eq!(refused.code, "token_expired", "{leeway:?}");
+        }
+    }
 }
 
 #[test]
@@ -293,8 +326,16 @@ fn audience_and_issuer_must_be_the_configured_ones() {
         hs256(&claims)
     };
     let iss = || json!("https://login.example");
-    assert!(strict.verify(&claims(json!("relay"), iss())).is_ok());
-    assert!(strict.verify(&claims(json!(["x", "relay"]), iss())).is_ok());
+    assert!(
+        strict
+            .verify(&claims(json!("relay"), iss()), wall())
+            .is_ok()
+    );
+    assert!(
+        strict
+            .verify(&claims(json!(["x", "relay"]), iss()), wall())
+            .is_ok()
+    );
     for (aud, iss, code) in [
         (json!("other"), iss(), "token_bad_audience"),
         (json!(["x"]), iss(), "token_bad_audience"),
@@ -315,7 +356,11 @@ fn audience_and_issuer_must_be_the_configured_ones() {
         refused(&verifier(), &hs256(&with("aud", json!("x")))),
         "token_bad_audience"
     );
-    assert!(verifier().verify(&hs256(&with("iss", json!("x")))).is_ok());
+    assert!(
+        verifier()
+            .verify(&hs256(&with("iss", json!("x"))), wall())
+            .is_ok()
+    );
 }
 
 #[test]
