@@ -236,6 +236,8 @@ const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Retry-After, X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
 );
+/// The longest list of headers that is repeated to a page that asks for it.
+const MAX_REQUEST_HEADERS: usize = 1024;
 /// Ten minutes: the browser asks once for a page's stay, and a changed configuration is soon seen.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
@@ -329,10 +331,22 @@ impl Policy {
         let headers = answer.headers_mut();
         headers.extend(self.response_headers(standing, request));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOW_METHODS);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOW_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed(request));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
         Ok(answer)
     }
+}
+
+/// The headers a page may send: those it asks for. Which page asks is what has been decided; a header of its own
+/// that nobody reads here must not cost it the request.
+fn allowed(request: &HeaderMap) -> HeaderValue {
+    let is_list = |text: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~, ".contains(c);
+        (1..=MAX_REQUEST_HEADERS).contains(&text.len()) && text.chars().all(known)
+    };
+    let asked = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+    let asked = asked.filter(|value| value.to_str().is_ok_and(is_list));
+    asked.cloned().unwrap_or(ALLOW_HEADERS)
 }
 
 fn foreign(origin: &str) -> Refused {

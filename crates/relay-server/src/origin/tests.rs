@@ -176,6 +176,26 @@ fn a_preflight_is_answered_for_allowed_pages_only() {
 }
 
 #[test]
+fn regression_a_page_may_send_headers_of_its_own() {
+    let policy = policy(PUBLIC, &["https://app.example"]);
+    let allowed = |asked: &str| {
+        let mut request = request("relay.example", Some("https://app.example"));
+        let asked = HeaderValue::from_str(asked).unwrap();
+        request.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
+        let answer = policy.preflight(&request).unwrap();
+        let allowed = &answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS];
+        allowed.to_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        allowed("x-client-version,x-request-id"),
+        "x-client-version,x-request-id"
+    );
+    for nonsense in ["", "a:b", &"x".repeat(2000)] {
+        assert!(allowed(nonsense).starts_with("Authorization"), "{nonsense}");
+    }
+}
+
+#[test]
 fn what_is_no_origin_is_told_why() {
     for (text, says) in [
         ("app.example.com", "https://app.example.com"),
