@@ -36,6 +36,7 @@ use super::engineio::{Answered, Upgrade};
 use super::watch::Stream;
 use super::{Opening, Shard};
 use crate::socketio::request::is_engine_io;
+use crate::websocket;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -88,14 +89,17 @@ pub(super) enum Departure {
     Begin(Box<Takeover>),
     /// It may become the socket of a connection that has none yet.
     Upgrade(Box<Upgrade>),
+    /// It is answered with this head and closed for this reason.
+    Decline(Bytes, &'static str),
 }
 
 impl Departure {
     /// Where bytes go that came behind the request.
-    fn early(&mut self) -> &mut Bytes {
+    fn put_early(&mut self, bytes: Bytes) {
         match self {
-            Self::Begin(takeover) => &mut takeover.early,
-            Self::Upgrade(upgrade) => &mut upgrade.early,
+            Self::Begin(takeover) => takeover.early = bytes,
+            Self::Upgrade(upgrade) => upgrade.early = bytes,
+            Self::Decline(..) => {}
         }
     }
 }
@@ -154,6 +158,13 @@ impl Shard {
                 Some((socket, id))
             }
             Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, *upgrade)).await,
+            Departure::Decline(head, reason) => {
+                let close = websocket::close_frame(websocket::close::PROTOCOL, reason);
+                let said = Bytes::from([head, close].concat());
+                write_head(&socket, said).await;
+                Box::pin(linger(&socket)).await;
+                None
+            }
         };
         let Some((socket, id)) = begun else {
             return;
@@ -204,7 +215,7 @@ impl Shard {
                         linger(&socket).await;
                         return None;
                     };
-                    *departure.early() = parts.read_buf;
+                    departure.put_early(parts.read_buf);
                     return Some((socket, departure));
                 }
                 _ = drain.changed(), if !draining => {

@@ -238,8 +238,13 @@ impl Shard {
             Wanted::Upgrade(sid) => {
                 let head = handshake(request.headers())?;
                 let sid = self.whose(&sid)?;
-                self.send_mail(sid, Mail::Probe).await?;
+                let probed = self.send_mail(sid, Mail::Probe).await;
                 let head = with_header(&head, visit.request_id.as_ref());
+                if let Err(No::Engine(MISMATCH)) = probed {
+                    // The reference server opens a second WebSocket of a session, and closes it.
+                    return Ok(Answered::Leave(Departure::Decline(head, MISMATCH.1)));
+                }
+                probed?;
                 Ok(Answered::Leave(Departure::Upgrade(Box::new(Upgrade {
                     sid,
                     head,
