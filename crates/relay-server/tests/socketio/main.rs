@@ -5,6 +5,7 @@
 
 mod balancer;
 mod clients;
+mod deaf;
 mod engine;
 mod packets;
 mod upgrade;

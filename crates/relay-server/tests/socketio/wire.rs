@@ -4,7 +4,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use relay_testkit::http::{Answer, Method, Request, StatusCode};
 use relay_testkit::relay::RelayServer;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -82,9 +82,24 @@ impl Socket {
         Self::to(relay, &format!("{PATH}&transport=websocket{query}")).await
     }
 
+    /// Opens one whose own side holds little of what it does not read.
+    pub(crate) async fn narrow(relay: &RelayServer, query: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 * 1024).unwrap();
+        let stream = socket.connect(relay.address().parse().unwrap()).await;
+        let path = format!("{PATH}&transport=websocket{query}");
+        Self::over(stream.unwrap(), &relay.address(), &path)
+            .await
+            .unwrap()
+    }
+
     pub(crate) async fn to(relay: &RelayServer, path: &str) -> Result<Self, (u16, String)> {
         let address = relay.address();
         let stream = TcpStream::connect(&address).await.unwrap();
+        Self::over(stream, &address, path).await
+    }
+
+    async fn over(stream: TcpStream, address: &str, path: &str) -> Result<Self, (u16, String)> {
         let url = format!("ws://{address}{path}");
         match tokio_tungstenite::client_async(url, stream).await {
             Ok((socket, _)) => Ok(Self(socket)),
