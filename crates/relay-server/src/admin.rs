@@ -3,7 +3,6 @@
 //! It runs on the main thread, so a busy shard does not make the process look dead.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -25,11 +24,6 @@ pub struct Admin {
     pub bus: &'static str,
     /// When the relay started.
     pub started: Instant,
-    /// Set when the drain begins.
-    pub draining: Arc<AtomicBool>,
-    /// Set once the bus was there for the first time. A bus that blips afterwards takes no node out of
-    /// rotation: every node would go at once, and clients lose connections that still serve them.
-    pub was_fresh: Arc<AtomicBool>,
     /// `limits.connections`.
     pub connection_limit: usize,
     /// `history.jobs`.
@@ -70,17 +64,13 @@ pub fn router(admin: Admin) -> Router {
 impl Admin {
     fn status(&self) -> Status {
         let hub = self.common.hub.stats();
-        if !hub.stale {
-            self.was_fresh.store(true, Ordering::Relaxed);
-        }
-        let draining = self.draining.load(Ordering::Relaxed);
         Status {
-            ready: self.was_fresh.load(Ordering::Relaxed) && !draining,
+            ready: self.common.readiness.is_ready(&hub),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             bus: self.bus,
             bus_up: !hub.stale,
-            draining,
+            draining: self.common.readiness.is_draining(),
             connections: self.common.admissions.total(),
             jobs: hub.jobs,
             bus_sequence: hub.high,
@@ -99,7 +89,7 @@ async fn metrics(State(admin): State<Admin>) -> Response<Body> {
     telemetry.bound("jobs", hub.jobs, admin.job_limit);
     telemetry
         .draining
-        .set(i64::from(admin.draining.load(Ordering::Relaxed)));
+        .set(i64::from(admin.common.readiness.is_draining()));
     match telemetry.scrape(&hub) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

@@ -36,7 +36,7 @@ use jq::{Failure, Input, Mapping};
 pub use builtin::BUILT_IN;
 pub use file::Carrier;
 pub use limit::{Caller, PollLimits};
-pub use routes::{Endpoint, Found, Params, Poll, Routes};
+pub use routes::{Endpoint, Found, Health, Params, Poll, Routes};
 pub use voice::{Before, Voice};
 
 /// One front end's language.
@@ -64,6 +64,8 @@ pub struct Dialect {
     pub request_id: bool,
     /// Whether mappings know what a client was told before.
     pub tracks_status: bool,
+    /// Whether who begins to watch a user or a group is told of its jobs that have ended already.
+    pub recounts_endings: bool,
     /// What clients may ask workers for, by name.
     pub requests: HashMap<String, Request>,
     codes: HashMap<&'static str, u16>,

@@ -18,6 +18,7 @@ pub mod frame;
 pub mod identity;
 pub mod logging;
 pub mod origin;
+pub mod readiness;
 pub mod serve;
 pub mod shard;
 pub mod socketio;

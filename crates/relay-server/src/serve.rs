@@ -11,7 +11,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use axum::Router;
@@ -175,12 +174,9 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         common: common.clone(),
         bus: config.bus.mode.as_str(),
         started: Instant::now(),
-        draining: Arc::new(AtomicBool::new(false)),
-        was_fresh: Arc::new(AtomicBool::new(false)),
         connection_limit: config.limits.connections,
         job_limit: config.history.jobs,
     };
-    let draining = admin.draining.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let served = axum::serve(admin_listener, admin::router(admin)).await;
@@ -197,7 +193,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         signal = stop_signal() => signal.map_err(ServeError::from),
         _ = shard_lost.changed() => Err(ServeError::ShardLost),
     };
-    draining.store(true, Ordering::Relaxed);
+    common.readiness.drain();
     let open = common.admissions.total();
     tracing::info!(connections = open, "draining");
     drain.send_replace(true);

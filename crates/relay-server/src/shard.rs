@@ -55,6 +55,7 @@ use crate::admission::{Admission, Admissions};
 use crate::dialect::{Dialects, PollLimits};
 use crate::identity::{self, Identity};
 use crate::origin;
+use crate::readiness::Readiness;
 use crate::telemetry::Telemetry;
 use connection::{Connection, Transport, Writer, Written};
 use holds::Holds;
@@ -82,6 +83,8 @@ pub struct Common {
     pub origins: origin::Policy,
     /// Who holds how many connections.
     pub admissions: Admissions,
+    /// Whether the node is fit for clients.
+    pub readiness: Readiness,
     /// Metrics.
     pub telemetry: Telemetry,
     /// The dialects spoken besides the native protocol.

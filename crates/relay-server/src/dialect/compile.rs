@@ -8,9 +8,9 @@ use hashbrown::{HashMap, HashSet};
 use relay_core::session::CloseReason;
 use toml::Spanned;
 
-use super::file::{self, Carrier, DialectFile, PollFile, RouteFile};
+use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};
 use super::jq::Mapping;
-use super::routes::{Endpoint, Poll, Template, params_of};
+use super::routes::{Endpoint, Health, Poll, Template, params_of};
 use super::{Defaults, Dialect, Dialects, Frame, Request, Voice, Words, builtin};
 use crate::config::{Config, ConfigErrors, Place, Problem};
 
@@ -158,6 +158,7 @@ impl Reading<'_> {
             drain_within: file.close.drain_within.map(|time| time.0),
             request_id: file.http.request_id,
             tracks_status: file.delivery.tracks_status,
+            recounts_endings: file.delivery.recounts_endings,
             requests: self.requests(&file),
             codes: self.codes(&file),
             command,
@@ -181,6 +182,9 @@ impl Reading<'_> {
         }
         for poll in &file.polls {
             self.poll(poll, definitions, &dialect, into);
+        }
+        for health in &file.health {
+            self.health(health, definitions, &dialect, into);
         }
         into.all.push(dialect);
     }
@@ -432,6 +436,37 @@ impl Reading<'_> {
         });
         if let Err(message) = added {
             self.refuse(at, "polls.path", message);
+        }
+    }
+
+    fn health(
+        &mut self,
+        health: &HealthFile,
+        definitions: Option<&Spanned<String>>,
+        dialect: &Arc<Dialect>,
+        into: &mut Dialects,
+    ) {
+        let at = health.path.span().start;
+        let path = health.path.get_ref();
+        let body = self.mapping("health.body", definitions, Some(&health.body));
+        if !self.path_is_free(at, "health.path", path) {
+            return;
+        }
+        if !params_of(path).is_empty() {
+            let message =
+                "the relay's health is nobody's in particular; the path has no parameters";
+            return self.refuse(at, "health.path", message);
+        }
+        let Some(body) = body else {
+            return;
+        };
+        let added = into.routes.add_health(Health {
+            path: path.clone(),
+            dialect: dialect.clone(),
+            body,
+        });
+        if let Err(message) = added {
+            self.refuse(at, "health.path", message);
         }
     }
 

@@ -36,6 +36,8 @@ pub(super) struct DialectFile {
     #[serde(default)]
     pub(super) polls: Vec<PollFile>,
     #[serde(default)]
+    pub(super) health: Vec<HealthFile>,
+    #[serde(default)]
     pub(super) messages: MessagesFile,
     #[serde(default)]
     pub(super) frames: FramesFile,
@@ -76,13 +78,26 @@ pub(super) struct IdentityFile {
     pub(super) cookie: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DeliveryFile {
     pub(super) updates_per_second: Option<u32>,
     pub(super) milestones: Option<usize>,
     /// Whether mappings are told what a client was told before: `$relay.from`, `$relay.snapshot`.
     pub(super) tracks_status: bool,
+    /// Whether who begins to watch a user or a group is told of its jobs that have ended already.
+    pub(super) recounts_endings: bool,
+}
+
+impl Default for DeliveryFile {
+    fn default() -> Self {
+        Self {
+            updates_per_second: None,
+            milestones: None,
+            tracks_status: false,
+            recounts_endings: true,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,6 +177,14 @@ pub(super) struct PollFile {
     pub(super) per_minute: Option<u32>,
     /// What `Retry-After` says while the job runs.
     pub(super) interval: Option<Time>,
+}
+
+/// A path that says whether the relay is well.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthFile {
+    pub(super) path: Spanned<String>,
+    pub(super) body: Spanned<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -38,10 +38,20 @@ pub struct Poll {
     pub per_minute: Option<u32>,
     /// What `Retry-After` says while the job runs.
     pub interval: Option<Duration>,
-    pub(super) view: String,
+    /// The file's own word for this kind of route.
+    pub view: String,
     pub(super) body: Mapping,
     pub(super) slot: usize,
     pub(super) slots: Arc<AtomicUsize>,
+}
+
+/// A route that says whether the relay is well.
+pub struct Health {
+    /// The path as the file has it; a metric's label.
+    pub path: String,
+    /// The dialect.
+    pub dialect: Arc<Dialect>,
+    pub(super) body: Mapping,
 }
 
 /// What one path leads to.
@@ -49,7 +59,15 @@ pub struct Poll {
 pub(super) struct Entry {
     websocket: Option<Arc<Endpoint>>,
     socketio: Vec<Arc<Endpoint>>,
-    poll: Option<Arc<Poll>>,
+    /// What answers plain requests: one thing, or the file could not say which is meant.
+    answer: Option<Answering>,
+}
+
+/// What answers the plain requests of a path.
+#[derive(Debug)]
+enum Answering {
+    Poll(Arc<Poll>),
+    Health(Arc<Health>),
 }
 
 /// All routes of all dialects.
@@ -68,6 +86,8 @@ pub struct Found<'a> {
     pub socketio: &'a [Arc<Endpoint>],
     /// What answers plain requests.
     pub poll: Option<&'a Arc<Poll>>,
+    /// What says how the relay is.
+    pub health: Option<&'a Arc<Health>>,
     /// The path's parameters.
     pub params: Params,
 }
@@ -97,7 +117,8 @@ impl Routes {
         Some(Found {
             websocket: entry.websocket.as_ref(),
             socketio: &entry.socketio,
-            poll: entry.poll.as_ref(),
+            poll: entry.answer.as_ref().and_then(Answering::poll),
+            health: entry.answer.as_ref().and_then(Answering::health),
             params: Params(
                 params
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -161,14 +182,51 @@ impl Routes {
     pub(super) fn add_poll(&mut self, poll: Poll) -> Result<(), String> {
         let path = poll.path.clone();
         let entry = self.entry(&path).map_err(|error| error.to_string())?;
-        if let Some(other) = &entry.poll {
-            return Err(format!(
-                "{path} is polled in {} already",
-                other.dialect.name
-            ));
+        entry.answer(&path, Answering::Poll(Arc::new(poll)))
+    }
+
+    /// Adds a route that says how the relay is.
+    ///
+    /// # Errors
+    /// Says why the path cannot be served.
+    pub(super) fn add_health(&mut self, health: Health) -> Result<(), String> {
+        let path = health.path.clone();
+        let entry = self.entry(&path).map_err(|error| error.to_string())?;
+        entry.answer(&path, Answering::Health(Arc::new(health)))
+    }
+}
+
+impl Entry {
+    fn answer(&mut self, path: &str, answering: Answering) -> Result<(), String> {
+        if let Some(other) = &self.answer {
+            return Err(match other {
+                Answering::Poll(poll) => {
+                    format!("{path} is polled in {} already", poll.dialect.name)
+                }
+                Answering::Health(health) => {
+                    let name = &health.dialect.name;
+                    format!("{path} says how the relay is in {name} already")
+                }
+            });
         }
-        entry.poll = Some(Arc::new(poll));
+        self.answer = Some(answering);
         Ok(())
+    }
+}
+
+impl Answering {
+    fn poll(&self) -> Option<&Arc<Poll>> {
+        match self {
+            Self::Poll(poll) => Some(poll),
+            Self::Health(_) => None,
+        }
+    }
+
+    fn health(&self) -> Option<&Arc<Health>> {
+        match self {
+            Self::Health(health) => Some(health),
+            Self::Poll(_) => None,
+        }
     }
 }
 
@@ -239,6 +297,22 @@ impl Poll {
             "ms": at.as_unix_micros() / 1000,
         }))
         .ok()
+    }
+}
+
+impl Health {
+    /// The body for how the relay is; `None` where the mapping fails.
+    pub fn body(&self, input: &Input, relay: &Input, telemetry: &Telemetry) -> Option<Vec<u8>> {
+        let texts = self.dialect.run(&self.body, input, relay, telemetry)?;
+        texts.into_iter().next()
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 

@@ -121,6 +121,24 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "[[polls]]\npath = \"/x\"\nbody = \".\"",
         "one parameter, {job}",
     );
+    let health = "[[health]]\nbody = \".\"\npath = ";
+    refused(
+        &format!("{health}\"/v1/health\""),
+        "mine.toml:4:8: health.path: paths below /v1/ are the native protocol's",
+    );
+    refused(&format!("{health}\"/health/{{job}}\""), "no parameters");
+    refused(
+        &format!("{health}\"/health\"\n{health}\"/health/\""),
+        "says how the relay is in mine already",
+    );
+    refused(
+        &format!("{health}\"/health\"\n[[polls]]\npath = \"/health\"\nbody = \".\""),
+        "one parameter, {job}",
+    );
+    refused(
+        "[[health]]\npath = \"/h\"\nbody = \"nosuch\"",
+        "health.body: jq: undefined filter",
+    );
     refused(
         "[heartbeat]\nping_interval = \"30s\"\ndead_after = \"30s\"",
         "one and a half times",

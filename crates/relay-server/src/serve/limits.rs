@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::dialect::{Dialects, PollLimits};
 use crate::identity::Mode;
 use crate::origin::Policy;
+use crate::readiness::Readiness;
 use crate::shard::{Common, Mailboxes};
 use crate::telemetry::Telemetry;
 
@@ -75,6 +76,7 @@ pub(super) fn common(
             per_address: count(limits.connections_per_address),
             per_node: count(limits.connections),
         }),
+        readiness: Readiness::default(),
         telemetry,
         dialects,
         polls: PollLimits::default(),

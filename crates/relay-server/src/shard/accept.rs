@@ -246,7 +246,8 @@ impl Shard {
         }
         if let Some(found) = self.common.dialects.routes.find(request.uri().path()) {
             let query = request.uri().query().unwrap_or("");
-            let alone = found.websocket.is_none() && found.poll.is_none();
+            let answers = found.poll.is_some() || found.health.is_some();
+            let alone = found.websocket.is_none() && !answers;
             if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
                 return match Box::pin(self.engine_io(request, peer, &found)).await {
                     Answered::Answer(response) => Ok(response),

@@ -24,7 +24,7 @@ use super::connection::Transport;
 use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
 use crate::answer::{self, ApiError};
 use crate::dialect::jq::Input;
-use crate::dialect::{Caller, Dialect, Endpoint, Found, Poll};
+use crate::dialect::{Caller, Dialect, Endpoint, Found, Health, Poll};
 use crate::identity::{Identity, credential};
 use crate::origin::Standing;
 use crate::websocket::Decoder;
@@ -43,7 +43,17 @@ struct Visit<'a> {
     /// `None` where the origin is refused, or not checked yet.
     standing: Option<Standing>,
     dialect: &'a Arc<Dialect>,
+    /// The file's own word for the route.
+    view: &'a str,
     request_id: Option<HeaderValue>,
+}
+
+/// What a request on a dialect's path is for.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Stream(&'a Arc<Endpoint>),
+    Poll(&'a Arc<Poll>),
+    Health(&'a Arc<Health>),
 }
 
 impl Shard {
@@ -63,26 +73,36 @@ impl Shard {
             return Watched::Answer(answer);
         }
         let upgrades = headers.contains_key(header::UPGRADE);
-        let endpoint = found.websocket.filter(|_| upgrades || found.poll.is_none());
-        let (dialect, route) = match (endpoint, found.poll) {
-            (Some(endpoint), _) => (&endpoint.voice.dialect, &endpoint.path),
-            (None, Some(poll)) => (&poll.dialect, &poll.path),
-            (None, None) => return Watched::Answer(ApiError::no_route().into_answer()),
+        let asked = match (found.websocket, found.poll, found.health) {
+            (Some(endpoint), None, None) => Asked::Stream(endpoint),
+            (Some(endpoint), ..) if upgrades => Asked::Stream(endpoint),
+            (_, Some(poll), _) => Asked::Poll(poll),
+            (_, None, Some(health)) => Asked::Health(health),
+            (None, None, None) => return Watched::Answer(ApiError::no_route().into_answer()),
+        };
+        let (dialect, route, view) = match asked {
+            Asked::Stream(endpoint) => {
+                let voice = &endpoint.voice;
+                (&voice.dialect, &endpoint.path, voice.view.as_str())
+            }
+            Asked::Poll(poll) => (&poll.dialect, &poll.path, poll.view.as_str()),
+            Asked::Health(health) => (&health.dialect, &health.path, ""),
         };
         let mut visit = Visit {
             request,
             peer,
             standing: None,
             dialect,
+            view,
             request_id: dialect.request_id.then(|| request_id(headers)),
         };
         let mut watched = match self.common.origins.check(headers) {
             Ok(standing) => {
                 visit.standing = Some(standing);
-                let answered = match (endpoint, found.poll) {
-                    (Some(endpoint), _) => self.open_foreign(&visit, endpoint, found).await,
-                    (None, Some(poll)) => self.answer_foreign_poll(&visit, poll, found).await,
-                    (None, None) => Err(ApiError::no_route()),
+                let answered = match asked {
+                    Asked::Stream(endpoint) => self.open_foreign(&visit, endpoint, found).await,
+                    Asked::Poll(poll) => self.answer_foreign_poll(&visit, poll, found).await,
+                    Asked::Health(health) => self.answer_health(&visit, health),
                 };
                 answered.unwrap_or_else(|error| self.refuse_foreign(&visit, error))
             }
@@ -209,6 +229,37 @@ impl Shard {
         Ok(Watched::Answer(response))
     }
 
+    /// Says how the relay is, to anybody: who asks before logging in, and balancers, have no credential.
+    fn answer_health(&self, visit: &Visit<'_>, health: &Health) -> Result<Watched, ApiError> {
+        if !matches!(*visit.request.method(), Method::GET | Method::HEAD) {
+            return Err(ApiError::method_not_allowed("GET, HEAD"));
+        }
+        let (hub, now) = (self.common.hub.stats(), self.clock.wall());
+        let readiness = &self.common.readiness;
+        let ready = readiness.is_ready(&hub);
+        let input = Input::of(&json!({
+            "ready": ready,
+            "draining": readiness.is_draining(),
+            "bus_up": !hub.stale,
+            "version": env!("CARGO_PKG_VERSION"),
+        }));
+        let relay = Input::of(&json!({
+            "at": now.to_rfc3339(),
+            "ms": now.as_unix_micros() / 1000,
+            "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
+        }));
+        let (Ok(input), Ok(relay)) = (input, relay) else {
+            return Err(ApiError::mapping_failed());
+        };
+        let body = health.body(&input, &relay, &self.common.telemetry);
+        let body = body.ok_or_else(ApiError::mapping_failed)?;
+        let status = match ready {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Ok(Watched::Answer(answer::json(status, body)))
+    }
+
     /// What the path's rate says of this request, as headers.
     fn limit_poll(
         &self,
@@ -267,6 +318,7 @@ impl Shard {
         let relay = Input::of(&json!({
             "at": now.to_rfc3339(),
             "ms": now.as_unix_micros() / 1000,
+            "view": visit.view,
             "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
         }));
         let body = match (input, relay) {

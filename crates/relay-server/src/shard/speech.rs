@@ -14,6 +14,7 @@ use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -167,6 +168,22 @@ pub(super) fn session_bounds<'a>(
         None => &common.session,
         Some(speech) => &speech.endpoint.voice.dialect.session,
     }
+}
+
+/// Whether what a topic begins with has jobs that ended before. Who asks for one job wants its ending; a page
+/// that is told of a user's or a group's jobs as they go may take an old ending for the one it waits for.
+pub(super) fn recounts_endings(connection: &Connection, topic: &Topic) -> bool {
+    match (&connection.speech, topic) {
+        (None, _) | (Some(_), Topic::Job(_)) => true,
+        (Some(speech), Topic::User(_) | Topic::Group(_)) => speech.dialect().recounts_endings,
+    }
+}
+
+/// Takes jobs that have ended out of what a topic begins with, their milestones too.
+pub(super) fn leave_out_ended(publications: &mut Vec<Arc<Publication>>) {
+    let ended = publications.iter().filter(|each| each.is_terminal());
+    let ended: HashSet<JobKey> = ended.map(|each| each.key).collect();
+    publications.retain(|each| !ended.contains(&each.key));
 }
 
 /// Whether a client is told how the jobs of a topic stand: where its dialect has words for it, and natively

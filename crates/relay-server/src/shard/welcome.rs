@@ -16,7 +16,7 @@ use super::connection::{Answered, Connection, Transport};
 use super::deliver::{ceiling, cursor_of};
 use super::fanout::{Seen, seen_by};
 use super::registry::Watcher;
-use super::{Shard, State};
+use super::{Shard, State, speech};
 use crate::frame::Notice;
 use crate::identity::Sight;
 
@@ -58,6 +58,9 @@ impl Shard {
         joined
             .publications
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
+        if !joined.recovered && !speech::recounts_endings(connection, &joined.topic) {
+            speech::leave_out_ended(&mut joined.publications);
+        }
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
         joined.left_out.retain(|each| seen.contains(&each.key));
         state.registry.add(&joined.topic, watcher);

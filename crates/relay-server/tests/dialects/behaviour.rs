@@ -98,9 +98,89 @@ async fn video_generation_echoes_request_ids_and_limits_polls() {
     }
     let refused = relay.send(Request::get(path)).await.unwrap();
     assert_eq!(refused.status.as_u16(), 429);
-    assert_eq!(refused.error_code(), "rate_limited");
+    // The code its page has a sentence for.
+    assert_eq!(refused.error_code(), "RATE_LIMIT_EXCEEDED");
     assert_eq!(refused.header("x-ratelimit-remaining"), "0");
     assert!(!refused.header("retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn regression_video_generation_names_what_it_does_not_find_in_its_pages_words() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    for (path, code) in [
+        ("/api/v1/generations/nowhere", "GENERATION_NOT_FOUND"),
+        ("/api/v1/compositions/nowhere", "COMPOSITION_NOT_FOUND"),
+    ] {
+        let answer = relay.send(Request::get(path)).await.unwrap();
+        assert_eq!(answer.status.as_u16(), 404);
+        assert_eq!(answer.error_code(), code);
+    }
+}
+
+#[tokio::test]
+async fn a_health_path_says_how_the_relay_is_to_anybody_in_the_dialects_words() {
+    let key = "a secret that is long enough for HS256 to be content";
+    let settings = settings().set("auth.mode", "jwt").set("auth.key", key);
+    let relay = RelayServer::start(settings).await.unwrap();
+    for base in ["/api", "", "/api/v1"] {
+        let path = format!("{base}/health");
+        let answer = relay.send(Request::get(path.clone())).await.unwrap();
+        assert_eq!(answer.status.as_u16(), 200, "{path}");
+        assert_eq!(answer.json()["status"], "healthy");
+        let asked = Request::get(format!("{path}/detailed")).header("x-request-id", "req-1");
+        let detailed = relay.send(asked).await.unwrap();
+        assert_eq!(detailed.json()["checks"]["bus"], "ok");
+        assert_eq!(detailed.json()["request_id"], "req-1");
+        assert_eq!(detailed.header("x-request-id"), "req-1");
+    }
+    let told = Request::post("/api/health", &json!({}));
+    let told = relay.send(told).await.unwrap();
+    assert_eq!(told.status.as_u16(), 405);
+    let foreign = Request::get("/health").header("origin", "https://evil.example");
+    assert_eq!(relay.send(foreign).await.unwrap().status.as_u16(), 403);
+}
+
+#[tokio::test]
+async fn a_health_path_answers_503_until_the_bus_was_there() {
+    let settings = settings()
+        .set("bus.mode", "nats")
+        // Nobody listens on the discard port.
+        .set("nats.url", "nats://127.0.0.1:9");
+    let relay = RelayServer::start(settings.only_live()).await.unwrap();
+    let answer = relay.send(Request::get("/health")).await.unwrap();
+    assert_eq!(answer.status.as_u16(), 503);
+    assert_eq!(answer.json()["status"], "unhealthy");
+}
+
+#[tokio::test]
+async fn old_endings_of_a_user_are_told_to_who_asks_for_the_job_where_the_dialect_wants_that() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[delivery]\nrecounts_endings = false\n\
+                [[routes]]\npath = \"/u/{user}\"\ntransport = \"websocket\"\ntopics = [\"user:{user}\"]\n\
+                [messages]\ncommand = '{subscribe: .}'\n\
+                [frames]\nstate = '[.job.job_id, .job.status]'\nsubscribed = '[.topic, .jobs]'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    for (job, status) in [("old", "completed"), ("now", "running"), ("bad", "failed")] {
+        let state = json!({"status": status});
+        relay.publish(job, "alice", &state).await.unwrap();
+    }
+    let text = |text: &str| Heard::Text(text.to_owned());
+    let mut socket = Socket::open(&relay, "/u/alice").await;
+    assert_eq!(socket.next().await, text(r#"["user:alice",1]"#));
+    assert_eq!(socket.next().await, text(r#"["now","running"]"#));
+    socket.send("\"job:old\"").await;
+    assert_eq!(socket.next().await, text(r#"["job:old",1]"#));
+    assert_eq!(socket.next().await, text(r#"["old","completed"]"#));
+    relay
+        .publish("now", "alice", &json!({"status": "completed"}))
+        .await
+        .unwrap();
+    assert_eq!(socket.next().await, text(r#"["now","completed"]"#));
+    socket.quiet().await;
 }
 
 #[tokio::test]

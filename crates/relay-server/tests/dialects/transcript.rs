@@ -188,8 +188,8 @@ fn words(rest: &str) -> [&str; 3] {
     [(); 3].map(|()| parts.next().unwrap_or_default())
 }
 
-/// Whether `text` is as expected, with any number for `<ms>`, any RFC 3339 time for `<time>` and any word
-/// for `<id>`.
+/// Whether `text` is as expected, with any number for `<ms>`, any RFC 3339 time for `<time>`, any version for
+/// `<version>` and any word for `<id>`.
 fn matches(expected: &str, text: &str) -> bool {
     let Some(start) = expected.find('<') else {
         return expected == text;
@@ -200,6 +200,7 @@ fn matches(expected: &str, text: &str) -> bool {
     let known: fn(char) -> bool = match place {
         "ms" => |c| c.is_ascii_digit(),
         "time" => |c| c.is_ascii_digit() || matches!(c, '-' | ':' | 'T' | '.' | 'Z'),
+        "version" => |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '+'),
         "id" => |c| c.is_ascii_alphanumeric(),
         _ => return expected == text,
     };

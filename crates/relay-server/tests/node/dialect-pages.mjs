@@ -77,7 +77,7 @@ const dialects = {
     back: (page) => page.click("#reconnect"),
     word: "processing",
     milestone: { name: "clip_completed", data: { clip_id: "c1", duration: 4.5 }, shown: ["c1: 4.5 s", "processing to completed"] },
-    ended: { completed: "completed: /files/1", failed: "failed: no luck", cancelled: "cancelled: enough" },
+    ended: { completed: "completed: /files/1", failed: "failed: no luck", cancelled: "failed: enough" },
     polled: "completed",
     // The endpoint where the other two readings of its document put it.
     reading: { failed: "reading=query", cancelled: "reading=namespace&kind=composition" },

@@ -179,6 +179,64 @@ async fn the_notes_page_follows_its_user_s_jobs_to_the_end() {
 }
 
 #[tokio::test]
+async fn regression_the_notes_page_is_not_told_of_its_user_s_old_endings() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    let old = json!({"status": "completed", "result": {"noteId": "old"}});
+    publish(&relay, "old", "alice", old).await;
+    publish(&relay, "bad", "alice", json!({"status": "failed"})).await;
+    publish(&relay, "now", "alice", running(10)).await;
+    let url = format!("{}/jobs", relay.url());
+    let alice = token(&Claims::of("alice"));
+    for subscribe in [json!({"userId": "alice"}), json!({"jobId": "old"})] {
+        let script = json!({
+            "options": cookie("access_token", &alice),
+            "emit": [["subscribe:jobs", subscribe]],
+        });
+        let client = Client::start(WAYS[3], &url, &script);
+        client.hears("job:progress", "jobId", "now").await;
+        client.is("ack").await;
+        // Who asks for a job by its name is told how it ended.
+        if subscribe["jobId"] == "old" {
+            client.hears("job:completed", "jobId", "old").await;
+        }
+        let ended = |event: &Value| event[1]["jobId"] == "old" || event[1]["jobId"] == "bad";
+        let endings = client.events().iter().filter(|event| ended(event)).count();
+        let wanted = usize::from(subscribe["jobId"] == "old");
+        assert_eq!(endings, wanted, "{:?}", client.events());
+    }
+}
+
+#[tokio::test]
+async fn notes_that_grow_come_with_the_state_and_what_was_missed_of_them_too() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    let with_notes = |notes: &str| json!({"status": "running", "progress": 10, "stage": "generating_notes", "notes": notes});
+    publish(&relay, "j", "alice", with_notes("one")).await;
+    let url = format!("{}/jobs", relay.url());
+    let script = json!({"options": cookie("access_token", &token(&Claims::of("alice")))});
+    let client = Client::start(WAYS[3], &url, &script);
+    client.hears("job:notes:chunk", "accumulated", "one").await;
+    client
+        .hears("job:progress", "stage", "generating_notes")
+        .await;
+    publish(&relay, "j", "alice", with_notes("one two")).await;
+    client
+        .hears("job:notes:chunk", "accumulated", "one two")
+        .await;
+}
+
+#[tokio::test]
+async fn regression_a_mistake_of_the_video_page_is_not_taken_for_its_jobs_failure() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let script = json!({
+        "options": {"query": {"generation_id": "gen_1"}},
+        "emit": [["subscribe", {}]],
+    });
+    let client = Client::start(WAYS[3], &relay.url(), &script);
+    let error = client.hears("error", "code", "BAD_MESSAGE").await;
+    assert_eq!(error["args"][0]["recoverable"], true, "{error}");
+}
+
+#[tokio::test]
 async fn somebody_else_s_user_id_and_job_are_refused_in_the_answer() {
     let relay = RelayServer::start(with_tokens()).await.unwrap();
     publish(&relay, "bobs", "bob", running(10)).await;

@@ -1,0 +1,36 @@
+//! Whether this node should be sent clients, for whoever asks: the operators' listener, or a dialect's path.
+//!
+//! Invariant: once ready, only a drain ends that.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use relay_bus::hub::HubStats;
+
+/// What is remembered of a node's fitness.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    draining: AtomicBool,
+    /// Set once the bus was there for the first time. A bus that blips afterwards takes no node out of
+    /// rotation: every node would go at once, and clients lose connections that still serve them.
+    was_fresh: AtomicBool,
+}
+
+impl Readiness {
+    /// The drain begins.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the node is fit for clients, the bus being as the hub says.
+    pub fn is_ready(&self, hub: &HubStats) -> bool {
+        if !hub.stale {
+            self.was_fresh.store(true, Ordering::Relaxed);
+        }
+        self.was_fresh.load(Ordering::Relaxed) && !self.is_draining()
+    }
+}
