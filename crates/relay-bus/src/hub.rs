@@ -29,6 +29,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub use history::History;
 pub use publish::{PublishError, PublishRequest, Published, Verb};
+pub use tally::Survey;
 
 use crate::clock::Clock;
 use crate::inbox::{ConnectionId, Inbox, Message};

@@ -20,7 +20,7 @@ use relay_core::topic::Topic;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use crate::hub::{HubSettings, JoinRequest, Lookup};
+use crate::hub::{HubSettings, JoinRequest, Lookup, Survey};
 use crate::inbox::{Hold, Repairing};
 use crate::seam::{Held, Incoming, What};
 
@@ -52,6 +52,21 @@ impl Waiter {
             Self::Join(_) => true,
             Self::Lookup(answer) => !answer.is_closed(),
         }
+    }
+}
+
+/// Somebody who wants to know how the jobs of a user or a group stand, once they are known.
+#[derive(Debug)]
+pub(crate) struct SurveyRequest {
+    pub(crate) topic: Topic,
+    /// Whoever asked holds the other end; dropping that one means not to wait any more.
+    pub(crate) answer: oneshot::Sender<Survey>,
+}
+
+impl SurveyRequest {
+    /// Whether anybody still wants the answer.
+    pub(crate) fn waits(&self) -> bool {
+        !self.answer.is_closed()
     }
 }
 
@@ -150,6 +165,8 @@ pub(crate) struct Table {
     pub(crate) complete: bool,
     /// Joins that wait for an owner's jobs, or for all.
     pub(crate) waiting: HashMap<LoadKey, Vec<JoinRequest>>,
+    /// Who waits for the same and only counts.
+    pub(crate) surveys: HashMap<LoadKey, Vec<SurveyRequest>>,
     /// What the hub has to load next.
     pub(crate) to_load: VecDeque<LoadKey>,
     /// Jobs under repair that clients are owed something of, and whether the shards know whose they are.
@@ -224,6 +241,7 @@ impl Table {
             complete_owners: HashSet::new(),
             complete: false,
             waiting: HashMap::new(),
+            surveys: HashMap::new(),
             to_load: VecDeque::new(),
             holds: HashMap::new(),
             catching_up: None,
@@ -374,6 +392,23 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// Whether nobody watches what an update is about, as far as it says that without being read.
+    pub(crate) fn is_unwatched(&self, update: &Incoming) -> bool {
+        let groups = &self.watched_groups;
+        groups.is_empty() && self.watchers(&update.job, &update.owner, None) == 0
+    }
+
+    /// Whether any job of a user or a group is being repaired.
+    pub(crate) fn has_repairs(&self, topic: &Topic) -> bool {
+        let members = match topic {
+            Topic::Job(_) => None,
+            Topic::User(owner) => self.owners.get(owner),
+            Topic::Group(parent) => self.groups.get(parent),
+        };
+        let mut jobs = members.iter().flat_map(|members| &members.jobs);
+        jobs.any(|id| self.jobs.get(id).is_some_and(|it| it.repair.is_some()))
     }
 
     /// What is known under a user's or a group's topic.

@@ -36,7 +36,7 @@ use jq::{Failure, Input, Mapping};
 pub use builtin::BUILT_IN;
 pub use file::Carrier;
 pub use limit::{Caller, PollLimits};
-pub use routes::{Endpoint, Found, Health, Params, Poll, Routes};
+pub use routes::{Endpoint, Found, Health, Params, Poll, Routes, Unsaid};
 pub use voice::{Before, Voice};
 
 /// One front end's language.
@@ -70,6 +70,7 @@ pub struct Dialect {
     pub requests: HashMap<String, Request>,
     codes: HashMap<&'static str, u16>,
     command: Option<Mapping>,
+    answered: Option<Mapping>,
     refusal: Option<Mapping>,
     frames: HashMap<Frame, Mapping>,
 }
@@ -233,13 +234,40 @@ impl Dialect {
         relay: &Input,
         telemetry: &Telemetry,
     ) -> Option<Vec<Instruction>> {
-        let Some(mapping) = &self.command else {
-            return Some(Vec::new());
+        match &self.command {
+            Some(mapping) => self.instruct(mapping, message, relay, telemetry, |_| true),
+            None => Some(Vec::new()),
+        }
+    }
+
+    /// What a worker's answer to a client's request asks for besides being told.
+    pub fn answered(
+        &self,
+        outcome: &Input,
+        relay: &Input,
+        telemetry: &Telemetry,
+    ) -> Vec<Instruction> {
+        let Some(mapping) = &self.answered else {
+            return Vec::new();
         };
-        let texts = self.run(mapping, message, relay, telemetry)?;
+        // An answer that asks again could go on for ever.
+        let ends = |it: &Instruction| !matches!(it, Instruction::Request { .. });
+        let instructions = self.instruct(mapping, outcome, relay, telemetry, ends);
+        instructions.unwrap_or_default()
+    }
+
+    fn instruct(
+        &self,
+        mapping: &Mapping,
+        input: &Input,
+        relay: &Input,
+        telemetry: &Telemetry,
+        allowed: fn(&Instruction) -> bool,
+    ) -> Option<Vec<Instruction>> {
+        let texts = self.run(mapping, input, relay, telemetry)?;
         let mut instructions = Vec::with_capacity(texts.len());
         for text in texts {
-            match instruction(&text) {
+            match instruction(&text).filter(allowed) {
                 Some(instruction) => instructions.push(instruction),
                 None => self.failed(
                     mapping,

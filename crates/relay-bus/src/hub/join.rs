@@ -171,11 +171,16 @@ impl Hub {
             self.answer_many(table, request);
             return;
         }
-        if !table.waiting.contains_key(&key) {
+        self.load_once(table, &key);
+        table.waiting.entry(key).or_default().push(request);
+    }
+
+    /// Sees to it that many jobs are loaded, unless they are about to be.
+    pub(super) fn load_once(&self, table: &mut Table, key: &LoadKey) {
+        if !table.waiting.contains_key(key) && !table.surveys.contains_key(key) {
             table.to_load.push_back(key.clone());
             self.work.notify_one();
         }
-        table.waiting.entry(key).or_default().push(request);
     }
 
     /// Answers for an owner or a group, once each of its jobs is known well enough.

@@ -186,6 +186,7 @@ impl Hub {
         };
         let whole = updates.as_ref().is_some_and(|all| all.len() < limit);
         let waited_for = table.waiting.contains_key(&key);
+        let surveyed = table.surveys.contains_key(&key);
         let missed_from = table.catching_up.as_ref().map(|it| it.from);
         for update in updates.into_iter().flatten() {
             let entry = table.jobs.get(&update.job);
@@ -197,10 +198,13 @@ impl Hub {
                 Some(_) => {
                     table.start_repair(&update.job);
                 }
-                // Found by a comparison, not by a join: those who watch have not been told of it. Or on its
-                // way already: its last state must not stand in front of what is being fetched, and whoever
-                // joins waits for that.
-                None if repairing || !waited_for || missed_from.is_some() => {
+                // Found by a comparison, not by a join: those who watch have not been told of it; whoever only
+                // counts is told of none. Or on its way already: its last state must not stand in front of
+                // what is being fetched, and whoever joins waits for that.
+                None if repairing
+                    || missed_from.is_some()
+                    || !waited_for && !(surveyed && table.is_unwatched(&update)) =>
+                {
                     table.start_repair(&update.job);
                     let from = missed_from.unwrap_or(update.seq - 1);
                     table.hold(&update.job, Some(&update.owner), from);
@@ -217,6 +221,10 @@ impl Hub {
         if whole {
             match &key {
                 LoadKey::Owner(owner) => {
+                    // Who has no jobs leaves no trace but this one; they are asked for again.
+                    if table.complete_owners.len() >= self.settings.max_jobs {
+                        table.complete_owners.clear();
+                    }
                     table.complete_owners.insert(owner.clone());
                 }
                 LoadKey::Everything | LoadKey::Job(_) => table.complete = true,
@@ -229,6 +237,7 @@ impl Hub {
             }
             self.answer_many(table, request);
         }
+        self.answer_surveys(table, &key);
         table.evict();
         if table.caught_up(Some(&key)) {
             self.freshen(table);

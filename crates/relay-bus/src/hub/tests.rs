@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{Outbox, OutboxBounds, Telling};
@@ -836,4 +837,56 @@ fn a_join_is_not_kept_for_a_connection_that_has_gone() {
     let table = hub.table.lock();
     assert!(table.waiting.values().all(Vec::is_empty));
     assert_eq!(table.to_load.len(), 3, "one load a key, however many ask");
+}
+
+/// How the jobs of a topic stand: queued, running, completed, failed, cancelled.
+async fn survey(hub: &Hub, topic: &str) -> ([u32; 5], bool) {
+    let survey = hub.survey(&Topic::parse(topic).unwrap()).await.unwrap();
+    (Status::ALL.map(|it| survey.tally.count(it)), survey.stale)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_counts_is_told_what_the_store_has_and_what_has_come_since() {
+    let stream = Arc::new(Stream::default());
+    let state = |status: &str| format!(r#"{{"status":"{status}","parent_id":"g"}}"#);
+    stream.append("j1", What::State, state("running"), false);
+    stream.append("j1", What::Milestone(name("clip")), "1".to_owned(), false);
+    stream.append("j1", What::State, state("failed"), true);
+    stream.append("j2", What::State, state("queued"), false);
+    let backing = Backing::Stored(stream.clone());
+    let hub = Hub::new(settings(), backing, Clock::start(), 1);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hub.clone().run());
+    hub.live(1, 4);
+    while hub.is_stale() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Nobody watches: the store is asked, for each of the two once.
+    assert_eq!(survey(&hub, "user:alice").await, ([1, 0, 0, 1, 0], false));
+    assert_eq!(survey(&hub, "group:g").await, ([1, 0, 0, 1, 0], false));
+    assert_eq!(survey(&hub, "user:nobody").await, ([0; 5], false));
+    hub.ingest(stream.append("j2", What::State, state("completed"), true));
+    assert_eq!(survey(&hub, "user:alice").await, ([0, 0, 1, 1, 0], false));
+    // What is known is said while the bus is away, and what is not known is not.
+    stream.inner.lock().away = true;
+    hub.lost("scripted");
+    let asked = Topic::parse("user:bob").unwrap();
+    let asked = hub.survey(&asked);
+    let waited = tokio::time::timeout(Duration::from_secs(60), asked).await;
+    assert!(waited.is_err(), "nobody can say");
+    assert!(survey(&hub, "user:alice").await.1, "it may be out of date");
+}
+
+/// The store may be away for long, and whoever polls comes back again and again meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_survey_is_not_kept_for_somebody_who_has_gone() {
+    let stream = Arc::new(Stream::default());
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
+    let topic = Topic::parse("user:alice").unwrap();
+    for _ in 0..10 {
+        assert!(hub.survey(&topic).now_or_never().is_none());
+    }
+    let table = hub.table.lock();
+    assert_eq!(table.surveys.values().map(Vec::len).sum::<usize>(), 1);
+    assert_eq!(table.to_load.len(), 1, "one load, however many ask");
 }

@@ -145,6 +145,11 @@ impl Reading<'_> {
             definitions,
             file.messages.command.as_ref(),
         );
+        let answered = self.mapping(
+            "messages.answer",
+            definitions,
+            file.messages.answer.as_ref(),
+        );
         let refusal = self.mapping("http.refusal", definitions, file.http.refusal.as_ref());
         let dialect = Arc::new(Dialect {
             name: name.to_owned(),
@@ -162,6 +167,7 @@ impl Reading<'_> {
             requests: self.requests(&file),
             codes: self.codes(&file),
             command,
+            answered,
             refusal,
             frames,
         });
@@ -353,6 +359,11 @@ impl Reading<'_> {
                 "requests",
                 "frames.answer",
             ),
+            (
+                dialect.answered.is_some() && !dialect.speaks(Frame::Answer),
+                "messages.answer",
+                "frames.answer",
+            ),
         ];
         for (missing, key, frame) in needs {
             if missing {
@@ -416,16 +427,28 @@ impl Reading<'_> {
         if !self.path_is_free(at, "polls.path", path) {
             return;
         }
-        if params_of(path) != ["job"] {
-            let message = "a polled path has one parameter, {job}";
-            return self.refuse(at, "polls.path", message);
-        }
+        let params = params_of(path);
+        let topic = match &poll.topic {
+            Some(topic) => match Template::parse(topic.get_ref(), &params) {
+                Ok(template) => template,
+                Err(message) => {
+                    let message = format!("{:?} is no topic: {message}", topic.get_ref());
+                    return self.refuse(topic.span().start, "polls.topic", message);
+                }
+            },
+            None if params == ["job"] => Template::of_job(),
+            None => {
+                let message = "a polled path has one parameter, {job}, or polls.topic says what it asks about";
+                return self.refuse(at, "polls.path", message);
+            }
+        };
         let Some(body) = body else {
             return;
         };
         let slot = into.take_slots(1);
         let added = into.routes.add_poll(Poll {
             path: path.clone(),
+            topic,
             dialect: dialect.clone(),
             per_minute: poll.per_minute,
             interval: poll.interval.map(|time| time.0),

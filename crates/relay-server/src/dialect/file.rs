@@ -170,6 +170,8 @@ pub(super) struct RouteFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct PollFile {
     pub(super) path: Spanned<String>,
+    /// What is asked about: a job's state, or how the jobs of a user or a group stand.
+    pub(super) topic: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) view: String,
     pub(super) body: Spanned<String>,
@@ -191,6 +193,8 @@ pub(super) struct HealthFile {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct MessagesFile {
     pub(super) command: Option<Spanned<String>>,
+    /// What else a worker's answer asks for.
+    pub(super) answer: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use matchit::{InsertError, Router};
 use relay_core::id::Name;
+use relay_core::moment::WallTime;
 use relay_core::publication::{Encoded, Publication};
+use relay_core::tally::Tally;
 use relay_core::topic::{Topic, TopicError};
 use serde_json::json;
 
 use super::jq::{Input, Mapping};
-use super::voice::native;
+use super::voice::{native, summary};
 use super::{Carrier, Dialect, Voice};
 use crate::telemetry::Telemetry;
 
@@ -28,7 +30,7 @@ pub struct Endpoint {
     pub(super) topics: Vec<Template>,
 }
 
-/// A route that is asked again and again for one job.
+/// A route that is asked again and again: for one job, or how the jobs of a user or a group stand.
 pub struct Poll {
     /// The path as the file has it; a metric's label.
     pub path: String,
@@ -36,8 +38,9 @@ pub struct Poll {
     pub dialect: Arc<Dialect>,
     /// Requests a user may make in a minute.
     pub per_minute: Option<u32>,
-    /// What `Retry-After` says while the job runs.
+    /// What `Retry-After` says until a job has ended.
     pub interval: Option<Duration>,
+    pub(super) topic: Template,
     /// The file's own word for this kind of route.
     pub view: String,
     pub(super) body: Mapping,
@@ -264,7 +267,53 @@ impl Endpoint {
     }
 }
 
+/// Why it cannot be said what a poll asks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsaid {
+    /// It asks about whoever asks, and nobody knows who that is.
+    User,
+    /// It asks about what the query names, and the query does not.
+    Query(String),
+    /// What was put in makes no topic.
+    Bad(String, TopicError),
+}
+
 impl Poll {
+    /// What a request asks about.
+    ///
+    /// # Errors
+    /// When path, query and credential do not say it.
+    pub fn topic(
+        &self,
+        params: &Params,
+        query: &[(String, String)],
+        user: Option<&Name>,
+    ) -> Result<Topic, Unsaid> {
+        let text = self.topic.fill(params, query, user);
+        let text = text.ok_or_else(|| self.topic.missing(query))?;
+        Topic::parse(&text).map_err(|error| Unsaid::Bad(text, error))
+    }
+
+    /// The body for how the jobs of a topic stand. `None`: the mapping failed on it.
+    pub fn summary(
+        &self,
+        topic: &Topic,
+        tally: &Tally,
+        at: WallTime,
+        telemetry: &Telemetry,
+    ) -> Option<Vec<u8>> {
+        let input = Input::of(&summary(topic, tally)).ok()?;
+        let relay = Input::of(&json!({
+            "view": self.view,
+            "at": at.to_rfc3339(),
+            "ms": at.as_unix_micros() / 1000,
+        }));
+        let texts = self
+            .dialect
+            .run(&self.body, &input, &relay.ok()?, telemetry)?;
+        texts.into_iter().next()
+    }
+
     /// The body for a job's state, run once for each state.
     pub fn body(&self, state: &Publication, telemetry: &Telemetry) -> Encoded {
         state.encoded(self.slots.load(Ordering::Relaxed), self.slot, |state| {
@@ -324,7 +373,7 @@ impl fmt::Debug for Poll {
     }
 }
 
-/// A topic with places to be filled: `job:{job}`, `user:{user}`, `job:{?generation_id}`.
+/// A topic with places to be filled: `job:{job}`, `user:{user}`, `user:{user|-}`, `job:{?generation_id}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Template(Vec<Part>);
 
@@ -333,10 +382,28 @@ enum Part {
     Text(String),
     Param(String),
     Query(String),
-    User,
+    /// Whoever asks, or this one where nobody knows who that is.
+    User(Option<String>),
 }
 
 impl Template {
+    /// The job the path names.
+    pub(super) fn of_job() -> Self {
+        Self(vec![
+            Part::Text("job:".to_owned()),
+            Part::Param("job".to_owned()),
+        ])
+    }
+
+    /// What kept the template from being filled. Path parameters are there, or the path would not be.
+    fn missing(&self, query: &[(String, String)]) -> Unsaid {
+        let mut wanted = self.0.iter().filter_map(|part| match part {
+            Part::Query(name) if !query.iter().any(|(each, _)| each == name) => Some(name.clone()),
+            _ => None,
+        });
+        wanted.next().map_or(Unsaid::User, Unsaid::Query)
+    }
+
     /// Reads a template whose parameters are among `params`.
     pub(super) fn parse(text: &str, params: &[&str]) -> Result<Self, String> {
         let mut parts = Vec::new();
@@ -349,14 +416,21 @@ impl Template {
             parts.push(match name.strip_prefix('?') {
                 Some(query) => Part::Query(query.to_owned()),
                 None if params.contains(&name) => Part::Param(name.to_owned()),
-                None if name == "user" => Part::User,
+                None if name == "user" => Part::User(None),
+                None if name.starts_with("user|") => {
+                    Part::User(name.strip_prefix("user|").map(str::to_owned))
+                }
                 None => return Err(format!("{{{name}}} is no parameter of the path")),
             });
             rest = after;
         }
         parts.push(Part::Text(rest.to_owned()));
         let template = Self(parts);
-        let sample = template.with(|_| Some("x".to_owned())).unwrap_or_default();
+        let sample = template.with(|part| match part {
+            Part::User(Some(other)) => Some(other.clone()),
+            _ => Some("x".to_owned()),
+        });
+        let sample = sample.unwrap_or_default();
         Topic::parse(&sample).map_err(|error| error.to_string())?;
         Ok(template)
     }
@@ -374,7 +448,10 @@ impl Template {
                 let found = query.iter().find(|(each, _)| each == name);
                 found.map(|(_, value)| value.clone())
             }
-            Part::User => user.map(|user| user.as_str().to_owned()),
+            Part::User(other) => {
+                let user = user.map(|user| user.as_str().to_owned());
+                user.or_else(|| other.clone())
+            }
         })
     }
 

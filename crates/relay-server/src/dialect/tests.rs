@@ -119,7 +119,18 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
     );
     refused(
         "[[polls]]\npath = \"/x\"\nbody = \".\"",
-        "one parameter, {job}",
+        "one parameter, {job}, or polls.topic says",
+    );
+    let poll = "[[polls]]\npath = \"/x/{of}\"\nbody = \".\"\ntopic = ";
+    refused(
+        &format!("{poll}\"user:{{job}}\""),
+        "mine.toml:5:9: polls.topic: \"user:{job}\" is no topic: {job} is no parameter",
+    );
+    refused(&format!("{poll}\"{{of}}\""), "is no topic");
+    refused(&format!("{poll}\"user:{{user|a b}}\""), "is no topic");
+    refused(
+        "[messages]\nanswer = \"empty\"",
+        "messages.answer: needs frames.answer",
     );
     let health = "[[health]]\nbody = \".\"\npath = ";
     refused(

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use relay_core::document::Status;
 use relay_core::moment::WallTime;
 use relay_core::publication::{Body, Encoded, Publication};
-use relay_core::tally::Aggregate;
+use relay_core::tally::{Aggregate, Tally};
+use relay_core::topic::Topic;
 use serde_json::{Value, json};
 
 use super::jq::Input;
@@ -87,19 +88,7 @@ impl Voice {
     ) -> Bytes {
         let slots = self.slots.load(Ordering::Relaxed);
         let make = || {
-            let tally = &aggregate.tally;
-            let counts: serde_json::Map<String, Value> = Status::ALL
-                .iter()
-                .map(|status| (status.as_str().to_owned(), tally.count(*status).into()))
-                .collect();
-            let input = Input::of(&json!({
-                "type": "aggregate",
-                "topic": aggregate.topic.to_string(),
-                "counts": counts,
-                "total": tally.total(),
-                "progress": tally.progress(),
-                "status": tally.worst().map(Status::as_str),
-            }));
+            let input = Input::of(&summary(&aggregate.topic, &aggregate.tally));
             let relay = Input::of(&json!({
                 "transport": self.carrier.as_str(),
                 "view": self.view,
@@ -165,6 +154,22 @@ impl Voice {
             Err(_) => (Vec::new(), index),
         }
     }
+}
+
+/// How the jobs of a topic stand, as a native client would get it.
+pub(super) fn summary(topic: &Topic, tally: &Tally) -> Value {
+    let counts: serde_json::Map<String, Value> = Status::ALL
+        .iter()
+        .map(|status| (status.as_str().to_owned(), tally.count(*status).into()))
+        .collect();
+    json!({
+        "type": "aggregate",
+        "topic": topic.to_string(),
+        "counts": counts,
+        "total": tally.total(),
+        "progress": tally.progress(),
+        "status": tally.worst().map(Status::as_str),
+    })
 }
 
 /// A publication as a native client would get it, without topic and cursor.

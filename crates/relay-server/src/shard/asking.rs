@@ -14,8 +14,11 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::connection::Connection;
+use super::speech::Speech;
 use super::{Shard, State};
-use crate::dialect::Frame;
+use crate::dialect::jq::Input;
+use crate::dialect::{Frame, Instruction};
 
 /// Questions of one shard's clients under way.
 const MAX_ASKED: usize = 256;
@@ -95,7 +98,8 @@ impl Shard {
     /// A worker has answered, or has not.
     pub(super) fn on_answer(&self, answer: Answer) {
         let mut state = self.state.borrow_mut();
-        let Some(slot) = Self::find(&state, answer.connection) else {
+        let id = answer.connection;
+        let Some(slot) = Self::find(&state, id) else {
             return;
         };
         let connection = &mut state.connections[slot];
@@ -135,8 +139,32 @@ impl Shard {
             return;
         };
         let frame = self.say_foreign(connection, speech, Frame::Answer, &input);
-        self.reply(&mut state, slot, frame);
         let now = self.clock.now();
+        let instructions = self.instructed(connection, speech, &input);
+        self.reply(&mut state, slot, frame);
+        for instruction in instructions {
+            let Some(slot) = Self::find(&state, id) else {
+                return;
+            };
+            self.carry_out(&mut state, slot, instruction, None, now);
+        }
         self.flush_dirty(&mut state, now);
+    }
+
+    /// What a worker's answer asks for besides being told.
+    fn instructed(
+        &self,
+        connection: &Connection,
+        speech: &Speech,
+        outcome: &Outcome<'_>,
+    ) -> Vec<Instruction> {
+        let context = self.context(connection, &speech.endpoint, &speech.params);
+        match (Input::of(outcome), Input::of(&context)) {
+            (Ok(outcome), Ok(relay)) => {
+                let telemetry = &self.common.telemetry;
+                speech.dialect().answered(&outcome, &relay, telemetry)
+            }
+            _ => Vec::new(),
+        }
     }
 }

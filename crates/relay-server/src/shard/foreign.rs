@@ -12,9 +12,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
+use relay_bus::hub::Survey;
 use relay_core::cursor::Cursor;
-use relay_core::id::Name;
-use relay_core::topic::Topic;
+use relay_core::document::Status;
+use relay_core::id::JobId;
+use relay_core::topic::{Topic, TopicError};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -24,8 +26,8 @@ use super::connection::Transport;
 use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
 use crate::answer::{self, ApiError};
 use crate::dialect::jq::Input;
-use crate::dialect::{Caller, Dialect, Endpoint, Found, Health, Poll};
-use crate::identity::{Identity, credential};
+use crate::dialect::{Caller, Dialect, Endpoint, Found, Health, Poll, Unsaid};
+use crate::identity::{Identity, Refused, Sight, credential};
 use crate::origin::Standing;
 use crate::websocket::Decoder;
 
@@ -54,6 +56,16 @@ enum Asked<'a> {
     Stream(&'a Arc<Endpoint>),
     Poll(&'a Arc<Poll>),
     Health(&'a Arc<Health>),
+}
+
+/// What a poll is told.
+struct Told {
+    /// `None` where the client has it already.
+    body: Option<Vec<u8>>,
+    etag: String,
+    /// Whether there is nothing more to come.
+    over: bool,
+    stale: bool,
 }
 
 impl Shard {
@@ -136,15 +148,10 @@ impl Shard {
             return Err(ApiError::draining());
         }
         let identity = self.identify_foreign(visit)?.shared();
-        let query = visit.request.uri().query().unwrap_or("");
-        let query = serde_urlencoded::from_str::<Vec<(String, String)>>(query)
-            .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
+        let query = query_of(visit.request)?;
         let topics = endpoint
             .topics(&found.params, &query, identity.user.as_ref())
-            .map_err(|(text, error)| {
-                let text: String = text.chars().take(160).collect();
-                ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
-            })?;
+            .map_err(|(text, error)| bad_topic(&text, &error))?;
         self.may_watch_all(&identity, &topics).await?;
         let admitted = self
             .common
@@ -168,7 +175,7 @@ impl Shard {
         })))
     }
 
-    /// Answers a poll with the job's latest state in the dialect's words.
+    /// Answers a poll in the dialect's words.
     async fn answer_foreign_poll(
         &self,
         visit: &Visit<'_>,
@@ -180,53 +187,101 @@ impl Shard {
         }
         let identity = self.identify_foreign(visit)?;
         let limits = self.limit_poll(visit, poll, &identity)?;
-        let id = found.params.get("job").unwrap_or_default();
-        let job = Name::parse(id)
-            .map_err(|error| ApiError::bad_request("bad_name", &format!("the job id {error}")))?;
-        let lookup = timeout(LOOKUP_WAIT, self.common.hub.lookup(&job)).await;
+        let query = query_of(visit.request)?;
+        let topic = poll.topic(&found.params, &query, identity.user.as_ref());
+        let topic = topic.map_err(unsaid)?;
+        let told = match &topic {
+            Topic::Job(job) => self.poll_state(visit, poll, &identity, job).await?,
+            Topic::User(_) | Topic::Group(_) => {
+                self.poll_tally(visit, poll, &identity, &topic).await?
+            }
+        };
+        let mut response = match told.body {
+            Some(body) => answer::json(StatusCode::OK, body),
+            None => answer::json(StatusCode::NOT_MODIFIED, Vec::new()),
+        };
+        let headers = response.headers_mut();
+        headers.extend(limits.into_iter().flatten());
+        // Cursors, topics and numbers are of an alphabet headers take.
+        headers.extend(
+            HeaderValue::from_str(&told.etag)
+                .ok()
+                .map(|etag| (header::ETAG, etag)),
+        );
+        if let Some(interval) = poll.interval.filter(|_| !told.over) {
+            headers.insert(header::RETRY_AFTER, seconds(interval));
+        }
+        if told.stale {
+            headers.insert("relay-stale", HeaderValue::from_static("true"));
+        }
+        Ok(Watched::Answer(response))
+    }
+
+    /// A job's latest state in the dialect's words.
+    async fn poll_state(
+        &self,
+        visit: &Visit<'_>,
+        poll: &Poll,
+        identity: &Identity,
+        job: &JobId,
+    ) -> Result<Told, ApiError> {
+        let lookup = timeout(LOOKUP_WAIT, self.common.hub.lookup(job)).await;
         let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
         let Some(state) = lookup.state else {
             return Err(match lookup.stale {
                 true => ApiError::bus_unavailable(),
-                false => ApiError::unknown_job(id),
+                false => ApiError::unknown_job(job.as_str()),
             });
         };
-        let topic = Topic::Job(job);
+        let topic = Topic::Job(job.clone());
         if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
             return Err(ApiError::forbidden_topic(&topic));
         }
         let etag = format!("\"{}\"", Cursor::at(state.epoch, state.seq, [&topic]));
-        let seen = visit.request.headers().get(header::IF_NONE_MATCH);
-        let unchanged = seen
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|seen| {
-                seen.split(',')
-                    .any(|each| each.trim().trim_start_matches("W/") == etag)
-            });
-        let mut response = if unchanged {
-            answer::json(StatusCode::NOT_MODIFIED, Vec::new())
+        let body = if has(visit.request.headers(), &etag) {
+            None
         } else {
             let body = poll.body(&state, &self.common.telemetry);
-            if body.tag == 0 {
-                return Err(ApiError::mapping_failed());
-            }
-            answer::json(StatusCode::OK, body.bytes.to_vec())
+            let body = Some(body).filter(|body| body.tag != 0);
+            Some(body.ok_or_else(ApiError::mapping_failed)?.bytes.to_vec())
         };
-        let headers = response.headers_mut();
-        headers.extend(limits.into_iter().flatten());
-        // Cursors are of an alphabet headers take.
-        headers.extend(
-            HeaderValue::from_str(&etag)
-                .ok()
-                .map(|etag| (header::ETAG, etag)),
-        );
-        if let Some(interval) = poll.interval.filter(|_| !state.is_terminal()) {
-            headers.insert(header::RETRY_AFTER, seconds(interval));
+        Ok(Told {
+            body,
+            etag,
+            over: state.is_terminal(),
+            stale: lookup.stale,
+        })
+    }
+
+    /// How the jobs of a user or a group stand, in the dialect's words.
+    async fn poll_tally(
+        &self,
+        visit: &Visit<'_>,
+        poll: &Poll,
+        identity: &Identity,
+        topic: &Topic,
+    ) -> Result<Told, ApiError> {
+        // A count over all would tell of those that may not be seen, so each of them would have to be looked at.
+        if identity.sight(topic) != Sight::Yes {
+            return Err(ApiError::forbidden_topic(topic));
         }
-        if lookup.stale {
-            headers.insert("relay-stale", HeaderValue::from_static("true"));
-        }
-        Ok(Watched::Answer(response))
+        let survey = timeout(LOOKUP_WAIT, self.common.hub.survey(topic)).await;
+        let survey = survey.ok().flatten();
+        let survey = survey.ok_or_else(ApiError::bus_unavailable)?;
+        let etag = tag_of(topic, &survey);
+        let body = if has(visit.request.headers(), &etag) {
+            None
+        } else {
+            let (tally, now) = (&survey.tally, self.clock.wall());
+            let body = poll.summary(topic, tally, now, &self.common.telemetry);
+            Some(body.ok_or_else(ApiError::mapping_failed)?)
+        };
+        Ok(Told {
+            body,
+            etag,
+            over: false,
+            stale: survey.stale,
+        })
     }
 
     /// Says how the relay is, to anybody: who asks before logging in, and balancers, have no credential.
@@ -341,6 +396,48 @@ impl Shard {
         }
         Watched::Answer(response)
     }
+}
+
+fn query_of(request: &Request<()>) -> Result<Vec<(String, String)>, ApiError> {
+    let query = request.uri().query().unwrap_or("");
+    serde_urlencoded::from_str(query)
+        .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))
+}
+
+fn bad_topic(text: &str, error: &TopicError) -> ApiError {
+    let text: String = text.chars().take(160).collect();
+    ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
+}
+
+fn unsaid(why: Unsaid) -> ApiError {
+    match why {
+        Unsaid::User => {
+            let message = "this path answers for whoever asks, and nobody here knows who that is: the relay runs without tokens (auth.mode)";
+            Refused::unauthorized("unauthenticated", message).into()
+        }
+        Unsaid::Query(name) => {
+            let message = format!("the query has no {name}, which says what is asked about");
+            ApiError::bad_request("no_topic", &message)
+        }
+        Unsaid::Bad(text, error) => bad_topic(&text, &error),
+    }
+}
+
+/// The tag of how a topic's jobs stand: whoever has it has the same counts of the same jobs. A weak one, as
+/// the time is not in it.
+fn tag_of(topic: &Topic, survey: &Survey) -> String {
+    let tally = &survey.tally;
+    let counts = Status::ALL.map(|status| tally.count(status).to_string());
+    let (counts, progress) = (counts.join("."), tally.progress().unwrap_or_default());
+    format!("W/\"{:x}-{topic}-{counts}-{progress}\"", survey.epoch)
+}
+
+/// Whether a client shows that it has what a tag stands for.
+fn has(headers: &HeaderMap, etag: &str) -> bool {
+    let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let seen = headers.get(header::IF_NONE_MATCH);
+    let seen = seen.and_then(|value| value.to_str().ok());
+    seen.is_some_and(|seen| seen.split(',').any(|each| bare(each) == bare(etag)))
 }
 
 /// The client's request id, if it is one, or a new one.

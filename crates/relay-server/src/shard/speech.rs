@@ -370,7 +370,7 @@ impl Shard {
         }
     }
 
-    fn carry_out(
+    pub(super) fn carry_out(
         &self,
         state: &mut State,
         slot: usize,

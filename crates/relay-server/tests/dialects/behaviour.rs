@@ -256,6 +256,8 @@ async fn metrics_are_counted_over_all_jobs_of_the_user_and_told_once_a_second() 
         .await
         .unwrap();
     let mut socket = Socket::open(&relay, "/production").await;
+    // Of the jobs that are nobody's.
+    assert_eq!(metrics(&mut socket).await, [0, 0, 0, 0]);
     socket
         .send(r#"{"type":"subscribe","data":{"channel":"user:alice"}}"#)
         .await;

@@ -133,3 +133,80 @@ async fn a_sixth_connection_is_refused_with_a_status_and_a_time_to_come_back() {
         "{body}"
     );
 }
+
+#[tokio::test]
+async fn counts_are_polled_by_their_own_user_and_by_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = "description = \"x\"\n[[polls]]\npath = \"/mine\"\ntopic = \"user:{user}\"\ninterval = \"10s\"\n\
+                body = '[.topic, .total, .counts.completed]'\n\
+                [[polls]]\npath = \"/of/{user}\"\ntopic = \"user:{user}\"\nbody = '.total'\n\
+                [[polls]]\npath = \"/batch\"\ntopic = \"group:{?id}\"\nbody = '.total'\n";
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = with_tokens()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    let relay = RelayServer::start(settings).await.unwrap();
+    publish(&relay, "e1", "alice", "completed").await;
+    publish(&relay, "e2", "alice", "running").await;
+    publish(&relay, "x1", "bob", "running").await;
+    let (alice, bob) = (token(&Claims::of("alice")), token(&Claims::of("bob")));
+    let ask = |path: &str, token: Option<&str>| Request::get(path).bearer(token);
+    let mine = relay.send(ask("/mine", Some(&alice))).await.unwrap();
+    assert_eq!(mine.text(), r#"["user:alice",2,1]"#);
+    assert_eq!(mine.header("retry-after"), "10");
+    let tag = mine.header("etag").to_owned();
+    let again = ask("/mine", Some(&alice)).header("if-none-match", tag.as_str());
+    let again = relay.send(again).await.unwrap();
+    assert_eq!((again.status.as_u16(), again.text().as_str()), (304, ""));
+    // As many jobs, and another's tag: his are his own.
+    publish(&relay, "x2", "bob", "completed").await;
+    let his = ask("/mine", Some(&bob)).header("if-none-match", tag.as_str());
+    let his = relay.send(his).await.unwrap();
+    assert_eq!(his.text(), r#"["user:bob",2,1]"#);
+    publish(&relay, "e2", "alice", "completed").await;
+    let moved = ask("/mine", Some(&alice)).header("if-none-match", tag);
+    let moved = relay.send(moved).await.unwrap();
+    assert_eq!(moved.text(), r#"["user:alice",2,2]"#);
+    for (path, token, status, code) in [
+        ("/mine", None, 401, "unauthenticated"),
+        ("/of/alice", None, 401, "unauthenticated"),
+        ("/of/alice", Some(&bob), 403, "forbidden"),
+        ("/of/no%20body", Some(&bob), 400, "bad_topic"),
+        ("/batch", Some(&bob), 400, "no_topic"),
+        ("/batch?id=g", Some(&bob), 403, "forbidden"),
+    ] {
+        let refused = relay
+            .send(ask(path, token.map(String::as_str)))
+            .await
+            .unwrap();
+        assert_eq!(refused.status.as_u16(), status, "{path}");
+        assert_eq!(refused.error_code(), code, "{path}");
+    }
+    let granted = token(&Claims::of("bob").topics(&["group:g", "user:alice"]));
+    for (path, count) in [("/of/alice", "2"), ("/of/bob", "2"), ("/batch?id=g", "0")] {
+        let answer = relay.send(ask(path, Some(&granted))).await.unwrap();
+        assert_eq!(answer.text(), count, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_event_dashboard_asks_for_its_counts_where_its_own_server_has_them() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    for (job, status) in [
+        ("e1", "completed"),
+        ("e2", "cancelled"),
+        ("e3", "completed"),
+    ] {
+        publish(&relay, job, "alice", status).await;
+    }
+    let path = "/metrics/summary";
+    let nobody = relay.send(Request::get(path)).await.unwrap();
+    assert_eq!(nobody.status.as_u16(), 401);
+    let of = |user: &str| Request::get(path).bearer(Some(&token(&Claims::of(user))));
+    let alice = relay.send(of("alice")).await.unwrap();
+    let expected = r#"{"total":3,"pending":0,"delivered":2,"failed":1,"success_rate":66.67}"#;
+    assert_eq!(alice.text(), expected);
+    let bob = relay.send(of("bob")).await.unwrap();
+    let expected = r#"{"total":0,"pending":0,"delivered":0,"failed":0,"success_rate":0}"#;
+    assert_eq!(bob.text(), expected);
+}
