@@ -25,7 +25,7 @@ pub enum Status {
 }
 
 /// What people write when they mean one of the five: lower case, `_` between words.
-pub(super) const SYNONYMS: [(&str, Status); 76] = [
+pub(super) const SYNONYMS: [(&str, Status); 80] = [
     ("accepted", Status::Queued),
     ("blocked", Status::Queued),
     ("created", Status::Queued),
@@ -41,6 +41,8 @@ pub(super) const SYNONYMS: [(&str, Status); 76] = [
     ("todo", Status::Queued),
     ("waiting", Status::Queued),
     ("active", Status::Running),
+    ("analysing", Status::Running),
+    ("analyzing", Status::Running),
     ("busy", Status::Running),
     ("canceling", Status::Running),
     ("cancelling", Status::Running),
@@ -58,7 +60,9 @@ pub(super) const SYNONYMS: [(&str, Status); 76] = [
     ("inprogress", Status::Running),
     ("ongoing", Status::Running),
     ("paused", Status::Running),
+    ("postprocessing", Status::Running),
     ("preparing", Status::Running),
+    ("preprocessing", Status::Running),
     ("processing", Status::Running),
     ("progress", Status::Running),
     ("rendering", Status::Running),
