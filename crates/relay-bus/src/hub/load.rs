@@ -203,7 +203,7 @@ impl Hub {
                 // what is being fetched, and whoever joins waits for that.
                 None if repairing
                     || missed_from.is_some()
-                    || !waited_for && !(surveyed && table.is_unwatched(&update)) =>
+                    || !(waited_for || surveyed && table.is_unwatched(&update)) =>
                 {
                     table.start_repair(&update.job);
                     let from = missed_from.unwrap_or(update.seq - 1);

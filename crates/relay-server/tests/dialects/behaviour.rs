@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use relay_testkit::http::Request;
+use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::RelayServer;
 use serde_json::json;
 
@@ -411,4 +412,43 @@ async fn check_says_file_and_line_of_a_broken_mapping() {
     assert!(!output.status.success());
     assert!(said.contains("mine.toml:4:"), "{said}");
     assert!(said.contains("frames.state: jq: expected"), "{said}");
+}
+
+#[tokio::test]
+async fn counts_are_the_streams_for_a_relay_that_has_just_begun() {
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let settings = || {
+        settings()
+            .set("bus.mode", "jetstream")
+            .set("nats.url", nats.url())
+    };
+    let first = RelayServer::start(settings()).await.unwrap();
+    for (job, status) in [("e1", "running"), ("e1", "completed"), ("e2", "failed")] {
+        let state = json!({"status": status});
+        first.publish(job, "-", &state).await.unwrap();
+    }
+    // Nobody watches anything on the second one, and it has heard of no job.
+    let second = RelayServer::start(settings()).await.unwrap();
+    let expected = r#"{"total":2,"pending":0,"delivered":1,"failed":1,"success_rate":50.0}"#;
+    for relay in [&second, &first, &second] {
+        let answer = relay.send(Request::get("/metrics/summary")).await.unwrap();
+        assert_eq!(answer.text(), expected);
+        assert_eq!(answer.header("relay-stale"), "");
+    }
+    let state = json!({"status": "running", "attempt": 2});
+    first.publish("e2", "-", &state).await.unwrap();
+    let counted = async {
+        loop {
+            let answer = second.send(Request::get("/metrics/summary")).await.unwrap();
+            if answer
+                .text()
+                .contains(r#""pending":1,"delivered":1,"failed":0"#)
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(10), counted).await;
+    counted.expect("a survey is kept up by what comes after it");
 }
