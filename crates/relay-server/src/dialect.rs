@@ -64,8 +64,8 @@ pub struct Dialect {
     pub request_id: bool,
     /// Whether mappings know what a client was told before.
     pub tracks_status: bool,
-    /// Whether who begins to watch a user or a group is told of its jobs that have ended already.
-    pub recounts_endings: bool,
+    /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
+    pub endings_within: Option<Duration>,
     /// What clients may ask workers for, by name.
     pub requests: HashMap<String, Request>,
     codes: HashMap<&'static str, u16>,

@@ -163,7 +163,7 @@ impl Reading<'_> {
             drain_within: file.close.drain_within.map(|time| time.0),
             request_id: file.http.request_id,
             tracks_status: file.delivery.tracks_status,
-            recounts_endings: file.delivery.recounts_endings,
+            endings_within: file.delivery.endings_within.map(|time| time.0),
             requests: self.requests(&file),
             codes: self.codes(&file),
             command,

@@ -78,26 +78,15 @@ pub(super) struct IdentityFile {
     pub(super) cookie: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DeliveryFile {
     pub(super) updates_per_second: Option<u32>,
     pub(super) milestones: Option<usize>,
     /// Whether mappings are told what a client was told before: `$relay.from`, `$relay.snapshot`.
     pub(super) tracks_status: bool,
-    /// Whether who begins to watch a user or a group is told of its jobs that have ended already.
-    pub(super) recounts_endings: bool,
-}
-
-impl Default for DeliveryFile {
-    fn default() -> Self {
-        Self {
-            updates_per_second: None,
-            milestones: None,
-            tracks_status: false,
-            recounts_endings: true,
-        }
-    }
+    /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
+    pub(super) endings_within: Option<Time>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,8 +3,12 @@
 //! Everything here is behind one pointer of a connection that native clients do not have. Words and shapes
 //! are the dialect's; when something is sent, and to whom, is decided where it is for everybody.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
-use relay_core::moment::Moment;
+use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{OutboxBounds, Taken, Telling};
 use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::quality::Verdict;
@@ -14,9 +18,6 @@ use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
 
 use super::connection::{Connection, Transport};
 use super::registry::Watcher;
@@ -170,18 +171,29 @@ pub(super) fn session_bounds<'a>(
     }
 }
 
-/// Whether what a topic begins with has jobs that ended before. Who asks for one job wants its ending; a page
-/// that is told of a user's or a group's jobs as they go may take an old ending for the one it waits for.
-pub(super) fn recounts_endings(connection: &Connection, topic: &Topic) -> bool {
-    match (&connection.speech, topic) {
-        (None, _) | (Some(_), Topic::Job(_)) => true,
-        (Some(speech), Topic::User(_) | Topic::Group(_)) => speech.dialect().recounts_endings,
+/// How long ago jobs may have ended that are told when a topic begins; `None`: however long. Who asks for one
+/// job wants its ending; a page that is told of a user's or a group's jobs as they go may take an old ending
+/// for the one it waits for.
+pub(super) fn endings_within(connection: &Connection, topic: &Topic) -> Option<Duration> {
+    match topic {
+        Topic::Job(_) => None,
+        Topic::User(_) | Topic::Group(_) => connection.speech.as_ref()?.dialect().endings_within,
     }
 }
 
-/// Takes jobs that have ended out of what a topic begins with, their milestones too.
-pub(super) fn leave_out_ended(publications: &mut Vec<Arc<Publication>>) {
-    let ended = publications.iter().filter(|each| each.is_terminal());
+/// Takes jobs that ended longer ago out of what a topic begins with, their milestones too.
+pub(super) fn leave_out_ended(
+    publications: &mut Vec<Arc<Publication>>,
+    within: Duration,
+    now: WallTime,
+) {
+    let is_old = |ending: &Publication| {
+        let ago = now.as_unix_micros() - ending.stored_at.as_unix_micros();
+        u128::try_from(ago).is_ok_and(|ago| ago > within.as_micros())
+    };
+    let ended = publications
+        .iter()
+        .filter(|each| each.is_terminal() && is_old(each));
     let ended: HashSet<JobKey> = ended.map(|each| each.key).collect();
     publications.retain(|each| !ended.contains(&each.key));
 }

@@ -58,8 +58,10 @@ impl Shard {
         joined
             .publications
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
-        if !joined.recovered && !speech::recounts_endings(connection, &joined.topic) {
-            speech::leave_out_ended(&mut joined.publications);
+        if let Some(within) = speech::endings_within(connection, &joined.topic)
+            && !joined.recovered
+        {
+            speech::leave_out_ended(&mut joined.publications, within, self.clock.wall());
         }
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
         joined.left_out.retain(|each| seen.contains(&each.key));

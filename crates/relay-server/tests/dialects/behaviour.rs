@@ -154,15 +154,19 @@ async fn a_health_path_answers_503_until_the_bus_was_there() {
 }
 
 #[tokio::test]
-async fn old_endings_of_a_user_are_told_to_who_asks_for_the_job_where_the_dialect_wants_that() {
+async fn endings_of_a_user_are_told_as_long_as_the_dialect_wants_and_to_who_asks_for_the_job() {
     let directory = tempfile::tempdir().unwrap();
-    let file = "description = \"x\"\n[delivery]\nrecounts_endings = false\n\
-                [[routes]]\npath = \"/u/{user}\"\ntransport = \"websocket\"\ntopics = [\"user:{user}\"]\n\
-                [messages]\ncommand = '{subscribe: .}'\n\
-                [frames]\nstate = '[.job.job_id, .job.status]'\nsubscribed = '[.topic, .jobs]'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    for (name, within) in [("none", "0s"), ("all", "1h")] {
+        let file = format!(
+            "description = \"x\"\n[delivery]\nendings_within = \"{within}\"\n\
+             [[routes]]\npath = \"/{name}/{{user}}\"\ntransport = \"websocket\"\ntopics = [\"user:{{user}}\"]\n\
+             [messages]\ncommand = '{{subscribe: .}}'\n\
+             [frames]\nstate = '[.job.job_id, .job.status]'\nsubscribed = '[.topic, .jobs]'\n"
+        );
+        std::fs::write(directory.path().join(format!("{name}.toml")), file).unwrap();
+    }
     let settings = settings()
-        .set("dialects.enabled", "mine")
+        .set("dialects.enabled", "none,all")
         .set("dialects.directory", directory.path().display());
     let relay = RelayServer::start(settings).await.unwrap();
     for (job, status) in [("old", "completed"), ("now", "running"), ("bad", "failed")] {
@@ -170,7 +174,16 @@ async fn old_endings_of_a_user_are_told_to_who_asks_for_the_job_where_the_dialec
         relay.publish(job, "alice", &state).await.unwrap();
     }
     let text = |text: &str| Heard::Text(text.to_owned());
-    let mut socket = Socket::open(&relay, "/u/alice").await;
+    let mut all = Socket::open(&relay, "/all/alice").await;
+    for told in [
+        r#"["user:alice",3]"#,
+        r#"["old","completed"]"#,
+        r#"["now","running"]"#,
+        r#"["bad","failed"]"#,
+    ] {
+        assert_eq!(all.next().await, text(told));
+    }
+    let mut socket = Socket::open(&relay, "/none/alice").await;
     assert_eq!(socket.next().await, text(r#"["user:alice",1]"#));
     assert_eq!(socket.next().await, text(r#"["now","running"]"#));
     socket.send("\"job:old\"").await;
