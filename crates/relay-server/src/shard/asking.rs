@@ -10,11 +10,12 @@ use bytes::Bytes;
 use relay_bus::inbox::ConnectionId;
 use relay_bus::seam::StoreError;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::connection::Connection;
+use super::connection::{Connection, Transport};
 use super::speech::Speech;
 use super::{Shard, State};
 use crate::dialect::jq::Input;
@@ -30,6 +31,8 @@ const MAX_OWN: u8 = 4;
 pub(super) struct Answer {
     connection: ConnectionId,
     name: String,
+    /// What the client is to know the answer by, if it gave something.
+    id: Option<Value>,
     answered: Result<Bytes, StoreError>,
 }
 
@@ -66,28 +69,35 @@ impl Asking {
 
 impl Shard {
     /// Passes a client's question on.
-    pub(super) fn ask(&self, state: &mut State, slot: usize, name: &str, data: Vec<u8>) {
+    pub(super) fn ask(
+        &self,
+        state: &mut State,
+        slot: usize,
+        (name, data): (&str, Vec<u8>),
+        id: Option<&Value>,
+    ) {
         let connection = &mut state.connections[slot];
         let Some(speech) = &mut connection.speech else {
             return;
         };
         let Some(request) = speech.dialect().requests.get(name).cloned() else {
             let message = format!("{name} is not for the relay, which only reports progress");
-            return self.refuse(state, slot, None, "not_served", &message);
+            return self.refuse(state, slot, id, "not_served", &message);
         };
         while state.asking.tasks.try_join_next().is_some() {}
         if speech.asking >= MAX_OWN || state.asking.tasks.len() >= MAX_ASKED {
             let message = "too many requests are under way; try again in a moment";
-            return self.refuse(state, slot, None, "busy", message);
+            return self.refuse(state, slot, id, "busy", message);
         }
         speech.asking += 1;
-        let (connection, name) = (connection.id, name.to_owned());
+        let (connection, name, id) = (connection.id, name.to_owned(), id.cloned());
         let (hub, answers) = (self.common.hub.clone(), state.asking.answers.clone());
         state.asking.tasks.spawn_local(async move {
             let asked = hub.ask(request.subject, data.into(), request.timeout);
             let answer = Answer {
                 connection,
                 name,
+                id,
                 answered: asked.await,
             };
             // Without a shard nobody is left to be told.
@@ -138,7 +148,12 @@ impl Shard {
         let Some(speech) = &connection.speech else {
             return;
         };
-        let frame = self.say_foreign(connection, speech, Frame::Answer, &input);
+        let frame = match connection.transport {
+            Transport::SocketIo(_) => {
+                self.say_called(connection, Frame::Answer, &input, answer.id.as_ref())
+            }
+            _ => self.say_foreign(connection, speech, Frame::Answer, &input),
+        };
         let now = self.clock.now();
         let instructions = self.instructed(connection, speech, &input);
         self.reply(&mut state, slot, frame);
@@ -146,7 +161,7 @@ impl Shard {
             let Some(slot) = Self::find(&state, id) else {
                 return;
             };
-            self.carry_out(&mut state, slot, instruction, None, now);
+            self.carry_out(&mut state, slot, instruction, answer.id.as_ref(), now);
         }
         self.flush_dirty(&mut state, now);
     }

@@ -11,6 +11,7 @@ use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{CloseReason, Event};
 use relay_core::topic::Topic;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Transport};
@@ -401,6 +402,22 @@ impl Shard {
             input.remove("id");
         }
         self.say_in(connection, frame, &input, call)
+    }
+
+    /// Anything a dialect may have words for, in answer to what came with `id`; in the connection's first
+    /// namespace where nothing did.
+    pub(super) fn say_called(
+        &self,
+        connection: &Connection,
+        frame: Frame,
+        input: &impl Serialize,
+        id: Option<&Value>,
+    ) -> Bytes {
+        let (Some(call), Ok(input)) = (Call::of(id, connection), serde_json::to_value(input))
+        else {
+            return Bytes::new();
+        };
+        self.say_in(connection, frame, &input, &call)
     }
 
     /// Anything a dialect may have words for, in one namespace.

@@ -293,6 +293,9 @@ impl Shard {
         frame: Frame,
         input: &impl Serialize,
     ) -> Bytes {
+        if let Transport::SocketIo(_) = connection.transport {
+            return self.say_called(connection, frame, input, None);
+        }
         let dialect = speech.dialect();
         if !dialect.speaks(frame) {
             return Bytes::new();
@@ -409,7 +412,9 @@ impl Shard {
                 return self.refuse(state, slot, asked, &code, &message);
             }
             Instruction::RoundTrip => return self.on_check_answered(state, slot, now),
-            Instruction::Request { name, data } => return self.ask(state, slot, &name, data),
+            Instruction::Request { name, data } => {
+                return self.ask(state, slot, (&name, data), asked);
+            }
         };
         let bounds = *session_bounds(&state.connections[slot].speech, &self.common);
         let id = state.connections[slot].id;

@@ -1,10 +1,12 @@
 //! What the official Socket.IO suite asks of any server.
 
+use relay_testkit::client::raw::Raw;
+use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::RelayServer;
 use serde_json::Value;
 
-use crate::suite;
 use crate::wire::Socket;
+use crate::{SOON, suite};
 
 async fn relay() -> RelayServer {
     RelayServer::start(suite(false)).await.unwrap()
@@ -161,5 +163,62 @@ async fn a_connection_joins_so_many_namespaces_and_speaks_one_dialect() {
         } else {
             assert!(answer.starts_with("44/ws/generations/"), "{n}: {answer}");
         }
+    }
+}
+
+/// What a worker answers is told in the namespace that asked, as the acknowledgement if one was asked for.
+#[tokio::test]
+async fn a_workers_answer_comes_back_as_a_packet_of_the_namespace_that_asked() {
+    let nats = NatsServer::start(Options::core()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = r#"
+description = "x"
+[[routes]]
+path = "/socket.io"
+transport = "socketio"
+[[routes]]
+path = "/socket.io"
+transport = "socketio"
+namespace = "/work"
+[requests.work]
+subject = "work"
+[messages]
+command = '{request: "work", data: .args[0]}'
+[frames]
+state = 'empty'
+answer = '["answered", .data]'
+"#;
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = suite(false)
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display())
+        .set("bus.mode", "nats")
+        .set("nats.url", nats.url());
+    let relay = RelayServer::start(settings).await.unwrap();
+    let mut worker = Raw::connect(nats.url().trim_start_matches("nats://"))
+        .await
+        .unwrap();
+    worker
+        .send("CONNECT {\"verbose\":false}\r\nSUB work 1\r\nPING\r\n")
+        .await
+        .unwrap();
+    worker.read_until("PONG", SOON).await;
+    let mut socket = Socket::joined(&relay, "40").await;
+    socket.send("40/work,").await;
+    let joined = socket.packet().await.unwrap();
+    assert!(joined.starts_with("40/work,{"), "{joined}");
+    for (asks, told) in [
+        (r#"42["do",7]"#, r#"42["answered",7]"#),
+        (r#"42/work,["do",8]"#, r#"42/work,["answered",8]"#),
+    ] {
+        socket.send(asks).await;
+        let answer = asks.trim_end_matches(']').rsplit(',').next().unwrap();
+        let asked = worker.read_until(&format!("\r\n{answer}\r\n"), SOON).await;
+        let reply = asked.split(' ').nth(3).unwrap();
+        worker
+            .send(format!("PUB {reply} {}\r\n{answer}\r\n", answer.len()))
+            .await
+            .unwrap();
+        assert_eq!(socket.packet().await.as_deref(), Some(told));
     }
 }
