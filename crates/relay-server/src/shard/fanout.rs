@@ -54,7 +54,7 @@ impl Shard {
                 Seen::Yes => {}
                 Seen::Hidden => continue,
                 Seen::Forbidden => {
-                    after.push((*watcher, After::Refuse));
+                    after.push((connection.id, *watcher, After::Refuse));
                     continue;
                 }
             }
@@ -64,14 +64,16 @@ impl Shard {
             if alone && let Some(written) = self.pass(connection, watcher.subscription, &occasion) {
                 match written {
                     Written::All if publication.is_terminal() => {
-                        after.push((*watcher, After::Reschedule));
+                        after.push((connection.id, *watcher, After::Reschedule));
                     }
                     Written::All => {}
                     Written::Blocked => {
                         self.common.telemetry.writes_blocked.inc();
-                        after.push((*watcher, After::Reschedule));
+                        after.push((connection.id, *watcher, After::Reschedule));
                     }
-                    Written::Gone => after.push((*watcher, After::End(CloseReason::Client))),
+                    Written::Gone => {
+                        after.push((connection.id, *watcher, After::End(CloseReason::Client)))
+                    }
                 }
                 continue;
             }
@@ -83,7 +85,7 @@ impl Shard {
                 Offered::Conflated => state.metrics.conflated.inc(),
                 Offered::Shed(_) => self.common.telemetry.gap("outbox"),
                 Offered::Overflow => {
-                    after.push((*watcher, After::End(CloseReason::Overflow)));
+                    after.push((connection.id, *watcher, After::End(CloseReason::Overflow)));
                     continue;
                 }
             }
@@ -92,7 +94,11 @@ impl Shard {
                 state.dirty.push(watcher.slot);
             }
         }
-        for (watcher, then) in after {
+        for (id, watcher, then) in after {
+            if Self::find(state, id).is_none() {
+                // What was done for another of its topics has ended it.
+                continue;
+            }
             match then {
                 After::Refuse => self.refuse_subscription(state, watcher),
                 After::Reschedule => self.reschedule(state, watcher.slot),
