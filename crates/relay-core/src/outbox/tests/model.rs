@@ -238,6 +238,11 @@ impl World {
         self.session.leave(id);
         self.outbox.forget(id);
         self.watched.remove(&n);
+        // What was told under the topic that was left may be told again under another: that one had shed it, and
+        // nothing remembers any more that the client has it.
+        for job in (0..JOBS).filter(|job| covers(&topic(n), *job)) {
+            self.last[job] = 0;
+        }
     }
 
     /// What the hub and the shard do for a join.
