@@ -15,7 +15,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use crate::client::Frame;
+use crate::client::{Frame, Transport};
 pub use published::{Published, Update, contains};
 
 /// How many of the last things seen are remembered, and how many of those about one job are told with a
@@ -68,6 +68,8 @@ pub struct Ledger {
     recovered: BTreeSet<String>,
     /// Topics that were subscribed in this leg or an earlier one.
     known: BTreeSet<String>,
+    /// This leg began without a cursor: with snapshots.
+    fresh: bool,
     gaps: usize,
     unrecovered: usize,
     legs: usize,
@@ -82,10 +84,13 @@ impl Ledger {
         }
     }
 
-    /// The watcher connects, for the first time or again; `how` is told with a breach.
-    pub fn joined(&mut self, how: &str) {
+    /// The watcher connects, for the first time or again, by `transport`, and goes on from `cursor` if it
+    /// has one.
+    pub fn joined(&mut self, transport: Transport, cursor: Option<&str>) {
         self.legs += 1;
-        self.note(format!("-- leg {}: {how}", self.legs));
+        let from = cursor.unwrap_or("the snapshot");
+        self.note(format!("-- leg {}: {transport} from {from}", self.legs));
+        self.fresh = cursor.is_none();
         self.snapshots_due.clear();
         self.recovered.clear();
         for seen in self.jobs.values_mut() {
@@ -192,10 +197,9 @@ impl Ledger {
     fn milestone(&mut self, frame: &Frame) {
         let mark = frame.0["data"]["mark"].as_u64().unwrap_or_default();
         let job = frame.job_id().to_owned();
-        let awaits_snapshot = self
-            .snapshots_due
-            .get(frame.topic())
-            .is_some_and(|due| *due > 0);
+        // A transport without `subscribed` does not say how many snapshots it owes.
+        let due = self.snapshots_due.get(frame.topic());
+        let awaits_snapshot = due.map_or(self.fresh, |due| *due > 0);
         let seen = self.job(frame);
         if awaits_snapshot && seen.mark == 0 {
             // The snapshot was superseded before it was sent; what was before it was never owed.
@@ -403,7 +407,7 @@ mod tests {
     fn verdict(legs: &[&[Frame]]) -> Vec<String> {
         let mut ledger = Ledger::new("w");
         for leg in legs {
-            ledger.joined("again");
+            ledger.joined(Transport::Sse, Some("c"));
             for frame in *leg {
                 ledger.saw(frame);
             }
@@ -427,6 +431,17 @@ mod tests {
             state(5, "completed"),
         ];
         assert_eq!(verdict(&[&leg]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_poll_whose_snapshot_was_superseded_before_its_answer_owes_nothing_from_before_it() {
+        let frames = [milestone(4), state(5, "completed")];
+        for (cursor, breaches) in [(None, 0), (Some("c"), 1)] {
+            let mut ledger = Ledger::new("w");
+            ledger.joined(Transport::LongPoll, cursor);
+            frames.iter().for_each(|frame| ledger.saw(frame));
+            assert_eq!(ledger.verdict(&published(), |_| true).len(), breaches);
+        }
     }
 
     #[test]
@@ -478,11 +493,11 @@ mod tests {
     #[test]
     fn documents_only_go_forward_and_excuse_what_they_skip() {
         let mut ledger = Ledger::new("w");
-        ledger.joined("state");
+        ledger.joined(Transport::State, None);
         ledger.polled(&state(3, "running"));
         assert!(ledger.resumes_from_document("j"));
         assert!(!ledger.resumes_from_document("j"), "it is no news now");
-        ledger.joined("sse");
+        ledger.joined(Transport::Sse, Some("c"));
         ledger.saw(&milestone(4));
         ledger.saw(&state(5, "completed"));
         assert_eq!(ledger.verdict(&published(), |_| true), Vec::<String>::new());

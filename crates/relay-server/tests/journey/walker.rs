@@ -183,10 +183,7 @@ impl Walker {
 
     async fn join(&mut self, address: &str, transport: Transport) -> Option<Watcher> {
         let cursor = self.cursor.clone();
-        self.ledger.joined(&format!(
-            "{transport} from {}",
-            cursor.as_deref().unwrap_or("the snapshot")
-        ));
+        self.ledger.joined(transport, cursor.as_deref());
         let watch = Watch::topics(self.interest.topics()).from(cursor);
         match Watcher::connect(transport, address, watch).await {
             Ok(watcher) => Some(watcher),
