@@ -16,10 +16,11 @@ mod load;
 mod publish;
 mod tally;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
 use relay_core::outbox::SubscriptionId;
@@ -182,12 +183,12 @@ impl Hub {
 
     /// Which life of the bus numbers belong to.
     pub fn epoch(&self) -> u64 {
-        self.table.lock().epoch
+        self.table().epoch
     }
 
     /// Whether the bus is away, so that what is known may be out of date.
     pub fn is_stale(&self) -> bool {
-        self.table.lock().stale
+        self.table().stale
     }
 
     /// The latest state of a job; waits for the store if it has to be asked.
@@ -203,7 +204,7 @@ impl Hub {
     }
 
     fn lookup_or_wait(&self, job: &JobId) -> Result<Lookup, oneshot::Receiver<Lookup>> {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let stale = table.stale;
         let entry = table.jobs.get(job);
         let known = entry
@@ -228,7 +229,7 @@ impl Hub {
 
     /// Figures for operators.
     pub fn stats(&self) -> HubStats {
-        let table = self.table.lock();
+        let table = self.table();
         let mut counts: Vec<_> = table.counts.iter().map(|(what, n)| (*what, *n)).collect();
         counts.sort_unstable();
         HubStats {
@@ -251,6 +252,13 @@ impl Hub {
         }
     }
 
+    fn table(&self) -> Locked<'_> {
+        Locked {
+            table: self.table.lock(),
+            _wakes: Wakes(&self.inboxes),
+        }
+    }
+
     fn tell(&self, shards: Shards, message: impl Fn() -> Message) {
         for (shard, inbox) in self.inboxes.iter().enumerate() {
             if shards & (1 << shard) != 0 {
@@ -265,6 +273,36 @@ impl Hub {
 
     fn publish_to(&self, shards: Shards, publication: &Arc<Publication>) {
         self.tell(shards, || Message::Publish(publication.clone()));
+    }
+}
+
+/// The table for as long as nobody else has it. Shards that were told something meanwhile are woken once,
+/// after the lock is gone: they find all of it at once, and have nobody to wait for.
+struct Locked<'a> {
+    table: MutexGuard<'a, Table>,
+    /// Dropped after the lock, as fields are in their order.
+    _wakes: Wakes<'a>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
+struct Wakes<'a>(&'a [Arc<Inbox>]);
+
+impl Drop for Wakes<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|inbox| inbox.wake());
     }
 }
 

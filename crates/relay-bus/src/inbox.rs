@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
@@ -148,7 +149,9 @@ pub struct LostMilestones {
 #[derive(Debug, Default)]
 pub struct Inbox {
     queue: Mutex<Queue>,
-    /// Wakes the shard; a permit is kept, so a push between two drains is never missed.
+    /// Whether something was pushed since the shard was last woken.
+    unsaid: AtomicBool,
+    /// Wakes the shard; a permit is kept, so a wake between two drains is never missed.
     arrived: Notify,
 }
 
@@ -165,13 +168,21 @@ struct Queue {
 }
 
 impl Inbox {
-    /// Hands over a message.
+    /// Hands over a message; the shard hears of it with the next [`Inbox::wake`] at the latest.
     pub fn push(&self, message: Message) {
         self.queue.lock().push(message);
-        self.arrived.notify_one();
+        self.unsaid.store(true, Ordering::Release);
     }
 
-    /// Waits until something was pushed.
+    /// Wakes the shard if anything was pushed since it was last woken. Waking another thread costs as much
+    /// as several deliveries, so many messages share one.
+    pub fn wake(&self) {
+        if self.unsaid.load(Ordering::Acquire) && self.unsaid.swap(false, Ordering::AcqRel) {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Waits until the shard was woken.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }

@@ -131,8 +131,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
 /// What a mode tells the hub. Implemented by the hub; a mode calls nothing else.
 pub trait Intake: Send + Sync + 'static {
-    /// Hands over one update. Never blocks: it numbers, checks, and hands on.
-    fn ingest(&self, incoming: Incoming);
+    /// Hands over updates in their order, all that came together, and leaves the list empty. Never blocks:
+    /// it checks and hands on, and wakes each shard that watches once.
+    fn ingest(&self, updates: &mut Vec<Incoming>);
 
     /// The mode reads live messages from now on, in the given epoch, and everything numbered above
     /// `from_seq` will come through [`Intake::ingest`] unless a hole shows. Called at the first connection

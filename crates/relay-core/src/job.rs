@@ -7,11 +7,11 @@
 //! `history` or is `state`.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::Hasher as _;
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use hashbrown::DefaultHashBuilder;
 
 use crate::document::{JobDocument, MilestoneData, Refusal, Status};
 use crate::eta::EtaEstimator;
@@ -459,10 +459,10 @@ impl Job {
     }
 }
 
+/// Comparable within this process: the seed is its own.
 fn hash(payload: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(payload);
-    hasher.finish()
+    static SEED: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
+    SEED.hash_one(payload)
 }
 
 #[cfg(test)]

@@ -290,8 +290,13 @@ impl ShardThread {
             };
             let serving = Rc::clone(&shard).serve(listener, self.router, self.drain.clone());
             let mail = Rc::clone(&shard).read_mail(self.mailbox);
+            // Tasks of their own: what waits here is looked at whenever any connection's task is woken.
+            let mut tasks = JoinSet::new();
+            tasks.spawn_local(shard.run(self.drain));
+            tasks.spawn_local(serving);
+            tasks.spawn_local(mail);
             // All end when the drain is over: nobody is connected and nobody is being read.
-            tokio::join!(shard.run(self.drain), serving, mail);
+            tasks.join_all().await;
         });
     }
 }

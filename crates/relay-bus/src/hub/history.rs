@@ -27,10 +27,10 @@ pub struct History {
 impl Hub {
     /// Copies what is remembered. Updates that come meanwhile may or may not be in the copy.
     pub fn history(&self) -> History {
-        let ids: Vec<JobId> = self.table.lock().jobs.keys().cloned().collect();
+        let ids: Vec<JobId> = self.table().jobs.keys().cloned().collect();
         let mut jobs = Vec::with_capacity(ids.len());
         for some in ids.chunks(JOBS_AT_ONCE) {
-            let table = self.table.lock();
+            let table = self.table();
             let known = some
                 .iter()
                 .filter_map(|id| table.jobs.get(id)?.job.as_ref());
@@ -38,7 +38,7 @@ impl Hub {
         }
         // Oldest first, the order in which they are forgotten when there are too many.
         jobs.sort_by_key(|(_, _, memory)| memory.publications.last().map(|last| last.seq));
-        let table = self.table.lock();
+        let table = self.table();
         History {
             epoch: table.epoch,
             high: table.high,
@@ -52,7 +52,7 @@ impl Hub {
     /// # Errors
     /// When a job's state is not one that a hub accepts.
     pub fn restore(&self, history: History) -> Result<(), Refusal> {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         table.epoch = history.epoch;
         table.high = history.high;
         table.known_from = history.known_from;

@@ -27,12 +27,17 @@ enum Standing {
 }
 
 impl Intake for Hub {
-    fn ingest(&self, incoming: Incoming) {
-        let lag = self.clock.wall().as_unix_micros() - incoming.stored_at.as_unix_micros();
-        let mut table = self.table.lock();
+    fn ingest(&self, updates: &mut Vec<Incoming>) {
+        let Some(last) = updates.last() else {
+            return;
+        };
+        let lag = self.clock.wall().as_unix_micros() - last.stored_at.as_unix_micros();
+        let mut table = self.table();
         table.lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
-        if let Err(declined) = self.take(&mut table, incoming) {
-            table.count(declined.code());
+        for incoming in updates.drain(..) {
+            if let Err(declined) = self.take(&mut table, incoming) {
+                table.count(declined.code());
+            }
         }
         if table.high >= table.ahead_from {
             self.admit_ahead(&mut table);
@@ -40,7 +45,7 @@ impl Intake for Hub {
     }
 
     fn live(&self, epoch: u64, from_seq: u64) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         // Also a bus on which nothing had happened may have been watched.
         let first = table.life == 0;
         table.life += 1;
@@ -69,19 +74,19 @@ impl Intake for Hub {
     }
 
     fn missing(&self, after: u64) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         table.hold_for_hole(after);
         self.tell_holds(&mut table);
     }
 
     fn found(&self) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         table.close_hole();
         self.tell_holds(&mut table);
     }
 
     fn lost(&self, reason: &str) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         if !table.stale {
             tracing::warn!(
                 reason,
@@ -93,7 +98,7 @@ impl Intake for Hub {
     }
 
     fn dropped(&self, reason: &'static str) {
-        self.table.lock().count(reason);
+        self.table().count(reason);
     }
 }
 

@@ -24,7 +24,7 @@ impl Hub {
     /// Asks for the first word on a topic. The answer comes as [`Message::Joined`], at once if the table
     /// knows it, when the store has answered otherwise.
     pub fn join(&self, request: JoinRequest) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         *table.shards_of(&request.topic) |= 1 << request.shard;
         if self.backing.memory().is_some()
             && let Some(since) = ahead(&table, &request)
@@ -82,7 +82,7 @@ impl Hub {
         let is_it = |request: &JoinRequest| {
             request.connection == connection && request.subscription == subscription
         };
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let waiting = |table: &Table| {
             let repairs = table.jobs.get(topic.id()).and_then(|it| it.repair.as_ref());
             repairs.map_or(0, |repair| repair.waiters.len())
@@ -113,7 +113,7 @@ impl Hub {
 
     /// A shard's last watcher of a topic left.
     pub fn leave(&self, topic: &Topic, shard: usize) {
-        self.table.lock().leave(topic, shard);
+        self.table().leave(topic, shard);
     }
 
     fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {

@@ -59,7 +59,7 @@ impl Hub {
                     in_flight.push(Box::pin(self.compare(store)));
                 }
                 while in_flight.len() < IN_FLIGHT {
-                    let Some(key) = self.table.lock().to_load.pop_front() else {
+                    let Some(key) = self.table().to_load.pop_front() else {
                         break;
                     };
                     in_flight.push(Box::pin(self.load(store, key)));
@@ -74,14 +74,14 @@ impl Hub {
                 _ = resync.tick() => *self.resync.lock() = true,
                 _ = expiry.tick() => self.expire(),
                 _ = tallies.tick() => self.tell_tallies(),
-                _ = patience.tick() => self.admit_ahead(&mut self.table.lock()),
+                _ = patience.tick() => self.admit_ahead(&mut self.table()),
             }
         }
     }
 
     async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
         let (life, high) = {
-            let table = self.table.lock();
+            let table = self.table();
             (table.life, table.high)
         };
         let answer = match &key {
@@ -106,7 +106,7 @@ impl Hub {
 
     async fn compare(&self, store: &Arc<dyn Store>) -> Loaded {
         let (life, watched) = {
-            let table = self.table.lock();
+            let table = self.table();
             let watched = match &table.catching_up {
                 Some(catching_up) => catching_up.watched.clone(),
                 None => table.watched(),
@@ -121,7 +121,7 @@ impl Hub {
     }
 
     pub(super) fn finish(&self, loaded: Loaded) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         match loaded {
             Loaded::Changed(life, Ok(changed)) if life == table.life => {
                 self.compared(&mut table, changed);
@@ -394,7 +394,7 @@ impl Hub {
     fn expire(&self) {
         let micros = |age: Duration| i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         let (ended, silent) = (self.settings.terminal_ttl, self.settings.idle_ttl);
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let high = table.high;
         for id in table.expired(self.clock.wall(), micros(ended), micros(silent)) {
             table.count("expired");

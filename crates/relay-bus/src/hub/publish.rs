@@ -127,7 +127,7 @@ impl Hub {
 
     /// What goes onto the bus, if the job as it is known would accept it.
     fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
-        let table = self.table.lock();
+        let table = self.table();
         let entry = table.jobs.get(&request.job);
         let job = entry.and_then(|entry| entry.job.as_ref());
         let owner = request
@@ -182,7 +182,7 @@ impl Hub {
     }
 
     fn publish_here(&self, outgoing: Outgoing) -> Result<Published, PublishError> {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let incoming = Incoming {
             owner: outgoing.owner,
             job: outgoing.job,

@@ -42,7 +42,7 @@ impl Hub {
     }
 
     fn survey_or_wait(&self, topic: &Topic) -> Result<Option<Survey>, oneshot::Receiver<Survey>> {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let (key, complete) = match topic {
             Topic::Job(_) => return Ok(None),
             Topic::User(owner) => {
@@ -81,7 +81,7 @@ impl Hub {
     /// How the jobs of a user or a group stand now. From here on the shard is told whenever that changes,
     /// until its last watcher of the topic leaves.
     pub fn tally(&self, topic: &Topic, shard: usize) -> Option<Tally> {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         let members = table.members(topic)?;
         members.tallied |= 1 << shard;
         Some(members.tally)
@@ -89,7 +89,7 @@ impl Hub {
 
     /// Tells of what has changed since the last time.
     pub(super) fn tell_tallies(&self) {
-        let mut table = self.table.lock();
+        let mut table = self.table();
         for topic in std::mem::take(&mut table.tallies_changed) {
             let Some(members) = table.members(&topic) else {
                 continue;

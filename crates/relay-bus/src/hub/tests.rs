@@ -368,7 +368,7 @@ impl World {
         if self.up && lost {
             self.lost.insert(incoming.seq);
         } else if self.up {
-            self.hub.ingest(incoming);
+            self.hub.ingest(&mut vec![incoming]);
         }
     }
 
@@ -569,7 +569,7 @@ async fn regression_what_came_live_first_is_told_after_what_was_missed_before_it
     let append = |world: &World, what, payload| world.stream.append("m1", what, payload, false);
     world.come_back();
     let first = append(&world, What::State, state(1));
-    world.hub.ingest(first);
+    world.hub.ingest(&mut vec![first]);
     let mut tasks = JoinSet::new();
     tasks.spawn(world.hub.clone().run());
     world.connect(0);
@@ -579,7 +579,7 @@ async fn regression_what_came_live_first_is_told_after_what_was_missed_before_it
     append(&world, What::Milestone(name("clip")), "1".to_owned());
     world.come_back();
     let newer = append(&world, What::State, state(2));
-    world.hub.ingest(newer);
+    world.hub.ingest(&mut vec![newer]);
     for _ in 0..1000 {
         sleep(Duration::from_millis(2)).await;
         world.drain();
@@ -648,8 +648,7 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
         });
     }
     let (second, third) = (append("running"), append("completed"));
-    hub.ingest(second);
-    hub.ingest(third.clone());
+    hub.ingest(&mut vec![second, third.clone()]);
     let life = hub.table.lock().life;
     let listed = LoadKey::Owner(owner());
     hub.finish(Loaded::Updates(listed, life, Ok(vec![third])));
@@ -865,7 +864,12 @@ async fn who_only_counts_is_told_what_the_store_has_and_what_has_come_since() {
     assert_eq!(survey(&hub, "user:alice").await, ([1, 0, 0, 1, 0], false));
     assert_eq!(survey(&hub, "group:g").await, ([1, 0, 0, 1, 0], false));
     assert_eq!(survey(&hub, "user:nobody").await, ([0; 5], false));
-    hub.ingest(stream.append("j2", What::State, state("completed"), true));
+    hub.ingest(&mut vec![stream.append(
+        "j2",
+        What::State,
+        state("completed"),
+        true,
+    )]);
     assert_eq!(survey(&hub, "user:alice").await, ([0, 0, 1, 1, 0], false));
     // What is known is said while the bus is away, and what is not known is not.
     stream.inner.lock().away = true;

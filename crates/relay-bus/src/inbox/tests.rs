@@ -5,6 +5,7 @@ use relay_core::publication::{Body, Frames};
 use relay_core::tally::Share;
 
 use super::*;
+use futures_util::FutureExt as _;
 
 fn publication(job: u64, seq: u64, body: Body) -> Message {
     Message::Publish(Arc::new(Publication {
@@ -144,12 +145,18 @@ fn past_the_last_bound_milestones_are_shed_for_one_gap_a_job_and_joins_never() {
     );
 }
 
-#[tokio::test]
-async fn what_was_pushed_between_two_looks_wakes_the_shard() {
+#[test]
+fn a_shard_is_woken_once_for_all_that_was_pushed_before() {
     let inbox = Inbox::default();
-    inbox.push(joined(1));
-    inbox.arrived().await;
-    assert!(!inbox.is_empty());
-    assert_eq!(drained(&inbox), [0]);
+    inbox.wake();
+    assert_eq!(inbox.arrived().now_or_never(), None, "nothing was pushed");
+    inbox.push(state(1, 1, Status::Running));
+    inbox.push(state(2, 2, Status::Running));
+    assert_eq!(inbox.arrived().now_or_never(), None, "not yet");
+    inbox.wake();
+    inbox.wake();
+    assert_eq!(inbox.arrived().now_or_never(), Some(()));
+    assert_eq!(inbox.arrived().now_or_never(), None, "and no second time");
+    assert_eq!(drained(&inbox), [1, 2]);
     assert!(inbox.is_empty());
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::{Message, Subscriber};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::oneshot;
 
 use super::{RELAY_ID, Shared};
 use crate::clock::Clock;
@@ -49,6 +50,10 @@ struct Reader<'a> {
     /// What was refused before this connection.
     refusals: u64,
     seq: u64,
+    /// What was read and is not handed on yet.
+    burst: Vec<Incoming>,
+    /// Who waits for one of these to be handed on, and its number.
+    echoes: Vec<(oneshot::Sender<u64>, u64)>,
     slow_consumers: u64,
     often: Seldom,
     /// Why nothing can be read now, as last told.
@@ -67,6 +72,8 @@ pub(super) async fn read(shared: &Shared, link: &Link, intake: &dyn Intake) -> I
         connects: 0,
         refusals: 0,
         seq: 0,
+        burst: Vec::with_capacity(BURST),
+        echoes: Vec::new(),
         slow_consumers: 0,
         often: Seldom::default(),
         away: None,
@@ -174,14 +181,19 @@ impl Reader<'_> {
         self.join(PAUSE);
     }
 
-    /// Takes a message and those that wait behind it, up to a bound.
+    /// Takes a message and those that wait behind it, up to a bound, and hands them on together.
     fn take_burst(&mut self, first: Message) {
         self.take(first);
         for _ in 1..BURST {
             let Some(Some(message)) = self.subscription.next().now_or_never() else {
-                return;
+                break;
             };
             self.take(message);
+        }
+        self.intake.ingest(&mut self.burst);
+        for (echo, seq) in self.echoes.drain(..) {
+            // Whoever published may have stopped waiting.
+            echo.send(seq).unwrap_or_default();
         }
     }
 
@@ -195,7 +207,7 @@ impl Reader<'_> {
             }
         };
         self.seq += 1;
-        self.intake.ingest(Incoming {
+        self.burst.push(Incoming {
             owner: address.owner,
             job: address.job,
             what: address.what,
@@ -209,9 +221,6 @@ impl Reader<'_> {
             .as_ref()
             .and_then(|headers| headers.get_last(RELAY_ID));
         let echo = id.and_then(|id| self.shared.echoes.lock().remove(id.as_str()));
-        if let Some(echo) = echo {
-            // Whoever published may have stopped waiting.
-            echo.send(self.seq).unwrap_or_default();
-        }
+        self.echoes.extend(echo.map(|echo| (echo, self.seq)));
     }
 }

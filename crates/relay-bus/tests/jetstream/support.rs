@@ -34,8 +34,11 @@ impl Intake for Recorder {
 
     fn found(&self) {}
 
-    fn ingest(&self, incoming: Incoming) {
-        self.said.lock().push(Said::Update(Box::new(incoming)));
+    fn ingest(&self, updates: &mut Vec<Incoming>) {
+        let updates = updates
+            .drain(..)
+            .map(|update| Said::Update(Box::new(update)));
+        self.said.lock().extend(updates);
     }
 
     fn live(&self, epoch: u64, from_seq: u64) {

@@ -57,6 +57,8 @@ pub(super) struct Follow<'r, 'a> {
     epoch: u64,
     /// The number of the last live message, to see order.
     last: u64,
+    /// What was read and is not handed on yet; empty whenever something else is looked at.
+    burst: Vec<Incoming>,
     /// A message out of order. Nothing is read on until the stream is known to be the same: a new one's
     /// numbers begin again, and a new leader may repeat what the old one has republished.
     held: Option<Message>,
@@ -78,6 +80,7 @@ impl<'r, 'a> Follow<'r, 'a> {
             created: attached.facts.created,
             epoch,
             last: 0,
+            burst: Vec::with_capacity(BURST),
             held: None,
             is_about_held: false,
             missing: Missing::after(attached.facts.last_seq),
@@ -132,8 +135,14 @@ impl<'r, 'a> Follow<'r, 'a> {
         }
     }
 
-    /// Takes a message and those that wait behind it, up to a bound.
+    /// Takes a message and those that wait behind it, up to a bound, and hands them on together.
     fn take_burst(&mut self, first: Message) -> Result<(), Trouble> {
+        let taken = self.take_while_ready(first);
+        self.hand_on();
+        taken
+    }
+
+    fn take_while_ready(&mut self, first: Message) -> Result<(), Trouble> {
         self.take(first)?;
         for _ in 1..BURST {
             if self.held.is_some() {
@@ -154,7 +163,7 @@ impl<'r, 'a> Follow<'r, 'a> {
             let Some(Some(message)) = self.subscription.next().now_or_never() else {
                 return Ok(());
             };
-            self.take(message)?;
+            self.take_burst(message)?;
         }
         Ok(())
     }
@@ -175,24 +184,28 @@ impl<'r, 'a> Follow<'r, 'a> {
             return Ok(());
         }
         self.last = seq;
-        self.hand_on(seq, message);
+        self.accept(seq, &message);
         Ok(())
     }
 
-    fn hand_on(&mut self, seq: u64, message: Message) {
+    fn accept(&mut self, seq: u64, message: &Message) {
         let shared = self.reader.shared;
         if let Some(range) = self.missing.saw(seq) {
             self.fetch(range);
         }
         shared.seen.fetch_max(seq, Ordering::AcqRel);
-        match decode::live(&shared.subjects, seq, &message) {
+        match decode::live(&shared.subjects, seq, message) {
             Ok(Some(update)) => {
                 self.reader.marks.push(seq, update.stored_at);
-                self.reader.intake.ingest(update);
+                self.burst.push(update);
             }
             Ok(None) => {}
-            Err(flaw) => self.refuse(&flaw, &message),
+            Err(flaw) => self.refuse(&flaw, message),
         }
+    }
+
+    fn hand_on(&mut self) {
+        self.reader.intake.ingest(&mut self.burst);
     }
 
     fn refuse(&self, flaw: &Flaw, message: &Message) {
@@ -233,6 +246,7 @@ impl<'r, 'a> Follow<'r, 'a> {
     }
 
     fn fetch(&mut self, range: Range) {
+        self.hand_on();
         self.reader.intake.missing(range.first - 1);
         if self.chores.len() >= CHORES {
             self.missing.compare();
@@ -251,10 +265,8 @@ impl<'r, 'a> Follow<'r, 'a> {
 
     fn finish(&mut self, chore: Chore) -> Result<(), Trouble> {
         match chore {
-            Chore::Fetched(_, Ok(updates)) => {
-                for update in updates {
-                    self.reader.intake.ingest(update);
-                }
+            Chore::Fetched(_, Ok(mut updates)) => {
+                self.reader.intake.ingest(&mut updates);
                 self.reader.intake.found();
                 Ok(())
             }
@@ -290,7 +302,8 @@ impl<'r, 'a> Follow<'r, 'a> {
                 self.check();
             } else if let Some(message) = self.held.take() {
                 let seq = decode::live_seq(&self.reader.shared.settings.stream, &message);
-                self.hand_on(seq.unwrap_or_default(), message);
+                self.accept(seq.unwrap_or_default(), &message);
+                self.hand_on();
             }
             return Ok(());
         }
