@@ -131,7 +131,8 @@ fn counted(
         ),
     )?;
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-    let mut settings = Settings::new(&wrapper);
+    // Compiling the mappings would take most of the time until the relay is there, fifty times slowed down.
+    let mut settings = Settings::new(&wrapper).set("dialects.enabled", "");
     for (key, value) in scenario.settings() {
         settings = settings.set(key, value);
     }
