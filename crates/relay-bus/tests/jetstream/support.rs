@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishErrorKind;
 use parking_lot::Mutex;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
@@ -11,6 +12,7 @@ use relay_bus::seam::{Incoming, Intake, Outgoing, What};
 use relay_core::id::Name;
 use relay_testkit::wait;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
@@ -219,11 +221,22 @@ impl Worker {
         pairs: &[(&'static str, &str)],
         payload: &str,
     ) -> u64 {
-        let payload = payload.to_owned().into();
-        let sent = self
-            .jetstream
-            .publish_with_headers(subject.to_owned(), headers(pairs), payload);
-        sent.await.unwrap().await.unwrap().sequence
+        let deadline = Instant::now() + SOON;
+        loop {
+            let payload = payload.to_owned().into();
+            let sent =
+                self.jetstream
+                    .publish_with_headers(subject.to_owned(), headers(pairs), payload);
+            match sent.await.unwrap().await {
+                Ok(stored) => return stored.sequence,
+                // Between two leaders nobody listens, and nothing is stored.
+                Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
+                    assert!(Instant::now() < deadline, "{subject}: {error}");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => panic!("{subject}: {error}"),
+            }
+        }
     }
 }
 
