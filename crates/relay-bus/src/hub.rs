@@ -105,6 +105,8 @@ pub struct JoinRequest {
     pub topic: Topic,
     /// Where it left off.
     pub cursor: Option<Cursor>,
+    /// Whether the cursor is where it began, so that it may not have got the snapshot of then.
+    pub begun: bool,
 }
 
 /// What the relay knows of one job.
@@ -184,6 +186,12 @@ impl Hub {
     /// Which life of the bus numbers belong to.
     pub fn epoch(&self) -> u64 {
         self.table().epoch
+    }
+
+    /// Which life of the bus this is, and the highest number seen in it.
+    pub fn place(&self) -> (u64, u64) {
+        let table = self.table();
+        (table.epoch, table.high)
     }
 
     /// Whether the bus is away, so that what is known may be out of date.

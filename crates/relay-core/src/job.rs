@@ -315,6 +315,17 @@ impl Job {
         }
     }
 
+    /// As [`Job::replay`], for somebody who began at `since` and may not have got the snapshot of then.
+    pub fn replay_begun(&self, since: Option<u64>) -> Replay {
+        let mut replay = self.replay(since);
+        if let Some(since) = since.filter(|_| replay.recovered) {
+            let mut begun = self.snapshot();
+            begun.retain(|publication| publication.seq <= since);
+            replay.publications.splice(0..0, begun);
+        }
+        replay
+    }
+
     /// Whether the publication with this number is known here: it is the state, or in the history.
     pub fn holds(&self, seq: u64) -> bool {
         let mut held = self.history.iter().chain(&self.state);

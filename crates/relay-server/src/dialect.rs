@@ -66,6 +66,8 @@ pub struct Dialect {
     pub tracks_status: bool,
     /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
     pub endings_within: Option<Duration>,
+    /// Whether Socket.IO clients that come back are told what they missed.
+    pub recovery: bool,
     /// What clients may ask workers for, by name.
     pub requests: HashMap<String, Request>,
     codes: HashMap<&'static str, u16>,

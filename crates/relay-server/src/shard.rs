@@ -373,6 +373,7 @@ impl Shard {
             subscription: join.subscription,
             topic: join.topic,
             cursor: join.cursor,
+            begun: join.begun,
         });
     }
 
@@ -564,8 +565,26 @@ impl Shard {
 }
 
 /// A join about to be asked for.
+#[derive(Debug)]
 struct Join {
     subscription: relay_core::outbox::SubscriptionId,
     topic: relay_core::topic::Topic,
     cursor: Option<relay_core::cursor::Cursor>,
+    /// Whether that is only where it began.
+    begun: bool,
+}
+
+impl Join {
+    /// For a client that has been told nothing of the topic.
+    fn anew(
+        subscription: relay_core::outbox::SubscriptionId,
+        topic: relay_core::topic::Topic,
+    ) -> Self {
+        Self {
+            subscription,
+            topic,
+            cursor: None,
+            begun: false,
+        }
+    }
 }

@@ -43,7 +43,12 @@ pub fn accept_key(key: &[u8]) -> String {
 
 /// A text frame.
 pub fn text(payload: &[u8]) -> Bytes {
-    frame(OpCode::Data(Data::Text), payload)
+    text_of(&[payload])
+}
+
+/// A text frame of what the parts are together.
+pub fn text_of(parts: &[&[u8]]) -> Bytes {
+    frame(OpCode::Data(Data::Text), parts)
 }
 
 /// A ping.
@@ -53,7 +58,7 @@ pub fn ping() -> Bytes {
 
 /// The pong to a ping.
 pub fn pong(payload: &[u8]) -> Bytes {
-    frame(OpCode::Control(Control::Pong), payload)
+    frame(OpCode::Control(Control::Pong), &[payload])
 }
 
 /// A close frame; `reason` is cut to what fits.
@@ -63,19 +68,22 @@ pub fn close_frame(code: u16, reason: &str) -> Bytes {
         .rev()
         .find(|at| reason.is_char_boundary(*at));
     payload.extend_from_slice(&reason.as_bytes()[..end.unwrap_or(0)]);
-    frame(OpCode::Control(Control::Close), &payload)
+    frame(OpCode::Control(Control::Close), &[&payload])
 }
 
-fn frame(opcode: OpCode, payload: &[u8]) -> Bytes {
+fn frame(opcode: OpCode, parts: &[&[u8]]) -> Bytes {
     let header = FrameHeader {
         opcode,
         ..FrameHeader::default()
     };
-    let length = payload.len() as u64;
-    let mut bytes = Vec::with_capacity(header.len(length) + payload.len());
+    let payload: usize = parts.iter().map(|part| part.len()).sum();
+    let length = payload as u64;
+    let mut bytes = Vec::with_capacity(header.len(length) + payload);
     // Writing into memory cannot fail.
     drop(header.format(length, &mut bytes));
-    bytes.extend_from_slice(payload);
+    for part in parts {
+        bytes.extend_from_slice(part);
+    }
     bytes.into()
 }
 

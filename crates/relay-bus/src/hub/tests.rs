@@ -402,6 +402,7 @@ impl World {
             subscription: SUBSCRIPTION,
             topic: client.topic.clone(),
             cursor: client.cursor.clone(),
+            begun: false,
         });
     }
 
@@ -645,6 +646,7 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
             subscription: SUBSCRIPTION,
             topic: Topic::parse(topic).unwrap(),
             cursor: None,
+            begun: false,
         });
     }
     let (second, third) = (append("running"), append("completed"));
@@ -685,13 +687,18 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
 }
 
 fn join(hub: &Hub, topic: &str, since: Option<u64>) -> Joined {
-    let topic = Topic::parse(topic).unwrap();
+    let cursor = since.map(|seq| Cursor::at(1, seq, [&Topic::parse(topic).unwrap()]));
+    join_with(hub, topic, cursor, false)
+}
+
+fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, begun: bool) -> Joined {
     hub.join(JoinRequest {
         shard: 0,
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
-        cursor: since.map(|seq| Cursor::at(1, seq, [&topic])),
-        topic,
+        topic: Topic::parse(topic).unwrap(),
+        cursor,
+        begun,
     });
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
@@ -728,6 +735,25 @@ fn regression_a_join_that_did_not_recover_has_every_members_snapshot() {
     let joined = join(&hub, "user:alice", Some(2));
     assert!(joined.recovered);
     assert!(seqs(&joined).is_empty());
+}
+
+#[test]
+fn who_comes_back_to_where_it_began_gets_the_snapshot_of_then_too() {
+    let hub = hub();
+    take(&hub, "j1", What::State, RUNNING);
+    take(&hub, "j2", What::State, RUNNING);
+    let cursor = |topic: &str| Some(Cursor::at(1, 2, [&Topic::parse(topic).unwrap()]));
+    take(&hub, "j2", What::State, r#"{"status":"completed"}"#);
+    for (topic, begun, told) in [
+        ("user:alice", true, &[1, 3][..]),
+        ("user:alice", false, &[3]),
+        ("job:j1", true, &[1]),
+        ("job:j1", false, &[]),
+    ] {
+        let joined = join_with(&hub, topic, cursor(topic), begun);
+        assert!(joined.recovered);
+        assert_eq!(seqs(&joined), told, "{topic}, begun: {begun}");
+    }
 }
 
 #[test]
@@ -825,6 +851,7 @@ fn a_join_is_not_kept_for_a_connection_that_has_gone() {
             subscription: SUBSCRIPTION,
             topic: topic.clone(),
             cursor: cursor.clone(),
+            begun: false,
         };
         hub.join(request(1));
         hub.join(request(2));

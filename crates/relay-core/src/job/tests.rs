@@ -66,6 +66,22 @@ fn who_returns_gets_what_it_missed_endings_of_earlier_attempts_included() {
 }
 
 #[test]
+fn who_returns_to_where_it_began_gets_the_snapshot_of_then_and_all_since() {
+    let mut job = job();
+    milestone(&mut job, 1).unwrap();
+    state(&mut job, 2, RUNNING).unwrap();
+    milestone(&mut job, 3).unwrap();
+    milestone(&mut job, 4).unwrap();
+    let replay = job.replay_begun(Some(3));
+    assert!(replay.recovered);
+    assert_eq!(seqs(&replay.publications), [2, 3, 4]);
+    state(&mut job, 5, FAILED).unwrap();
+    assert_eq!(seqs(&job.replay_begun(Some(3)).publications), [4, 5]);
+    assert_eq!(seqs(&job.replay_begun(Some(9)).publications), [5]);
+    assert_eq!(seqs(&job.replay_begun(None).publications), [5]);
+}
+
+#[test]
 fn a_cursor_older_than_the_history_gets_a_snapshot_and_is_known_to_miss_something() {
     let mut job = job();
     state(&mut job, 1, RUNNING).unwrap();

@@ -164,6 +164,7 @@ impl Reading<'_> {
             request_id: file.http.request_id,
             tracks_status: file.delivery.tracks_status,
             endings_within: file.delivery.endings_within.map(|time| time.0),
+            recovery: self.recovery(&file),
             requests: self.requests(&file),
             codes: self.codes(&file),
             command,
@@ -275,6 +276,18 @@ impl Reading<'_> {
             self.refuse(start + offset, "definitions", message);
         }
         false
+    }
+
+    fn recovery(&mut self, file: &DialectFile) -> bool {
+        let Some(recovery) = file.delivery.recovery.as_ref().filter(|it| *it.get_ref()) else {
+            return false;
+        };
+        let mut routes = file.routes.iter();
+        if !routes.any(|route| route.transport == Carrier::SocketIo) {
+            let message = "is Socket.IO's, and no route has transport = \"socketio\"";
+            self.refuse(recovery.span().start, "delivery.recovery", message);
+        }
+        true
     }
 
     fn requests(&mut self, file: &DialectFile) -> HashMap<String, Request> {

@@ -87,6 +87,8 @@ pub(super) struct DeliveryFile {
     pub(super) tracks_status: bool,
     /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
     pub(super) endings_within: Option<Time>,
+    /// Socket.IO's connection state recovery: who comes back is told what it missed.
+    pub(super) recovery: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

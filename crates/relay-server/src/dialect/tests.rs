@@ -99,6 +99,10 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "mine.toml:3:9: close.codes: 1006 is no close code",
     );
     refused("[close.codes]\nlunch = 1001", "\"lunch\" is no reason");
+    refused(
+        "[delivery]\nrecovery = true",
+        "no route has transport = \"socketio\"",
+    );
     let route = "[[routes]]\ntransport = \"websocket\"\npath = ";
     refused(&format!("{route}\"/v1/x\""), "paths below /v1/");
     refused(

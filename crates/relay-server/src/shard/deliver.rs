@@ -354,7 +354,7 @@ pub(super) fn render<'a>(
     Cow::Owned(frame)
 }
 
-fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {
+pub(super) fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {
     let behind = |id| connection.outbox.behind(id);
     connection
         .session

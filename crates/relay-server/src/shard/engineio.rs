@@ -97,10 +97,10 @@ pub(super) struct Visitor {
 }
 
 impl Link {
-    /// The namespace a subscription is told in.
-    pub(super) fn room_of(&self, subscription: SubscriptionId) -> Option<&Room> {
+    /// Which of its namespaces a subscription is told in.
+    pub(super) fn room_of(&self, subscription: SubscriptionId) -> Option<usize> {
         let mut rooms = self.rooms.iter();
-        rooms.find(|room| room.subscriptions.contains(&subscription))
+        rooms.position(|room| room.subscriptions.contains(&subscription))
     }
 
     fn new(protocol: Session, visitor: Visitor) -> Box<Self> {

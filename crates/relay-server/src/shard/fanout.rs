@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use relay_bus::inbox::{LostMilestones, Repairing};
 use relay_core::moment::Moment;
-use relay_core::outbox::{Offered, SubscriptionId, Taken, Telling};
+use relay_core::outbox::{Offered, SubscriptionId};
 use relay_core::publication::Publication;
 use relay_core::session::CloseReason;
 use relay_core::topic::Topic;
@@ -131,13 +131,7 @@ impl Shard {
         let bounds = speech::outbox_bounds(&connection.speech, &self.common);
         let position = connection.outbox.pass(publication, now, ceiling, bounds)?;
         let written = if connection.speech.is_some() {
-            let taken = Taken {
-                telling: Telling::Publication(publication.clone()),
-                via,
-                position,
-                replayed: false,
-            };
-            let frame = self.render_foreign(connection, &taken);
+            let frame = self.tell_foreign(connection, publication, (via, position), false);
             if frame.is_empty() {
                 Written::All
             } else {

@@ -178,6 +178,7 @@ impl Shard {
         let Some(slot) = Self::find(state, id) else {
             return false;
         };
+        self.join_postponed(state, slot, now);
         self.check(state, slot, now);
         self.reoffer(state, slot, now);
         Self::find(state, id).is_some()
@@ -263,8 +264,11 @@ impl Shard {
             self.refuse_subscription(state, Watcher { slot, subscription });
             return;
         }
-        if let Some(cursor) = &cursor {
-            let connection = &mut state.connections[slot];
+        let connection = &mut state.connections[slot];
+        // A dialect's client brings no cursor itself, and may not show any more what it had of the topic: it
+        // gets the snapshot, beside what it has missed.
+        let begun = connection.speech.is_some();
+        if let Some(cursor) = cursor.as_ref().filter(|_| !begun) {
             connection.extras().resuming.push(subscription);
             connection.carry(cursor, state.epoch);
         }
@@ -272,6 +276,7 @@ impl Shard {
             subscription,
             topic,
             cursor,
+            begun,
         };
         self.join(state, slot, join);
     }

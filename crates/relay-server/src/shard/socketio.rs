@@ -4,17 +4,21 @@
 //! [`Room`] with its own endpoint and subscriptions. How packets travel is the affair of
 //! [`super::engineio`].
 
+mod recovery;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
+use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
 use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Transport};
+use super::deliver::cursor_at;
 use super::engineio::Link;
 use super::registry::Watcher;
 use super::speech::{Speech, session_bounds};
@@ -26,6 +30,8 @@ use crate::identity::{Credential, Identity, Refused, Sight, Source};
 use crate::socketio::session::{MAX_NAMESPACES, Step};
 use crate::socketio::{namespace, packet, payload, sid};
 use crate::websocket;
+use recovery::Return;
+pub(super) use recovery::{Offset, cursor_for};
 
 /// One namespace a connection is in.
 #[derive(Debug)]
@@ -36,6 +42,16 @@ pub(super) struct Room {
     pub(super) params: Params,
     /// What is told in it.
     pub(super) subscriptions: Vec<SubscriptionId>,
+    pub(super) offset: Offset,
+}
+
+/// A namespace about to be joined, all questions being answered.
+struct Entrance<'a> {
+    namespace: &'a str,
+    endpoint: Arc<Endpoint>,
+    params: Params,
+    socket_id: String,
+    pid: Option<String>,
 }
 
 /// Why a namespace is not joined: Socket.IO's `message`, and our word and sentence.
@@ -192,8 +208,23 @@ impl Shard {
         admitted.map_err(|refusal| {
             NotJoined::new("Too many connections", refusal.code(), refusal.to_string())
         })?;
-        self.enter(state, slot, (namespace, endpoint, params), identity, now);
-        self.watch_in(state, slot, namespace, topics);
+        let returns = Return::of(auth).filter(|_| endpoint.voice.dialect.recovery);
+        let socket_id = sid::socket_id();
+        let pid = self.pid(state, &endpoint, &socket_id, &topics, returns.as_ref());
+        let entrance = Entrance {
+            namespace,
+            endpoint,
+            params,
+            socket_id,
+            pid,
+        };
+        self.enter(state, slot, entrance, identity, now);
+        if let Some(told) = returns.as_ref().and_then(Return::told)
+            && let Some(connection) = state.connections.get_mut(slot)
+        {
+            connection.carry(told, state.epoch);
+        }
+        self.watch_in(state, slot, namespace, topics, returns, now);
         Ok(())
     }
 
@@ -245,15 +276,22 @@ impl Shard {
         }
     }
 
-    /// Joins a namespace, all questions being answered.
+    /// Joins a namespace.
     fn enter(
         &self,
         state: &mut State,
         slot: usize,
-        (namespace, endpoint, params): (&str, Arc<Endpoint>, Params),
+        entrance: Entrance<'_>,
         identity: Arc<Identity>,
         now: Moment,
     ) {
+        let Entrance {
+            namespace,
+            endpoint,
+            params,
+            socket_id,
+            pid,
+        } = entrance;
         let expires_at = identity.expires_at.map(|at| self.moment_of(at, now));
         let connection = &mut state.connections[slot];
         connection.identity = identity;
@@ -277,8 +315,9 @@ impl Shard {
             endpoint,
             params,
             subscriptions: Vec::new(),
+            offset: Offset::at_first(pid.as_deref()),
         });
-        let connected = packet::connected(namespace, &sid::socket_id());
+        let connected = packet::connected(namespace, &socket_id, pid.as_deref());
         let frame = wrap(link.protocol.is_polling(), vec![connected]);
         self.reply(state, slot, frame);
         let Some(connection) = state.connections.get(slot) else {
@@ -299,7 +338,15 @@ impl Shard {
     }
 
     /// Subscribes to what a namespace brings with it.
-    fn watch_in(&self, state: &mut State, slot: usize, namespace: &str, topics: Vec<Topic>) {
+    fn watch_in(
+        &self,
+        state: &mut State,
+        slot: usize,
+        namespace: &str,
+        topics: Vec<Topic>,
+        returns: Option<Return>,
+        now: Moment,
+    ) {
         let id = Call {
             namespace,
             ack: None,
@@ -320,12 +367,10 @@ impl Shard {
             };
             note_subscription(connection, Some(&id), subscription);
             connection.extras().ids.push((subscription, id.clone()));
-            let join = Join {
-                subscription,
-                topic,
-                cursor: None,
-            };
-            self.join(state, slot, join);
+            match &returns {
+                Some(returns) => self.rejoin(state, slot, (subscription, topic), returns, now),
+                None => self.join(state, slot, Join::anew(subscription, topic)),
+            }
         }
     }
 
@@ -442,6 +487,39 @@ impl Shard {
         let texts = dialect.map(frame, &input, &relay, &self.common.telemetry);
         packets(connection, call, texts)
     }
+
+    /// A publication in the packets of the namespace it is told in. `position` is where its client then
+    /// stands.
+    pub(super) fn tell_in(
+        &self,
+        connection: &mut Connection,
+        publication: &Publication,
+        (via, position): (SubscriptionId, u64),
+        replayed: bool,
+    ) -> Bytes {
+        let (Transport::SocketIo(link), Some(speech)) =
+            (&connection.transport, &mut connection.speech)
+        else {
+            return Bytes::new();
+        };
+        let Some(at) = link.room_of(via) else {
+            return Bytes::new();
+        };
+        let voice = Some(&link.rooms[at].endpoint.voice);
+        let told = (publication, replayed);
+        let texts = speech.tell(voice, told, &self.common.telemetry, shared_texts);
+        let cursor = link.rooms[at]
+            .offset
+            .is_wanted(publication, &texts)
+            .then(|| cursor_at(connection, (publication.epoch, position)));
+        let Transport::SocketIo(link) = &mut connection.transport else {
+            return Bytes::new();
+        };
+        let is_polling = link.protocol.is_polling();
+        let room = &mut link.rooms[at];
+        let offset = cursor.map(|cursor| room.offset.advance(&cursor));
+        told_in(&room.namespace, &texts, offset, is_polling)
+    }
 }
 
 /// Where an answer belongs: a namespace, and the number of the event it answers.
@@ -511,10 +589,12 @@ fn is_polling(connection: &Connection) -> bool {
 /// the acknowledgement, if one is wanted.
 pub(super) fn packets(connection: &Connection, call: &Call<'_>, texts: Vec<Vec<u8>>) -> Bytes {
     let mut packets = Vec::with_capacity(texts.len());
+    let offset = room_of(connection, call.namespace).map(|(_, room)| &room.offset);
     let mut ack = call.ack;
     for text in texts {
         if text.starts_with(b"[\"") {
-            packets.push(packet::event(call.namespace, &text));
+            let offset = offset.and_then(|offset| offset.after(&text));
+            packets.push(packet::event(call.namespace, &text, offset).concat());
         } else if let Some(id) = ack.take() {
             let answer = [b"[", text.as_slice(), b"]"].concat();
             packets.push(packet::ack(call.namespace, id, &answer));
@@ -523,18 +603,28 @@ pub(super) fn packets(connection: &Connection, call: &Call<'_>, texts: Vec<Vec<u
     wrap(is_polling(connection), packets)
 }
 
-/// The texts of a publication, shared by all namespaces, in the packets of one of them.
-pub(super) fn told_in(link: &Link, namespace: &str, texts: &[u8]) -> Bytes {
+/// The texts of a publication, shared by all namespaces, in the packets of one of them; the last one carries
+/// the offset.
+fn told_in(namespace: &str, texts: &[u8], offset: Option<&str>, is_polling: bool) -> Bytes {
     if texts.is_empty() {
         return Bytes::new();
     }
-    let texts = texts.split(|byte| *byte == payload::SEPARATOR as u8);
-    let packets = texts.map(|text| packet::event(namespace, text)).collect();
-    wrap(link.protocol.is_polling(), packets)
+    let separator = payload::SEPARATOR as u8;
+    if !is_polling && !texts.contains(&separator) {
+        // What nearly everything is: put together where it stays.
+        return websocket::text_of(&packet::event(namespace, texts, offset));
+    }
+    let texts: Vec<&[u8]> = texts.split(|byte| *byte == separator).collect();
+    let last = texts.len() - 1;
+    let packets = texts.iter().enumerate().map(|(at, text)| {
+        let offset = offset.filter(|_| at == last);
+        packet::event(namespace, text, offset).concat()
+    });
+    wrap(is_polling, packets.collect())
 }
 
 /// Puts the texts of a publication together for [`told_in`]. What is no event cannot be told.
-pub(super) fn shared_texts(mut texts: Vec<Vec<u8>>) -> Bytes {
+fn shared_texts(mut texts: Vec<Vec<u8>>) -> Bytes {
     texts.retain(|text| text.starts_with(b"[\""));
     payload::join(&texts).into()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::{OutboxBounds, Taken, Telling};
+use relay_core::outbox::{OutboxBounds, SubscriptionId, Taken, Telling};
 use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::quality::Verdict;
 use relay_core::session::{Action, CloseReason, Command, Event, SessionBounds};
@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use super::connection::{Connection, Transport};
 use super::registry::Watcher;
 use super::socketio::{self, Call};
-use super::{Common, Shard, State};
+use super::{Common, Join, Shard, State};
 use crate::dialect::jq::Input;
 use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params, Voice};
 use crate::frame::{self, Notice};
@@ -53,6 +53,8 @@ pub(super) struct Speech {
     pub(super) checked: Option<Moment>,
     /// Questions to workers that are under way.
     pub(super) asking: u8,
+    /// Topics that are joined when the client has had the time to ask for jobs of theirs by name.
+    pub(super) postponed: Option<(Moment, Vec<Join>)>,
 }
 
 impl Speech {
@@ -67,6 +69,7 @@ impl Speech {
             next_check: interval.map(|interval| now + interval),
             checked: None,
             asking: 0,
+            postponed: None,
         }
     }
 
@@ -78,7 +81,8 @@ impl Speech {
     pub(super) fn next(&self) -> Option<Moment> {
         let idle = self.dialect().idle_after;
         let idle = idle.map(|idle| self.last_traffic + idle);
-        [idle, self.ends_at, self.next_check]
+        let postponed = self.postponed.as_ref().map(|(at, _)| *at);
+        [idle, self.ends_at, self.next_check, postponed]
             .into_iter()
             .flatten()
             .min()
@@ -96,6 +100,38 @@ impl Speech {
         }
     }
 
+    /// A publication in the words of `voice`, else of the connection's own, as it has to be after what was
+    /// told before.
+    pub(super) fn tell(
+        &mut self,
+        voice: Option<&Arc<Voice>>,
+        (publication, replayed): (&Publication, bool),
+        telemetry: &Telemetry,
+        wrap: fn(Vec<Vec<u8>>) -> Bytes,
+    ) -> Bytes {
+        let (told, voice) = (&mut self.told, voice.unwrap_or(&self.endpoint.voice));
+        let tracks = voice.dialect.tracks_status;
+        let known = told.iter().position(|(key, _)| *key == publication.key);
+        let before = match known {
+            Some(at) => Before::Told(told[at].1),
+            None if replayed => Before::Snapshot,
+            None => Before::New,
+        };
+        let encoded = voice.encode(publication, before, telemetry, wrap);
+        if tracks && publication.is_state() {
+            match known {
+                Some(at) => told[at].1 = encoded.tag,
+                None => {
+                    if told.len() == MAX_TOLD {
+                        told.remove(0);
+                    }
+                    told.push((publication.key, encoded.tag));
+                }
+            }
+        }
+        encoded.bytes
+    }
+
     /// Something was told: how long the connection has still to live.
     pub(super) fn note(&mut self, publication: &Publication, jobs: usize, now: Moment) {
         self.last_traffic = now;
@@ -105,36 +141,6 @@ impl Speech {
             self.ends_at = grace.map(|grace| now + grace);
         }
     }
-}
-
-/// A publication in a connection's words; `told` is what it was told before.
-fn tell(
-    told: &mut Told,
-    voice: &Voice,
-    (publication, replayed): (&Publication, bool),
-    telemetry: &Telemetry,
-    wrap: fn(Vec<Vec<u8>>) -> Bytes,
-) -> Bytes {
-    let tracks = voice.dialect.tracks_status;
-    let known = told.iter().position(|(key, _)| *key == publication.key);
-    let before = match known {
-        Some(at) => Before::Told(told[at].1),
-        None if replayed => Before::Snapshot,
-        None => Before::New,
-    };
-    let encoded = voice.encode(publication, before, telemetry, wrap);
-    if tracks && publication.is_state() {
-        match known {
-            Some(at) => told[at].1 = encoded.tag,
-            None => {
-                if told.len() == MAX_TOLD {
-                    told.remove(0);
-                }
-                told.push((publication.key, encoded.tag));
-            }
-        }
-    }
-    encoded.bytes
 }
 
 /// Each text in a WebSocket frame, one behind the other.
@@ -181,13 +187,18 @@ pub(super) fn endings_within(connection: &Connection, topic: &Topic) -> Option<D
     }
 }
 
-/// Takes jobs that ended longer ago out of what a topic begins with, their milestones too.
+/// Takes jobs that ended longer ago out of what a topic begins with, their milestones too; not what ended
+/// after `since`, when its client was there.
 pub(super) fn leave_out_ended(
     publications: &mut Vec<Arc<Publication>>,
+    since: Option<u64>,
     within: Duration,
     now: WallTime,
 ) {
     let is_old = |ending: &Publication| {
+        if since.is_some_and(|since| ending.seq > since) {
+            return false;
+        }
         let ago = now.as_unix_micros() - ending.stored_at.as_unix_micros();
         // The bus has a clock of its own, which may be ahead of ours.
         within.is_zero() || u128::try_from(ago).is_ok_and(|ago| ago > within.as_micros())
@@ -211,31 +222,30 @@ fn hears_aggregates(connection: &Connection, topic: &Topic) -> bool {
 }
 
 impl Shard {
+    /// A publication to a connection that speaks a dialect, which then stands at `position`.
+    pub(super) fn tell_foreign(
+        &self,
+        connection: &mut Connection,
+        publication: &Publication,
+        (via, position): (SubscriptionId, u64),
+        replayed: bool,
+    ) -> Bytes {
+        if let Transport::SocketIo(_) = connection.transport {
+            return self.tell_in(connection, publication, (via, position), replayed);
+        }
+        let Some(speech) = &mut connection.speech else {
+            return Bytes::new();
+        };
+        let told = (publication, replayed);
+        speech.tell(None, told, &self.common.telemetry, text_frames)
+    }
+
     /// What was taken from the outbox of a connection that speaks a dialect.
     pub(super) fn render_foreign(&self, connection: &mut Connection, taken: &Taken) -> Bytes {
         let (job, reason) = match &taken.telling {
             Telling::Publication(publication) => {
-                let Some(speech) = &mut connection.speech else {
-                    return Bytes::new();
-                };
-                let (telemetry, told) = (&self.common.telemetry, (&**publication, taken.replayed));
-                let Transport::SocketIo(link) = &connection.transport else {
-                    let speech = &mut **speech;
-                    let voice = &speech.endpoint.voice;
-                    return tell(&mut speech.told, voice, told, telemetry, text_frames);
-                };
-                let Some(room) = link.room_of(taken.via) else {
-                    return Bytes::new();
-                };
-                let voice = &room.endpoint.voice;
-                let texts = tell(
-                    &mut speech.told,
-                    voice,
-                    told,
-                    telemetry,
-                    socketio::shared_texts,
-                );
-                return socketio::told_in(link, &room.namespace, &texts);
+                let place = (taken.via, taken.position);
+                return self.tell_foreign(connection, publication, place, taken.replayed);
             }
             Telling::Gap { job, reason } => (job, reason),
         };
@@ -246,7 +256,8 @@ impl Shard {
             reason: reason.as_str(),
         };
         if let Transport::SocketIo(link) = &connection.transport {
-            let namespace = link.room_of(taken.via).map(|room| room.namespace.as_str());
+            let room = link.room_of(taken.via).map(|at| &link.rooms[at]);
+            let namespace = room.map(|room| room.namespace.as_str());
             return namespace.map_or_else(Bytes::new, |namespace| {
                 self.notice_in(
                     connection,
@@ -396,8 +407,8 @@ impl Shard {
     ) {
         let command = match instruction {
             Instruction::Subscribe(topic) => Command::Subscribe {
+                cursor: socketio::cursor_for(&state.connections[slot], &topic, state.epoch),
                 topic,
-                cursor: None,
             },
             Instruction::Unsubscribe(topic) => Command::Unsubscribe { topic },
             Instruction::Auth(token) => Command::Auth { token },

@@ -307,6 +307,7 @@ impl Shard {
                 subscription,
                 topic,
                 cursor,
+                begun: false,
             };
             self.join(state, slot, join);
         }

@@ -26,10 +26,11 @@ impl Shard {
         state.frontier = state.frontier.max(joined.high);
         state.registry.answered(&joined.topic);
         let slot = Self::find(state, joined.connection);
-        let since = joined.since.filter(|_| joined.recovered).unwrap_or(0);
+        let since = joined.since.filter(|_| joined.recovered);
         let live = slot.filter(|slot| {
             let connection = &mut state.connections[*slot];
             let from = complete_from(connection, &joined);
+            let since = since.unwrap_or(0);
             connection.session.joined(joined.subscription, since, from)
         });
         let Some(slot) = live else {
@@ -58,10 +59,9 @@ impl Shard {
         joined
             .publications
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
-        if let Some(within) = speech::endings_within(connection, &joined.topic)
-            && !joined.recovered
-        {
-            speech::leave_out_ended(&mut joined.publications, within, self.clock.wall());
+        if let Some(within) = speech::endings_within(connection, &joined.topic) {
+            let wall = self.clock.wall();
+            speech::leave_out_ended(&mut joined.publications, since, within, wall);
         }
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
         joined.left_out.retain(|each| seen.contains(&each.key));

@@ -146,12 +146,31 @@ fn head(kind: char, namespace: &str) -> String {
     }
 }
 
-/// An event; `event` is the whole JSON array `[name, argument…]`.
-pub fn event(namespace: &str, event: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::with_capacity(namespace.len() + 3 + event.len());
-    packet.extend_from_slice(head('2', namespace).as_bytes());
-    packet.extend_from_slice(event);
-    packet
+/// An event, in parts to be put together where it goes. `event` is the whole JSON array
+/// `[name, argument…]`; `offset`, of an alphabet that needs no escaping, becomes a further argument.
+pub fn event<'a>(namespace: &'a str, event: &'a [u8], offset: Option<&'a str>) -> [&'a [u8]; 7] {
+    let (namespace, comma) = match namespace {
+        "/" => ("", ""),
+        other => (other, ","),
+    };
+    let (event, quote, offset, end) = match offset {
+        Some(offset) => (
+            &event[..event.len().saturating_sub(1)],
+            ",\"",
+            offset,
+            "\"]",
+        ),
+        None => (event, "", "", ""),
+    };
+    [
+        b"42",
+        namespace.as_bytes(),
+        comma.as_bytes(),
+        event,
+        quote.as_bytes(),
+        offset.as_bytes(),
+        end.as_bytes(),
+    ]
 }
 
 /// The answer to an event that asked for one; `answer` is the whole JSON array.
@@ -163,10 +182,15 @@ pub fn ack(namespace: &str, id: u64, answer: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The namespace is joined.
-pub fn connected(namespace: &str, sid: &str) -> Vec<u8> {
-    // An id is of an alphabet that needs no escaping.
-    format!(r#"{}{{"sid":"{sid}"}}"#, head('0', namespace)).into_bytes()
+/// The namespace is joined. With a `pid` the client's library says how far it came when it connects again.
+pub fn connected(namespace: &str, sid: &str, pid: Option<&str>) -> Vec<u8> {
+    let head = head('0', namespace);
+    // Ids are of an alphabet that needs no escaping.
+    let packet = match pid {
+        Some(pid) => format!(r#"{head}{{"sid":"{sid}","pid":"{pid}"}}"#),
+        None => format!(r#"{head}{{"sid":"{sid}"}}"#),
+    };
+    packet.into_bytes()
 }
 
 /// The namespace is not joined; the client's library raises `connect_error` and does not try again.
@@ -267,10 +291,18 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_clients_expect() {
         let text = |packet| String::from_utf8(packet).unwrap();
-        assert_eq!(text(connected("/", "s1")), r#"40{"sid":"s1"}"#);
-        assert_eq!(text(connected("/jobs", "s1")), r#"40/jobs,{"sid":"s1"}"#);
-        assert_eq!(text(event("/", br#"["a",1]"#)), r#"42["a",1]"#);
-        assert_eq!(text(event("/jobs", br#"["a"]"#)), r#"42/jobs,["a"]"#);
+        assert_eq!(text(connected("/", "s1", None)), r#"40{"sid":"s1"}"#);
+        assert_eq!(
+            text(connected("/jobs", "s1", Some("p1"))),
+            r#"40/jobs,{"sid":"s1","pid":"p1"}"#
+        );
+        let told = |namespace, array: &str, offset| {
+            text(event(namespace, array.as_bytes(), offset).concat())
+        };
+        assert_eq!(told("/", r#"["a",1]"#, None), r#"42["a",1]"#);
+        assert_eq!(told("/jobs", r#"["a"]"#, None), r#"42/jobs,["a"]"#);
+        assert_eq!(told("/", r#"["a",1]"#, Some("x")), r#"42["a",1,"x"]"#);
+        assert_eq!(told("/jobs", r#"["a"]"#, Some("x")), r#"42/jobs,["a","x"]"#);
         assert_eq!(text(ack("/jobs", 0, b"[1]")), "43/jobs,0[1]");
         assert_eq!(
             text(connect_error("/random", "Invalid namespace", None)),
@@ -297,7 +329,7 @@ mod tests {
         ) {
             prop_assume!(!RESERVED.contains(&name.as_str()));
             let array = json!([name, argument]).to_string();
-            let sent = String::from_utf8(event(&namespace, array.as_bytes())).unwrap();
+            let sent = String::from_utf8(event(&namespace, array.as_bytes(), None).concat()).unwrap();
             // What a client sends differs from what a server sends by the number alone.
             let at = sent.find('[').unwrap();
             let number = ack.map_or(String::new(), |ack| ack.to_string());

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::process::Process;
 use relay_testkit::relay::{RelayServer, Settings};
 use relay_testkit::token::Claims;
@@ -378,6 +379,74 @@ async fn clients_come_back_by_themselves_after_a_crash() {
         .unwrap();
     for client in &clients {
         client.hears("job:error", "error", "boom").await;
+    }
+}
+
+#[tokio::test]
+async fn what_happens_while_the_relay_is_away_is_told_once() {
+    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let settings = || with_tokens().jetstream(&nats.url());
+    let mut relay = RelayServer::start(settings()).await.unwrap();
+    let other = RelayServer::start(settings()).await.unwrap();
+    let alice = token(&Claims::of("alice"));
+    let options = json!({"extraHeaders": {"cookie": format!("access_token={alice}")},
+                         "auth": {"token": alice}});
+    let by_user = json!({"options": options, "emit": [["subscribe:jobs", {"userId": "alice"}]]});
+    let by_name = json!({"options": options, "emit": [["subscribe:jobs", {"jobId": "j"}]]});
+    let jobs = format!("{}/jobs", relay.url());
+    let video = format!("{}/ws/generations/g", relay.url());
+    let clients = [
+        Client::start(("4.7", "websocket"), &jobs, &by_user),
+        Client::start(("4.8", "upgrade"), &jobs, &by_name),
+        Client::start(("4.7", "polling"), &video, &json!({"options": options})),
+        Client::start(("4.8", "websocket"), &video, &json!({"options": options})),
+    ];
+    let [by_user, by_name, polling, socket] = &clients;
+    for client in &clients[..2] {
+        client.is("ack").await;
+    }
+    publish(&relay, "j", "alice", running(10)).await;
+    publish(&relay, "g", "alice", running(10)).await;
+    let clip = |id: &str| json!({"clip_id": id, "thumbnail_url": "/t", "duration": 4});
+    milestone(&relay, "g", "alice", "clip_completed", clip("c1")).await;
+    for client in [by_user, by_name] {
+        client.hears("job:progress", "jobId", "j").await;
+    }
+    for client in [polling, socket] {
+        client.hears("clip_completed", "clip_id", "c1").await;
+    }
+    relay.kill();
+    milestone(&other, "g", "alice", "clip_completed", clip("c2")).await;
+    for job in ["j", "g"] {
+        publish(&other, job, "alice", json!({"status": "completed"})).await;
+    }
+    relay.restart().await.unwrap();
+    for client in [by_user, by_name] {
+        client.hears("job:completed", "jobId", "j").await;
+    }
+    for client in [polling, socket] {
+        client
+            .has("the ending", |line| line["name"] == "completed")
+            .await;
+    }
+    // Whatever else was to be told has been, once this has.
+    publish(&relay, "j2", "alice", running(1)).await;
+    for client in [by_user, by_name] {
+        client.hears("job:progress", "jobId", "j2").await;
+    }
+    for client in &clients {
+        let ends = |event: &Value| match event[0].as_str() {
+            Some("job:completed") => event[1]["jobId"] == "j",
+            name => name == Some("completed"),
+        };
+        let endings = client.events().into_iter().filter(ends).count();
+        assert_eq!(endings, 1, "{}", client.way);
+    }
+    for client in [polling, socket] {
+        let events = client.events();
+        let clips = events.iter().filter(|event| event[0] == "clip_completed");
+        let clips: Vec<_> = clips.map(|event| event[1]["clip_id"].clone()).collect();
+        assert_eq!(clips, ["c1", "c2"], "{}", client.way);
     }
 }
 

@@ -8,6 +8,7 @@ mod clients;
 mod deaf;
 mod engine;
 mod packets;
+mod recovery;
 mod upgrade;
 mod wire;
 
