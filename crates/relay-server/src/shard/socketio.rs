@@ -14,7 +14,8 @@ use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
 use relay_core::topic::Topic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Transport};
@@ -507,17 +508,18 @@ impl Shard {
         };
         let voice = Some(&link.rooms[at].endpoint.voice);
         let told = (publication, replayed);
-        let texts = speech.tell(voice, told, &self.common.telemetry, shared_texts);
-        let cursor = link.rooms[at]
+        let (texts, is_change) = speech.tell(voice, told, &self.common.telemetry, shared_texts);
+        let status = speech.told_of(publication.key);
+        let is_wanted = link.rooms[at]
             .offset
-            .is_wanted(publication, &texts)
-            .then(|| cursor_at(connection, (publication.epoch, position)));
+            .is_wanted(publication, is_change, &texts);
+        let cursor = is_wanted.then(|| cursor_at(connection, (publication.epoch, position)));
         let Transport::SocketIo(link) = &mut connection.transport else {
             return Bytes::new();
         };
         let is_polling = link.protocol.is_polling();
         let room = &mut link.rooms[at];
-        let offset = cursor.map(|cursor| room.offset.advance(&cursor));
+        let offset = cursor.map(|cursor| room.offset.advance(&cursor, status));
         told_in(&room.namespace, &texts, offset, is_polling)
     }
 }
@@ -572,6 +574,14 @@ pub(super) fn note_subscription(
     }
 }
 
+/// An answer of several arguments, or of none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledgement<'a> {
+    #[serde(borrow)]
+    ack: &'a RawValue,
+}
+
 fn room_of<'a>(connection: &'a Connection, namespace: &str) -> Option<(&'a Link, &'a Room)> {
     let Transport::SocketIo(link) = &connection.transport else {
         return None;
@@ -586,7 +596,7 @@ fn is_polling(connection: &Connection) -> bool {
 }
 
 /// What a mapping gave, as packets: an array that begins with a text is an event, anything else goes into
-/// the acknowledgement, if one is wanted.
+/// the acknowledgement, if one is wanted: as its only argument, or as `{ack: [argument…]}` says.
 pub(super) fn packets(connection: &Connection, call: &Call<'_>, texts: Vec<Vec<u8>>) -> Bytes {
     let mut packets = Vec::with_capacity(texts.len());
     let offset = room_of(connection, call.namespace).map(|(_, room)| &room.offset);
@@ -596,7 +606,10 @@ pub(super) fn packets(connection: &Connection, call: &Call<'_>, texts: Vec<Vec<u
             let offset = offset.and_then(|offset| offset.after(&text));
             packets.push(packet::event(call.namespace, &text, offset).concat());
         } else if let Some(id) = ack.take() {
-            let answer = [b"[", text.as_slice(), b"]"].concat();
+            let answer = match serde_json::from_slice::<Acknowledgement<'_>>(&text) {
+                Ok(Acknowledgement { ack }) if ack.get().starts_with('[') => ack.get().into(),
+                _ => [b"[", text.as_slice(), b"]"].concat(),
+            };
             packets.push(packet::ack(call.namespace, id, &answer));
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_core::id::JobId;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{OutboxBounds, SubscriptionId, Taken, Telling};
 use relay_core::publication::{Frames, JobKey, Publication};
@@ -43,6 +44,8 @@ pub(super) struct Speech {
     pub(super) params: Params,
     /// The status each job was last told with, where the dialect tracks that.
     told: Told,
+    /// The job a client came back to, with the status it was told there before.
+    pub(super) returned: Option<(JobId, u8)>,
     /// When anything was last said, in either direction.
     pub(super) last_traffic: Moment,
     /// When the connection ends because its job has.
@@ -64,6 +67,7 @@ impl Speech {
             endpoint,
             params,
             told: SmallVec::new(),
+            returned: None,
             last_traffic: now,
             ends_at: None,
             next_check: interval.map(|interval| now + interval),
@@ -101,24 +105,32 @@ impl Speech {
     }
 
     /// A publication in the words of `voice`, else of the connection's own, as it has to be after what was
-    /// told before.
+    /// told before; and whether it tells another status.
     pub(super) fn tell(
         &mut self,
         voice: Option<&Arc<Voice>>,
         (publication, replayed): (&Publication, bool),
         telemetry: &Telemetry,
         wrap: fn(Vec<Vec<u8>>) -> Bytes,
-    ) -> Bytes {
+    ) -> (Bytes, bool) {
         let (told, voice) = (&mut self.told, voice.unwrap_or(&self.endpoint.voice));
-        let tracks = voice.dialect.tracks_status;
+        let tracks = voice.dialect.tracks_status && publication.is_state();
         let known = told.iter().position(|(key, _)| *key == publication.key);
-        let before = match known {
-            Some(at) => Before::Told(told[at].1),
+        let status = match known {
+            Some(at) => Some(told[at].1),
+            None if tracks => {
+                let returned = self.returned.take_if(|(job, _)| *job == publication.job);
+                returned.map(|(_, status)| status)
+            }
+            None => None,
+        };
+        let before = match status {
+            Some(status) => Before::Told(status),
             None if replayed => Before::Snapshot,
             None => Before::New,
         };
         let encoded = voice.encode(publication, before, telemetry, wrap);
-        if tracks && publication.is_state() {
+        if tracks {
             match known {
                 Some(at) => told[at].1 = encoded.tag,
                 None => {
@@ -129,7 +141,13 @@ impl Speech {
                 }
             }
         }
-        encoded.bytes
+        (encoded.bytes, tracks && status != Some(encoded.tag))
+    }
+
+    /// The status a job was last told with.
+    pub(super) fn told_of(&self, key: JobKey) -> Option<u8> {
+        let told = self.told.iter().find(|(told, _)| *told == key);
+        told.map(|(_, status)| *status)
     }
 
     /// Something was told: how long the connection has still to live.
@@ -237,7 +255,9 @@ impl Shard {
             return Bytes::new();
         };
         let told = (publication, replayed);
-        speech.tell(None, told, &self.common.telemetry, text_frames)
+        speech
+            .tell(None, told, &self.common.telemetry, text_frames)
+            .0
     }
 
     /// What was taken from the outbox of a connection that speaks a dialect.

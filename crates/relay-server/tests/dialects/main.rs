@@ -1,7 +1,8 @@
 //! Every dialect against its transcript: what its client sends, and what it gets, to the byte.
 //!
 //! A transcript is a text of commands, one a line; `transcript.rs` says which. Times that are the relay's
-//! own clock are written `<ms>` and `<time>`; every other byte is as it stands.
+//! own clock are written `<ms>` and `<time>`, and ids and offsets of Socket.IO `<offset>`; every other byte
+//! is as it stands.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -43,6 +44,6 @@ async fn video_generation_is_spoken_as_its_page_expects() {
 }
 
 #[tokio::test]
-async fn upload_notes_is_polled_as_its_page_expects() {
+async fn upload_notes_is_spoken_as_its_page_expects() {
     follow(settings(), include_str!("upload-notes.txt")).await;
 }

@@ -189,7 +189,7 @@ fn words(rest: &str) -> [&str; 3] {
 }
 
 /// Whether `text` is as expected, with any number for `<ms>`, any RFC 3339 time for `<time>`, any version for
-/// `<version>` and any word for `<id>`.
+/// `<version>`, any word for `<id>`, and any of Socket.IO's ids, pids and offsets for `<offset>`.
 fn matches(expected: &str, text: &str) -> bool {
     let Some(start) = expected.find('<') else {
         return expected == text;
@@ -202,6 +202,7 @@ fn matches(expected: &str, text: &str) -> bool {
         "time" => |c| c.is_ascii_digit() || matches!(c, '-' | ':' | 'T' | '.' | 'Z'),
         "version" => |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '+'),
         "id" => |c| c.is_ascii_alphanumeric(),
+        "offset" => |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
         _ => return expected == text,
     };
     let Some(rest) = text.strip_prefix(&expected[..start]) else {

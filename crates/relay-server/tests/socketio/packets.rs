@@ -111,11 +111,11 @@ async fn events_come_with_their_arguments_and_answers_with_their_number() {
         .await;
     assert_eq!(
         socket.packet().await.unwrap(),
-        "43456[{\"args\":[1,\"2\",{\"3\":[false]}]}]"
+        "43456[1,\"2\",{\"3\":[false]}]"
     );
     let mut socket = Socket::joined(&relay, "40/custom,").await;
     socket.send("42/custom,0[\"message-with-ack\"]").await;
-    assert_eq!(socket.packet().await.unwrap(), "43/custom,0[{\"args\":[]}]");
+    assert_eq!(socket.packet().await.unwrap(), "43/custom,0[]");
 }
 
 #[tokio::test]

@@ -364,6 +364,47 @@ async fn the_place_is_kept_over_a_restart_and_on_another_relay() {
 }
 
 #[tokio::test]
+async fn a_change_of_status_that_was_missed_is_told_from_the_one_that_was_not() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let composing = json!({"status": "composing", "progress": 90});
+    let running = json!({"status": "running", "progress": 10});
+    relay.publish("g1", "alice", &running).await.unwrap();
+    let mut page = Page::open(&relay, "/ws/generations/g1").await;
+    while page.offset.is_none() {
+        page.packet().await;
+    }
+    let auth = json!({"pid": page.pid, "offset": page.offset});
+    drop(page);
+    relay.publish("g1", "alice", &composing).await.unwrap();
+    let changes = async |auth: &Value| {
+        let mut page = Page::connect(&relay, "/ws/generations/g1", auth).await;
+        let mut changes = Vec::new();
+        loop {
+            let packet = page.packet().await;
+            match packet.contains(r#"["progress""#) {
+                true => return (changes, page),
+                false if packet.contains(r#"["status_change""#) => changes.push(packet),
+                false => {}
+            }
+        }
+    };
+    let (told, page) = changes(&auth).await;
+    let [change] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    let from_to = r#""old_status":"processing","new_status":"composing""#;
+    assert!(change.contains(from_to), "{change}");
+    drop(page);
+    // What is no status of the dialect's is none.
+    let beyond = format!(
+        "{}.200",
+        auth["offset"].as_str().unwrap().split('.').next().unwrap()
+    );
+    let (told, _) = changes(&json!({"pid": auth["pid"], "offset": beyond})).await;
+    assert!(told.is_empty(), "{told:?}");
+}
+
+#[tokio::test]
 async fn polling_carries_it_as_well() {
     let relay = RelayServer::start(rooms()).await.unwrap();
     let session = Polling::open(&relay).await;

@@ -21,7 +21,7 @@ use crate::dialect::Endpoint;
 use crate::shard::connection::Connection;
 use crate::shard::{Join, Shard, State};
 
-/// Between the two parts of a pid; in neither.
+/// Between the parts of a pid, and of an offset; in none of them.
 const SEPARATOR: char = '.';
 /// How long a client that comes back to a user or a group has for asking by name for jobs it watched. What is
 /// told by name is not told again; the other way round, who asks by name always gets the snapshot.
@@ -32,6 +32,8 @@ const ASKS_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Return {
     /// How far it was told, if it was told anything that said so.
     told: Option<Cursor>,
+    /// The status it was told last, of the job that said so.
+    status: Option<u8>,
     /// Where it began; it may not have got the snapshot of then.
     began: Option<Cursor>,
 }
@@ -42,8 +44,14 @@ impl Return {
     pub(super) fn of(auth: Option<&Value>) -> Option<Self> {
         let text = |key| auth?.get(key)?.as_str();
         let (_, began) = text("pid")?.split_once(SEPARATOR)?;
+        let offset = text("offset").unwrap_or_default();
+        let (told, status) = match offset.split_once(SEPARATOR) {
+            Some((told, status)) => (told, status.parse().ok()),
+            None => (offset, None),
+        };
         Some(Self {
-            told: text("offset").and_then(|told| Cursor::parse(told).ok()),
+            told: Cursor::parse(told).ok(),
+            status,
             began: Cursor::parse(began).ok(),
         })
     }
@@ -83,14 +91,26 @@ impl Offset {
 
     /// Whether the events of a publication are to say where their client stands now: what must not be told
     /// twice does. A state may be, so most of what is told is the same bytes for everybody.
-    pub(super) fn is_wanted(&self, publication: &Publication, events: &[u8]) -> bool {
-        let is_once = !publication.is_state() || publication.is_terminal();
+    pub(super) fn is_wanted(
+        &self,
+        publication: &Publication,
+        is_change: bool,
+        events: &[u8],
+    ) -> bool {
+        let is_once = is_change || !publication.is_state() || publication.is_terminal();
         self.0.is_some() && !events.is_empty() && (is_once || ends_with_text(events))
     }
 
-    /// The client stands at `cursor` once it has been told what this is appended to.
-    pub(super) fn advance(&mut self, cursor: &Cursor) -> &str {
-        self.0.insert(cursor.to_string().into())
+    /// The client stands at `cursor` once it has been told what this is appended to, and knows the job by
+    /// this status.
+    pub(super) fn advance(&mut self, cursor: &Cursor, status: Option<u8>) -> &str {
+        // Of several topics nobody could say which of them the status is of.
+        let status = status.filter(|_| cursor.told().len() == 1);
+        let offset = match status {
+            Some(status) => format!("{cursor}{SEPARATOR}{status}"),
+            None => cursor.to_string(),
+        };
+        self.0.insert(offset.into())
     }
 }
 
@@ -139,6 +159,13 @@ impl Shard {
         };
         let connection = &mut state.connections[slot];
         connection.extras().resuming.push(subscription);
+        if let (Topic::Job(job), Some(speech)) = (&topic, &mut connection.speech) {
+            let words = speech.dialect().words.len();
+            let known = returns
+                .status
+                .filter(|it| !begun && usize::from(*it) < words);
+            speech.returned = known.map(|status| (job.clone(), status));
+        }
         let join = Join {
             subscription,
             cursor: Some(cursor.clone()),
