@@ -311,6 +311,8 @@ impl Shard {
         // One dialect a connection, and with it one identity.
         link.visitor.identities = Vec::new();
         link.protocol.join(namespace);
+        // Most join one: room for four would be a tenth of what an idle connection takes.
+        link.rooms.reserve_exact(1);
         link.rooms.push(Room {
             namespace: namespace.to_owned(),
             endpoint,
