@@ -23,6 +23,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
+use relay_core::job::Again;
 use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
@@ -105,8 +106,8 @@ pub struct JoinRequest {
     pub topic: Topic,
     /// Where it left off.
     pub cursor: Option<Cursor>,
-    /// Whether the cursor is where it began, so that it may not have got the snapshot of then.
-    pub begun: bool,
+    /// What it is told of the time before.
+    pub again: Again,
 }
 
 /// What the relay knows of one job.

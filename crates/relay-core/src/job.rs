@@ -109,6 +109,17 @@ pub struct Replay {
     pub publications: Vec<Arc<Publication>>,
 }
 
+/// What from before its cursor somebody who comes back is told once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Nothing: it knows what it was told.
+    Nothing,
+    /// The state: it may not show it any more.
+    State,
+    /// The snapshot of then: it only began there, and may not have got it.
+    Snapshot,
+}
+
 /// What a job remembers, for a restart.
 #[derive(Debug, Clone, Default)]
 pub struct JobMemory {
@@ -315,13 +326,17 @@ impl Job {
         }
     }
 
-    /// As [`Job::replay`], for somebody who began at `since` and may not have got the snapshot of then.
-    pub fn replay_begun(&self, since: Option<u64>) -> Replay {
+    /// As [`Job::replay`], with what is told again.
+    pub fn replay_with(&self, since: Option<u64>, again: Again) -> Replay {
         let mut replay = self.replay(since);
         if let Some(since) = since.filter(|_| replay.recovered) {
-            let mut begun = self.snapshot();
-            begun.retain(|publication| publication.seq <= since);
-            replay.publications.splice(0..0, begun);
+            let mut told = self.snapshot();
+            told.retain(|publication| match again {
+                Again::Nothing => false,
+                Again::State => publication.is_state() && publication.seq <= since,
+                Again::Snapshot => publication.seq <= since,
+            });
+            replay.publications.splice(0..0, told);
         }
         replay
     }

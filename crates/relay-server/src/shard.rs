@@ -42,6 +42,7 @@ use bytes::Bytes;
 use relay_bus::clock::Clock;
 use relay_bus::hub::{Hub, JoinRequest};
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
+use relay_core::job::Again;
 use relay_core::moment::Moment;
 use relay_core::outbox::OutboxBounds;
 use relay_core::quality::{Quality, Verdict};
@@ -373,7 +374,7 @@ impl Shard {
             subscription: join.subscription,
             topic: join.topic,
             cursor: join.cursor,
-            begun: join.begun,
+            again: join.again,
         });
     }
 
@@ -570,8 +571,8 @@ struct Join {
     subscription: relay_core::outbox::SubscriptionId,
     topic: relay_core::topic::Topic,
     cursor: Option<relay_core::cursor::Cursor>,
-    /// Whether that is only where it began.
-    begun: bool,
+    /// What the client is told of the time before that.
+    again: Again,
 }
 
 impl Join {
@@ -584,7 +585,7 @@ impl Join {
             subscription,
             topic,
             cursor: None,
-            begun: false,
+            again: Again::Nothing,
         }
     }
 }

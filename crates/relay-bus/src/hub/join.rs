@@ -141,7 +141,7 @@ impl Hub {
         let since = since(table, &request);
         let job = table.jobs.get(id).and_then(|entry| entry.job.as_ref());
         let replay = match job {
-            Some(job) => replay(job, since, &request),
+            Some(job) => job.replay_with(since, request.again),
             None => Replay {
                 recovered: since.is_some_and(|since| {
                     self.backing.memory().is_some() || since >= table.known_from
@@ -239,7 +239,7 @@ impl Hub {
         });
         let mut publications: Vec<_> = jobs
             .iter()
-            .flat_map(|job| replay(job, recovered, &request).publications)
+            .flat_map(|job| job.replay_with(recovered, request.again).publications)
             .collect();
         publications.sort_by_key(|publication| publication.seq);
         let left_out = match recovered {
@@ -261,13 +261,6 @@ impl Hub {
             left_out,
             high: table.high,
         })));
-    }
-}
-
-fn replay(job: &Job, since: Option<u64>, request: &JoinRequest) -> Replay {
-    match request.begun {
-        true => job.replay_begun(since),
-        false => job.replay(since),
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
+use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{Outbox, OutboxBounds, Telling};
 use relay_core::publication::Body;
@@ -402,7 +403,7 @@ impl World {
             subscription: SUBSCRIPTION,
             topic: client.topic.clone(),
             cursor: client.cursor.clone(),
-            begun: false,
+            again: Again::Nothing,
         });
     }
 
@@ -646,7 +647,7 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
             subscription: SUBSCRIPTION,
             topic: Topic::parse(topic).unwrap(),
             cursor: None,
-            begun: false,
+            again: Again::Nothing,
         });
     }
     let (second, third) = (append("running"), append("completed"));
@@ -688,17 +689,17 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
 
 fn join(hub: &Hub, topic: &str, since: Option<u64>) -> Joined {
     let cursor = since.map(|seq| Cursor::at(1, seq, [&Topic::parse(topic).unwrap()]));
-    join_with(hub, topic, cursor, false)
+    join_with(hub, topic, cursor, Again::Nothing)
 }
 
-fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, begun: bool) -> Joined {
+fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, again: Again) -> Joined {
     hub.join(JoinRequest {
         shard: 0,
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
         topic: Topic::parse(topic).unwrap(),
         cursor,
-        begun,
+        again,
     });
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
@@ -744,15 +745,15 @@ fn who_comes_back_to_where_it_began_gets_the_snapshot_of_then_too() {
     take(&hub, "j2", What::State, RUNNING);
     let cursor = |topic: &str| Some(Cursor::at(1, 2, [&Topic::parse(topic).unwrap()]));
     take(&hub, "j2", What::State, r#"{"status":"completed"}"#);
-    for (topic, begun, told) in [
-        ("user:alice", true, &[1, 3][..]),
-        ("user:alice", false, &[3]),
-        ("job:j1", true, &[1]),
-        ("job:j1", false, &[]),
+    for (topic, again, told) in [
+        ("user:alice", Again::Snapshot, &[1, 3][..]),
+        ("user:alice", Again::Nothing, &[3]),
+        ("job:j1", Again::State, &[1]),
+        ("job:j1", Again::Nothing, &[]),
     ] {
-        let joined = join_with(&hub, topic, cursor(topic), begun);
+        let joined = join_with(&hub, topic, cursor(topic), again);
         assert!(joined.recovered);
-        assert_eq!(seqs(&joined), told, "{topic}, begun: {begun}");
+        assert_eq!(seqs(&joined), told, "{topic}, {again:?}");
     }
 }
 
@@ -851,7 +852,7 @@ fn a_join_is_not_kept_for_a_connection_that_has_gone() {
             subscription: SUBSCRIPTION,
             topic: topic.clone(),
             cursor: cursor.clone(),
-            begun: false,
+            again: Again::Nothing,
         };
         hub.join(request(1));
         hub.join(request(2));

@@ -66,19 +66,23 @@ fn who_returns_gets_what_it_missed_endings_of_earlier_attempts_included() {
 }
 
 #[test]
-fn who_returns_to_where_it_began_gets_the_snapshot_of_then_and_all_since() {
+fn who_may_not_have_got_or_kept_what_it_began_with_gets_it_again_with_all_since() {
     let mut job = job();
     milestone(&mut job, 1).unwrap();
     state(&mut job, 2, RUNNING).unwrap();
     milestone(&mut job, 3).unwrap();
     milestone(&mut job, 4).unwrap();
-    let replay = job.replay_begun(Some(3));
-    assert!(replay.recovered);
-    assert_eq!(seqs(&replay.publications), [2, 3, 4]);
+    let told = |job: &Job, since, again| seqs(&job.replay_with(since, again).publications);
+    assert!(job.replay_with(Some(3), Again::Snapshot).recovered);
+    assert_eq!(told(&job, Some(3), Again::Snapshot), [2, 3, 4]);
+    assert_eq!(told(&job, Some(3), Again::State), [2, 4]);
+    assert_eq!(told(&job, Some(3), Again::Nothing), [4]);
     state(&mut job, 5, FAILED).unwrap();
-    assert_eq!(seqs(&job.replay_begun(Some(3)).publications), [4, 5]);
-    assert_eq!(seqs(&job.replay_begun(Some(9)).publications), [5]);
-    assert_eq!(seqs(&job.replay_begun(None).publications), [5]);
+    for again in [Again::State, Again::Snapshot] {
+        assert_eq!(told(&job, Some(3), again), [4, 5]);
+        assert_eq!(told(&job, Some(9), again), [5]);
+        assert_eq!(told(&job, None, again), [5]);
+    }
 }
 
 #[test]

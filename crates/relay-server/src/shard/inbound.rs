@@ -2,6 +2,7 @@
 
 use governor::clock::{Clock as _, QuantaClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{Action, CloseReason, CommandError, Event};
@@ -265,10 +266,12 @@ impl Shard {
             return;
         }
         let connection = &mut state.connections[slot];
-        // A dialect's client brings no cursor itself, and may not show any more what it had of the topic: it
-        // gets the snapshot, beside what it has missed.
-        let begun = connection.speech.is_some();
-        if let Some(cursor) = cursor.as_ref().filter(|_| !begun) {
+        // A dialect's client brings no cursor itself, and may not show any more what it had of the topic.
+        let again = match connection.speech {
+            Some(_) => Again::State,
+            None => Again::Nothing,
+        };
+        if let Some(cursor) = cursor.as_ref().filter(|_| again == Again::Nothing) {
             connection.extras().resuming.push(subscription);
             connection.carry(cursor, state.epoch);
         }
@@ -276,7 +279,7 @@ impl Shard {
             subscription,
             topic,
             cursor,
-            begun,
+            again,
         };
         self.join(state, slot, join);
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response};
 use relay_core::cursor::Cursor;
+use relay_core::job::Again;
 use relay_core::topic::Topic;
 use tokio::time::timeout;
 
@@ -307,7 +308,7 @@ impl Shard {
                 subscription,
                 topic,
                 cursor,
-                begun: false,
+                again: Again::Nothing,
             };
             self.join(state, slot, join);
         }

@@ -67,7 +67,13 @@ impl Shard {
         joined.left_out.retain(|each| seen.contains(&each.key));
         state.registry.add(&joined.topic, watcher);
         let topic = joined.topic.clone();
-        let id = state.connections[slot].id;
+        let connection = &mut state.connections[slot];
+        if let Transport::SocketIo(link) = &mut connection.transport
+            && let Some(at) = link.room_of(joined.subscription)
+        {
+            link.rooms[at].offset.add_topic();
+        }
+        let id = connection.id;
         self.welcome(state, slot, joined, now);
         // A client that reads nothing may have been ended by its welcome.
         if Self::find(state, id).is_some() {

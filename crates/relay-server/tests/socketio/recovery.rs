@@ -111,6 +111,13 @@ impl<'a> Page<'a> {
         self.socket.send(&packet).await;
     }
 
+    /// As a page does whenever its library has connected, where its namespace does not bring the job.
+    async fn watch_unless_there(&mut self, job: &str) {
+        if self.namespace == "/empty" {
+            self.watch(job).await;
+        }
+    }
+
     /// Nothing else has come: the next is what is published now.
     async fn heard_all(&mut self) {
         self.relay
@@ -166,21 +173,26 @@ async fn who_comes_back_is_told_what_it_missed_and_nothing_twice() {
 }
 
 #[tokio::test]
-async fn what_may_be_told_twice_carries_no_offset() {
+async fn what_may_be_told_twice_carries_no_offset_but_the_first_time() {
     let relay = RelayServer::start(rooms()).await.unwrap();
     let mut page = Page::open(&relay, "/job/j1").await;
-    relay
-        .publish("j1", "alice", &status("running"))
-        .await
-        .unwrap();
-    let state = r#"42/job/j1,["state",{"job":"j1","status":"running"}]"#;
-    assert_eq!(page.packet().await, state);
+    let told = async |page: &mut Page<'_>, job: &str, progress: u32| {
+        let state = json!({"status": "running", "progress": progress});
+        relay.publish(job, "alice", &state).await.unwrap();
+        page.packet().await
+    };
+    let of = |job: &str, end: &str| {
+        format!(r#"42/job/j1,["state",{{"job":"{job}","status":"running"}}{end}"#)
+    };
+    assert!(told(&mut page, "j1", 1).await.starts_with(&of("j1", ",\"")));
+    assert_eq!(told(&mut page, "j1", 2).await, of("j1", "]"));
+    page.watch("j2").await;
+    // Whether it comes as what the topic begins with, or after.
+    assert!(told(&mut page, "j2", 3).await.starts_with(&of("j2", ",\"")));
+    assert_eq!(told(&mut page, "j1", 4).await, of("j1", "]"));
     mark(&relay, "j1", 1).await;
-    assert!(
-        page.packet()
-            .await
-            .starts_with(r#"42/job/j1,["mark",{"n":1},""#)
-    );
+    let mark = r#"42/job/j1,["mark",{"n":1},""#;
+    assert!(page.packet().await.starts_with(mark));
 }
 
 #[tokio::test]
@@ -360,6 +372,50 @@ async fn the_place_is_kept_over_a_restart_and_on_another_relay() {
     for relay in [&first, &second] {
         let mut page = Page::connect(relay, "/job/j1", &auth).await;
         assert_eq!(page.hears(2).await, ["2", "j1 completed"]);
+    }
+}
+
+#[tokio::test]
+async fn however_often_it_is_cut_it_hears_each_milestone_once() {
+    let relay = RelayServer::start(rooms()).await.unwrap();
+    for (namespace, job) in [("/job/j1", "j1"), ("/empty", "j2")] {
+        let state = async |status: &str, progress: u32| {
+            let state = json!({"status": status, "progress": progress});
+            relay.publish(job, "alice", &state).await.unwrap();
+        };
+        state("running", 0).await;
+        let mut page = Page::open(&relay, namespace).await;
+        page.watch_unless_there(job).await;
+        let (mut marks, mut heard) = (0, Vec::new());
+        for round in 0..30 {
+            for _ in 0..round % 4 {
+                marks += 1;
+                mark(&relay, job, marks).await;
+            }
+            if round % 3 == 0 {
+                state("running", round).await;
+            }
+            // Cut with more or less of it unread.
+            let left = usize::try_from(marks).unwrap() - heard.len();
+            let until = heard.len() + left.min(round as usize % 5);
+            while heard.len() < until {
+                let next = page.hears(1).await.remove(0);
+                heard.extend(next.parse::<u32>());
+            }
+            page = page.come_back().await;
+            page.watch_unless_there(job).await;
+        }
+        state("completed", 100).await;
+        let completed = format!("{job} completed");
+        loop {
+            let next = page.hears(1).await.remove(0);
+            match next.parse::<u32>() {
+                Ok(mark) => heard.push(mark),
+                Err(_) if next == completed => break,
+                Err(_) => {}
+            }
+        }
+        assert_eq!(heard, (1..=marks).collect::<Vec<_>>(), "{namespace}");
     }
 }
 

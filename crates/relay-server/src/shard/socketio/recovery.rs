@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use relay_core::cursor::{Cursor, Print};
+use relay_core::job::Again;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
@@ -65,32 +66,49 @@ impl Return {
         self.told.iter().chain(&self.began)
     }
 
-    /// The cursor that speaks for a topic, and whether that is where the client began.
-    fn to(&self, topic: &Topic) -> Option<(&Cursor, bool)> {
+    /// The cursor that speaks for a topic, and what is told again of it.
+    fn to(&self, topic: &Topic) -> Option<(&Cursor, Again)> {
         let cursor = self.cursors().find(|it| it.since(topic).is_some())?;
-        Some((cursor, self.told.as_ref() != Some(cursor)))
+        let again = match self.told.as_ref() == Some(cursor) {
+            true => Again::Nothing,
+            false => Again::Snapshot,
+        };
+        Some((cursor, again))
     }
 }
 
-/// What a namespace's events have appended; nothing where its dialect does without recovery.
+/// What a namespace's events have appended.
 #[derive(Debug)]
-pub(in crate::shard) struct Offset(Option<Box<str>>);
+pub(in crate::shard) struct Offset {
+    /// Nothing where the dialect does without recovery.
+    text: Option<Box<str>>,
+    /// Whether it does not speak for all topics that are told.
+    lacks_topics: bool,
+}
 
 impl Offset {
     /// For a client that was told nothing yet. It is no cursor: whoever comes back with it begins where its
     /// pid says.
     pub(super) fn at_first(pid: Option<&str>) -> Self {
-        Self(pid.map(Into::into))
+        Self {
+            text: pid.map(Into::into),
+            lacks_topics: true,
+        }
+    }
+
+    /// Another topic is told from here on.
+    pub(in crate::shard) fn add_topic(&mut self) {
+        self.lacks_topics = true;
     }
 
     /// What is appended to an event that moves nobody's place. The library takes any text at an event's end
     /// for an offset, its name included where it has no argument: ours has to follow it.
     pub(super) fn after(&self, event: &[u8]) -> Option<&str> {
-        self.0.as_deref().filter(|_| ends_with_text(event))
+        self.text.as_deref().filter(|_| ends_with_text(event))
     }
 
     /// Whether the events of a publication are to say where their client stands now: what must not be told
-    /// twice does. A state may be, so most of what is told is the same bytes for everybody.
+    /// twice does, and the first of a topic. Most states do not, so they are the same bytes for everybody.
     pub(super) fn is_wanted(
         &self,
         publication: &Publication,
@@ -98,7 +116,8 @@ impl Offset {
         events: &[u8],
     ) -> bool {
         let is_once = is_change || !publication.is_state() || publication.is_terminal();
-        self.0.is_some() && !events.is_empty() && (is_once || ends_with_text(events))
+        let is_due = is_once || self.lacks_topics || ends_with_text(events);
+        self.text.is_some() && !events.is_empty() && is_due
     }
 
     /// The client stands at `cursor` once it has been told what this is appended to, and knows the job by
@@ -110,7 +129,8 @@ impl Offset {
             Some(status) => format!("{cursor}{SEPARATOR}{status}"),
             None => cursor.to_string(),
         };
-        self.0.insert(offset.into())
+        self.lacks_topics = false;
+        self.text.insert(offset.into())
     }
 }
 
@@ -154,7 +174,7 @@ impl Shard {
         returns: &Return,
         now: Moment,
     ) {
-        let Some((cursor, begun)) = returns.to(&topic) else {
+        let Some((cursor, again)) = returns.to(&topic) else {
             return self.join(state, slot, Join::anew(subscription, topic));
         };
         let connection = &mut state.connections[slot];
@@ -163,13 +183,13 @@ impl Shard {
             let words = speech.dialect().words.len();
             let known = returns
                 .status
-                .filter(|it| !begun && usize::from(*it) < words);
+                .filter(|it| again == Again::Nothing && usize::from(*it) < words);
             speech.returned = known.map(|status| (job.clone(), status));
         }
         let join = Join {
             subscription,
             cursor: Some(cursor.clone()),
-            begun,
+            again,
             topic,
         };
         match (&join.topic, &mut connection.speech) {
