@@ -1,38 +1,34 @@
-//! Socket.IO connections: namespaces joined and left, events heard and answered, words put into packets.
+//! Socket.IO connections: namespaces joined and left, events heard.
 //!
 //! A connection speaks one dialect, that of the first namespace it joined; every namespace of it is a
 //! [`Room`] with its own endpoint and subscriptions. How packets travel is the affair of
 //! [`super::engineio`].
 
 mod recovery;
+mod said;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
-use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
 use relay_core::topic::Topic;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Transport};
-use super::deliver::cursor_at;
 use super::engineio::Link;
 use super::registry::Watcher;
 use super::speech::{Speech, session_bounds};
 use super::{Join, Shard, State};
 use crate::dialect::jq::Input;
-use crate::dialect::{Endpoint, Frame, Params};
+use crate::dialect::{Endpoint, Params};
 use crate::frame::Notice;
 use crate::identity::{Credential, Identity, Refused, Sight, Source};
 use crate::socketio::session::{MAX_NAMESPACES, Step};
-use crate::socketio::{namespace, packet, payload, sid};
-use crate::websocket;
+use crate::socketio::{namespace, packet, sid};
 use recovery::Return;
 pub(super) use recovery::{Offset, cursor_for};
+pub(super) use said::{Call, packets, wrap};
 
 /// One namespace a connection is in.
 #[derive(Debug)]
@@ -434,128 +430,6 @@ impl Shard {
         let dialect = room.endpoint.voice.dialect.clone();
         self.on_message(state, slot, &dialect, (&input, &context), Some(&id), now);
     }
-
-    /// A notice in the words of the namespace it is about.
-    pub(super) fn notice_in(
-        &self,
-        connection: &Connection,
-        notice: &Notice<'_>,
-        call: &Call<'_>,
-    ) -> Bytes {
-        let (Some(frame), Ok(mut input)) = (notice.frame(), serde_json::to_value(notice)) else {
-            return Bytes::new();
-        };
-        if let Some(input) = input.as_object_mut() {
-            // Ours, by which the answer finds its way.
-            input.remove("id");
-        }
-        self.say_in(connection, frame, &input, call)
-    }
-
-    /// Anything a dialect may have words for, in answer to what came with `id`; in the connection's first
-    /// namespace where nothing did.
-    pub(super) fn say_called(
-        &self,
-        connection: &Connection,
-        frame: Frame,
-        input: &impl Serialize,
-        id: Option<&Value>,
-    ) -> Bytes {
-        let (Some(call), Ok(input)) = (Call::of(id, connection), serde_json::to_value(input))
-        else {
-            return Bytes::new();
-        };
-        self.say_in(connection, frame, &input, &call)
-    }
-
-    /// Anything a dialect may have words for, in one namespace.
-    pub(super) fn say_in(
-        &self,
-        connection: &Connection,
-        frame: Frame,
-        input: &Value,
-        call: &Call<'_>,
-    ) -> Bytes {
-        let Some((_, room)) = room_of(connection, call.namespace) else {
-            return Bytes::new();
-        };
-        let dialect = &room.endpoint.voice.dialect;
-        if !dialect.speaks(frame) {
-            return Bytes::new();
-        }
-        let context = self.context(connection, &room.endpoint, &room.params);
-        let (Ok(input), Ok(relay)) = (Input::of(input), Input::of(&context)) else {
-            return Bytes::new();
-        };
-        let texts = dialect.map(frame, &input, &relay, &self.common.telemetry);
-        packets(connection, call, texts)
-    }
-
-    /// A publication in the packets of the namespace it is told in. `position` is where its client then
-    /// stands.
-    pub(super) fn tell_in(
-        &self,
-        connection: &mut Connection,
-        publication: &Publication,
-        (via, position): (SubscriptionId, u64),
-        replayed: bool,
-    ) -> Bytes {
-        let (Transport::SocketIo(link), Some(speech)) =
-            (&connection.transport, &mut connection.speech)
-        else {
-            return Bytes::new();
-        };
-        let Some(at) = link.room_of(via) else {
-            return Bytes::new();
-        };
-        let voice = Some(&link.rooms[at].endpoint.voice);
-        let told = (publication, replayed);
-        let (texts, is_change) = speech.tell(voice, told, &self.common.telemetry, shared_texts);
-        let status = speech.told_of(publication.key);
-        let is_wanted = link.rooms[at]
-            .offset
-            .is_wanted(publication, is_change, &texts);
-        let cursor = is_wanted.then(|| cursor_at(connection, (publication.epoch, position)));
-        let Transport::SocketIo(link) = &mut connection.transport else {
-            return Bytes::new();
-        };
-        let is_polling = link.protocol.is_polling();
-        let room = &mut link.rooms[at];
-        let offset = cursor.map(|cursor| room.offset.advance(&cursor, status));
-        told_in(&room.namespace, &texts, offset, is_polling)
-    }
-}
-
-/// Where an answer belongs: a namespace, and the number of the event it answers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub(super) namespace: &'a str,
-    pub(super) ack: Option<u64>,
-}
-
-impl<'a> Call<'a> {
-    /// As an id that answers carry through the shard, where other clients have their own.
-    pub(super) fn id(&self) -> Value {
-        json!([self.namespace, self.ack])
-    }
-
-    /// What was made with [`Call::id`]; the connection's first namespace where nothing was.
-    pub(super) fn of(id: Option<&'a Value>, connection: &'a Connection) -> Option<Self> {
-        if let Some(id) = id {
-            return Some(Self {
-                namespace: id.get(0)?.as_str()?,
-                ack: id.get(1).and_then(Value::as_u64),
-            });
-        }
-        let Transport::SocketIo(link) = &connection.transport else {
-            return None;
-        };
-        let room = link.rooms.first()?;
-        Some(Self {
-            namespace: &room.namespace,
-            ack: None,
-        })
-    }
 }
 
 /// Notes in which namespace a subscription is told: the one it was `asked` for in.
@@ -576,14 +450,6 @@ pub(super) fn note_subscription(
     }
 }
 
-/// An answer of several arguments, or of none.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Acknowledgement<'a> {
-    #[serde(borrow)]
-    ack: &'a RawValue,
-}
-
 fn room_of<'a>(connection: &'a Connection, namespace: &str) -> Option<(&'a Link, &'a Room)> {
     let Transport::SocketIo(link) = &connection.transport else {
         return None;
@@ -595,66 +461,4 @@ fn room_of<'a>(connection: &'a Connection, namespace: &str) -> Option<(&'a Link,
 
 fn is_polling(connection: &Connection) -> bool {
     matches!(&connection.transport, Transport::SocketIo(link) if link.protocol.is_polling())
-}
-
-/// What a mapping gave, as packets: an array that begins with a text is an event, anything else goes into
-/// the acknowledgement, if one is wanted: as its only argument, or as `{ack: [argument…]}` says.
-pub(super) fn packets(connection: &Connection, call: &Call<'_>, texts: Vec<Vec<u8>>) -> Bytes {
-    let mut packets = Vec::with_capacity(texts.len());
-    let offset = room_of(connection, call.namespace).map(|(_, room)| &room.offset);
-    let mut ack = call.ack;
-    for text in texts {
-        if text.starts_with(b"[\"") {
-            let offset = offset.and_then(|offset| offset.after(&text));
-            packets.push(packet::event(call.namespace, &text, offset).concat());
-        } else if let Some(id) = ack.take() {
-            let answer = match serde_json::from_slice::<Acknowledgement<'_>>(&text) {
-                Ok(Acknowledgement { ack }) if ack.get().starts_with('[') => ack.get().into(),
-                _ => [b"[", text.as_slice(), b"]"].concat(),
-            };
-            packets.push(packet::ack(call.namespace, id, &answer));
-        }
-    }
-    wrap(is_polling(connection), packets)
-}
-
-/// The texts of a publication, shared by all namespaces, in the packets of one of them; the last one carries
-/// the offset.
-fn told_in(namespace: &str, texts: &[u8], offset: Option<&str>, is_polling: bool) -> Bytes {
-    if texts.is_empty() {
-        return Bytes::new();
-    }
-    let separator = payload::SEPARATOR as u8;
-    if !is_polling && !texts.contains(&separator) {
-        // What nearly everything is: put together where it stays.
-        return websocket::text_of(&packet::event(namespace, texts, offset));
-    }
-    let texts: Vec<&[u8]> = texts.split(|byte| *byte == separator).collect();
-    let last = texts.len() - 1;
-    let packets = texts.iter().enumerate().map(|(at, text)| {
-        let offset = offset.filter(|_| at == last);
-        packet::event(namespace, text, offset).concat()
-    });
-    wrap(is_polling, packets.collect())
-}
-
-/// Puts the texts of a publication together for [`told_in`]. What is no event cannot be told.
-fn shared_texts(mut texts: Vec<Vec<u8>>) -> Bytes {
-    texts.retain(|text| text.starts_with(b"[\""));
-    payload::join(&texts).into()
-}
-
-/// Packets as bytes on their way: in WebSocket frames, or as a payload.
-pub(super) fn wrap(is_polling: bool, packets: Vec<Vec<u8>>) -> Bytes {
-    if is_polling {
-        return payload::join(&packets).into();
-    }
-    match packets.as_slice() {
-        [] => Bytes::new(),
-        [packet] => websocket::text(packet),
-        packets => {
-            let frames = packets.iter().map(|packet| websocket::text(packet));
-            Bytes::from(frames.collect::<Vec<_>>().concat())
-        }
-    }
 }
