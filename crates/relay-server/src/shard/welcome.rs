@@ -61,7 +61,8 @@ impl Shard {
             .retain(|publication| seen_by(connection, &watcher, publication) == Seen::Yes);
         if let Some(within) = speech::endings_within(connection, &joined.topic) {
             let wall = self.clock.wall();
-            speech::leave_out_ended(&mut joined.publications, since, within, wall);
+            // Also where milestones are lost: what ended since is news.
+            speech::leave_out_ended(&mut joined.publications, joined.since, within, wall);
         }
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
         joined.left_out.retain(|each| seen.contains(&each.key));

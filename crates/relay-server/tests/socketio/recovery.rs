@@ -247,6 +247,25 @@ async fn a_user_s_jobs_that_ended_meanwhile_are_told_and_older_ones_are_not() {
 }
 
 #[tokio::test]
+async fn regression_an_ending_is_told_where_the_history_no_longer_has_all_milestones() {
+    let relay = RelayServer::start(rooms().set("history.per_job", "2"))
+        .await
+        .unwrap();
+    let page = Page::open(&relay, "/user").await;
+    let auth = json!({"pid": page.pid});
+    drop(page);
+    for n in 1..=5 {
+        mark(&relay, "j1", n).await;
+    }
+    relay
+        .publish("j2", "alice", &status("completed"))
+        .await
+        .unwrap();
+    let mut page = Page::connect(&relay, "/user", &auth).await;
+    while page.hears(1).await != ["j2 completed"] {}
+}
+
+#[tokio::test]
 async fn a_job_asked_for_by_name_is_not_told_again_with_its_user_s_others() {
     let relay = RelayServer::start(rooms()).await.unwrap();
     let page = Page::open(&relay, "/user").await;
