@@ -329,7 +329,6 @@ impl Shard {
     }
 }
 
-/// Ends a poll whose request is dropped.
 /// An identity that may do nothing yet.
 pub(super) fn nobody() -> Identity {
     Identity {

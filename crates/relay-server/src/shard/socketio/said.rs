@@ -97,17 +97,16 @@ impl Shard {
         let voice = Some(&link.rooms[at].endpoint.voice);
         let told = (publication, replayed);
         let (texts, is_change) = speech.tell(voice, told, &self.common.telemetry, shared_texts);
-        let status = speech.told_of(publication.key);
-        let is_wanted = link.rooms[at]
-            .offset
-            .is_wanted(publication, is_change, &texts);
+        let offset = &link.rooms[at].offset;
+        let is_wanted = offset.is_wanted(publication, is_change, &texts);
+        let status = is_wanted.then(|| speech.told_of(publication.key));
         let cursor = is_wanted.then(|| cursor_at(connection, (publication.epoch, position)));
         let Transport::SocketIo(link) = &mut connection.transport else {
             return Bytes::new();
         };
         let is_polling = link.protocol.is_polling();
         let room = &mut link.rooms[at];
-        let offset = cursor.map(|cursor| room.offset.advance(&cursor, status));
+        let offset = cursor.map(|cursor| room.offset.advance(&cursor, status.flatten()));
         told_in(&room.namespace, &texts, offset, is_polling)
     }
 }
