@@ -44,7 +44,10 @@ pub enum Message {
     /// Whether what the relay knows may be out of date.
     Stale(bool),
     /// The bus began a new life: numbers start again, and old cursors mean nothing.
-    NewEpoch,
+    NewEpoch {
+        /// Whether it is the first that this node sees: nobody here was told anything of another.
+        first: bool,
+    },
 }
 
 /// The answer to a join: what the client is told first.

@@ -304,7 +304,7 @@ impl Shard {
             Message::Gap(lost) => self.on_lost(state, &lost, now),
             Message::Repair(repairing) => self.on_repair(state, repairing),
             Message::Stale(stale) => state.stale = stale,
-            Message::NewEpoch => self.on_new_epoch(state, now),
+            Message::NewEpoch { first } => self.on_new_epoch(state, first),
         }
     }
 

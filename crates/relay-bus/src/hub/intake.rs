@@ -50,7 +50,7 @@ impl Intake for Hub {
         let first = table.life == 0;
         table.life += 1;
         if epoch != table.epoch {
-            self.begin_epoch(&mut table, epoch);
+            self.begin_epoch(&mut table, epoch, first);
         } else if !first {
             if self.backing.memory().is_some() {
                 // Nobody's cursor may pass what was missed, and that is not known before the comparison.
@@ -281,7 +281,7 @@ impl Hub {
     }
 
     /// The bus started anew: nothing known before counts, and no number does.
-    fn begin_epoch(&self, table: &mut Table, epoch: u64) {
+    fn begin_epoch(&self, table: &mut Table, epoch: u64, first: bool) {
         tracing::info!(epoch, "the bus begins a new epoch");
         for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
             table.forget(&id);
@@ -294,7 +294,7 @@ impl Hub {
         table.known_from = 0;
         table.forget_holes();
         table.release_all();
-        self.tell_all(|| Message::NewEpoch);
+        self.tell_all(|| Message::NewEpoch { first });
     }
 
     /// The bus was away: what nobody watches is forgotten, what somebody watches will be compared.

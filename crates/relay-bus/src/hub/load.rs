@@ -53,7 +53,9 @@ impl Hub {
         tallies.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut comparing = false;
         loop {
-            if let Some(store) = self.backing.memory() {
+            // Before the bus is read there is no epoch that an answer would belong to.
+            let reads = self.table().life > 0;
+            if let Some(store) = self.backing.memory().filter(|_| reads) {
                 if !comparing && std::mem::take(&mut *self.resync.lock()) {
                     comparing = true;
                     in_flight.push(Box::pin(self.compare(store)));

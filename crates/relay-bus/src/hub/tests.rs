@@ -458,7 +458,7 @@ impl World {
                     }
                 }
                 Message::Repair(repairing) => self.holds.take(repairing),
-                Message::Stale(_) | Message::NewEpoch | Message::Aggregate(_) => {}
+                Message::Stale(_) | Message::NewEpoch { .. } | Message::Aggregate(_) => {}
             }
         }
         let most = self.random.usize(0..6);

@@ -34,7 +34,7 @@ use tower::ServiceExt as _;
 
 use super::engineio::{Answered, Upgrade};
 use super::watch::Stream;
-use super::{Opening, Shard};
+use super::{Opening, Shard, Transport};
 use crate::socketio::request::is_engine_io;
 use crate::websocket;
 
@@ -275,6 +275,7 @@ impl Shard {
         let mut state = self.state.borrow_mut();
         let now = self.clock.now();
         let stream = takeover.stream;
+        let greets = matches!(stream.transport, Transport::WebSocket(_));
         let opening = Opening {
             transport: stream.transport,
             stream: Some(socket.clone()),
@@ -290,8 +291,8 @@ impl Shard {
         if let Some(packet) = self.open_packet(&state, slot) {
             self.reply(&mut state, slot, crate::websocket::text(packet.as_bytes()));
         }
-        if let Some(hello) = stream.hello {
-            self.greet(&mut state, slot, hello);
+        if greets {
+            self.greet(&mut state, slot);
         }
         if stream.authenticated {
             self.watch_topics(&mut state, slot, stream.topics, stream.cursor);

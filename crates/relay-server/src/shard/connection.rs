@@ -98,13 +98,21 @@ pub(super) struct Extras {
     pub(super) resuming: Vec<SubscriptionId>,
     /// Subscriptions named together, until their join is answered.
     pub(super) together: Vec<SubscriptionId>,
-    /// Topics the client brought a cursor for; until they are live here, cursors handed out go on
-    /// speaking for them as that one did.
-    pub(super) carried: Vec<Told>,
+    /// What the client's cursor spoke for; until that is live here, cursors handed out go on speaking for
+    /// it as that one did.
+    pub(super) carried: Carried,
     /// Topics whose tally changed while the socket was full.
     pub(super) owed: Vec<Topic>,
     /// What the URL named, until the client has authenticated.
     pub(super) awaited: Option<Box<(Vec<Topic>, Option<Cursor>)>>,
+}
+
+/// What a client brought a cursor for.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// The life of the bus it is of. Which one this is may not be known yet, so any is kept.
+    pub(super) epoch: u64,
+    pub(super) told: Vec<Told>,
 }
 
 /// How a subscription was asked for.
@@ -167,7 +175,7 @@ impl Extras {
             && unproven.is_empty()
             && resuming.is_empty()
             && together.is_empty()
-            && carried.is_empty()
+            && carried.told.is_empty()
             && owed.is_empty()
             && awaited.is_none()
     }
@@ -207,18 +215,22 @@ impl Connection {
         self.extras.get_or_insert_default()
     }
 
-    /// What cursors handed out still say of topics that are not (yet) live on this connection.
-    pub(super) fn carried(&self) -> &[Told] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.carried)
+    /// What cursors handed out in this epoch still say of topics that are not (yet) live on this
+    /// connection.
+    pub(super) fn carried(&self, epoch: u64) -> &[Told] {
+        let carried = self.extras.as_ref().map(|extras| &extras.carried);
+        carried
+            .filter(|carried| carried.epoch == epoch)
+            .map_or(&[], |carried| &carried.told)
     }
 
     /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.
     pub(super) fn carry(&mut self, cursor: &Cursor, epoch: u64) {
-        if cursor.epoch == epoch {
-            let carried = &mut self.extras().carried;
-            if carried.is_empty() {
-                carried.extend_from_slice(cursor.told());
-            }
+        if self.carried(epoch).is_empty() {
+            self.extras().carried = Carried {
+                epoch: cursor.epoch,
+                told: cursor.told().to_vec(),
+            };
         }
     }
 

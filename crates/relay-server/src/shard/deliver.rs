@@ -344,7 +344,7 @@ pub(super) fn render<'a>(
         && position == publication.seq
         && !place.stale
         && wire != Wire::Json
-        && connection.carried().is_empty()
+        && connection.carried(place.epoch).is_empty()
         && connection.outbox.behind(via).is_none();
     if in_step {
         return Cow::Borrowed(frame::in_step(publication, topic, wire));
@@ -358,7 +358,7 @@ pub(super) fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {
     let behind = |id| connection.outbox.behind(id);
     connection
         .session
-        .cursor(place, behind, connection.carried())
+        .cursor(place, behind, connection.carried(place.0))
 }
 
 /// Where a connection stands now.

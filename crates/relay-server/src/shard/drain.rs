@@ -77,10 +77,13 @@ impl Shard {
         }
     }
 
-    /// The bus began a new life: every cursor handed out is void, so everybody starts anew.
-    pub(super) fn on_new_epoch(&self, state: &mut State, _now: Moment) {
+    /// The bus began a new life: every cursor handed out is void, so everybody starts anew. Before the
+    /// `first` none was handed out, and whoever is there waits for it.
+    pub(super) fn on_new_epoch(&self, state: &mut State, first: bool) {
         state.epoch = self.common.hub.epoch();
         state.frontier = 0;
-        self.end_all(state, CloseReason::Drain);
+        if !first {
+            self.end_all(state, CloseReason::Drain);
+        }
     }
 }

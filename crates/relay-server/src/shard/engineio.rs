@@ -315,7 +315,6 @@ impl Shard {
             admission,
             // Whoever the client is, it is heard once it has joined a namespace.
             authenticated: false,
-            hello: None,
             topics: Vec::new(),
             cursor: None,
             dialect: None,

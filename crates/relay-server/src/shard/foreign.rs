@@ -166,7 +166,6 @@ impl Shard {
                 identity,
                 admission,
                 authenticated: true,
-                hello: Some(()),
                 topics,
                 cursor: None,
                 dialect: Some((endpoint.clone(), found.params.clone())),

@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 
-use super::connection::Transport;
+use super::connection::{Carried, Transport};
 use super::registry::Watcher;
 use super::{Join, Shard, State, socketio, speech};
 use crate::command;
@@ -363,9 +363,11 @@ impl Shard {
 
     fn ping(&self, state: &mut State, slot: usize, now: Moment) {
         let connection = &mut state.connections[slot];
-        if let Some(extras) = &mut connection.extras {
+        if let Some(extras) = &mut connection.extras
+            && extras.resuming.is_empty()
+        {
             // What was not asked for again by now is no longer wanted; if it is, it starts anew.
-            extras.carried = Vec::new();
+            extras.carried = Carried::default();
         }
         if connection.writer.is_blocked() {
             return;

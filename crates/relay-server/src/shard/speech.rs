@@ -427,7 +427,7 @@ impl Shard {
     ) {
         let command = match instruction {
             Instruction::Subscribe(topic) => Command::Subscribe {
-                cursor: socketio::cursor_for(&state.connections[slot], &topic, state.epoch),
+                cursor: socketio::cursor_for(&state.connections[slot], &topic),
                 topic,
             },
             Instruction::Unsubscribe(topic) => Command::Unsubscribe { topic },

@@ -37,8 +37,6 @@ pub(super) struct Stream {
     pub(super) identity: Arc<Identity>,
     pub(super) admission: Admission,
     pub(super) authenticated: bool,
-    /// Whether the client is greeted, as on a WebSocket.
-    pub(super) hello: Option<()>,
     pub(super) topics: Vec<Topic>,
     pub(super) cursor: Option<Cursor>,
     /// Which dialect it speaks, and what its path says.
@@ -151,12 +149,11 @@ impl Shard {
             .admissions
             .admit(identity.user.as_ref(), peer)
             .map_err(|refusal| refuse(ApiError::limit(refusal.code(), &refusal.to_string())))?;
-        let stream = |transport, hello| Stream {
+        let stream = |transport| Stream {
             transport,
             identity: identity.clone(),
             admission,
             authenticated,
-            hello,
             topics: query.topics.clone(),
             cursor: query.cursor.clone(),
             dialect: None,
@@ -167,7 +164,7 @@ impl Shard {
                     .wait
                     .unwrap_or(self.common.poll_wait)
                     .min(self.common.poll_wait_max);
-                let opened = stream(Transport::Poll(None), None);
+                let opened = stream(Transport::Poll(None));
                 self.poll_once(opened, wait)
                     .await
                     .map(Watched::Answer)
@@ -175,7 +172,7 @@ impl Shard {
             }
             ("/v1/ws", Some(head)) => Ok(Watched::Stream(Box::new(Takeover {
                 head,
-                stream: stream(Transport::WebSocket(Decoder::default()), Some(())),
+                stream: stream(Transport::WebSocket(Decoder::default())),
                 early: Bytes::new(),
             }))),
             _ => {
@@ -185,7 +182,7 @@ impl Shard {
                     .response_headers(standing, request.headers());
                 Ok(Watched::Stream(Box::new(Takeover {
                     head: event_stream_head(allow),
-                    stream: stream(Transport::EventStream, None),
+                    stream: stream(Transport::EventStream),
                     early: Bytes::new(),
                 })))
             }
@@ -315,7 +312,7 @@ impl Shard {
     }
 
     /// Greets the client of a WebSocket.
-    pub(super) fn greet(&self, state: &mut State, slot: usize, _hello: ()) {
+    pub(super) fn greet(&self, state: &mut State, slot: usize) {
         let connection = &state.connections[slot];
         let notice = Notice::Hello {
             version: env!("CARGO_PKG_VERSION"),

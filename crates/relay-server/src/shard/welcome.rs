@@ -29,7 +29,7 @@ impl Shard {
         let since = joined.since.filter(|_| joined.recovered);
         let live = slot.filter(|slot| {
             let connection = &mut state.connections[*slot];
-            let from = complete_from(connection, &joined);
+            let from = complete_from(connection, &joined, state.epoch);
             let since = since.unwrap_or(0);
             connection.session.joined(joined.subscription, since, from)
         });
@@ -141,7 +141,7 @@ impl Shard {
             .collect();
         if let Some(extras) = &mut connection.extras {
             let print = Print::of(&joined.topic);
-            extras.carried.retain(|told| told.print != print);
+            extras.carried.told.retain(|told| told.print != print);
             if extras.is_empty() {
                 connection.extras = None;
             }
@@ -211,12 +211,12 @@ impl Shard {
 }
 
 /// From which number on a subscription whose join was answered is told everything.
-fn complete_from(connection: &Connection, joined: &Joined) -> u64 {
+fn complete_from(connection: &Connection, joined: &Joined, epoch: u64) -> u64 {
     let Some(since) = joined.since.filter(|_| joined.recovered) else {
         return joined.high;
     };
     let print = Print::of(&joined.topic);
-    let mut carried = connection.carried().iter();
+    let mut carried = connection.carried(epoch).iter();
     let told = carried.find(|told| told.print == print && told.seq == since);
     told.map_or(since, |told| told.from)
 }
@@ -240,7 +240,7 @@ fn is_told(
             told.print == print && told.seq >= publication.seq && told_from(told.from)
         };
         (live.is_some_and(|other| told_from(other.complete_from))
-            || connection.carried().iter().any(carried))
+            || connection.carried(publication.epoch).iter().any(carried))
             && connection.identity.may_watch(&topic, owner, parent)
     })
 }

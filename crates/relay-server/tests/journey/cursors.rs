@@ -104,6 +104,53 @@ async fn a_cursor_from_before_a_restart_gets_its_milestones_whoever_asked_first(
     }
 }
 
+#[tokio::test]
+async fn who_is_back_before_the_bus_waits_for_it_and_keeps_the_connection() {
+    let mut nats = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mut relay = RelayServer::start(settings(&nats).only_live())
+        .await
+        .unwrap();
+    relay.ready().await.unwrap();
+    relay.publish("a", "o", &state(1)).await.unwrap();
+    relay.publish("b", "o", &state(2)).await.unwrap();
+    let topics = || Watch::topics(["job:a", "job:b"]);
+    let address = relay.address();
+    let watcher = Watcher::connect(Transport::WebSocket, &address, topics());
+    let mut watcher = watcher.await.unwrap();
+    let mut told = 0;
+    let both = |frame: &Frame| {
+        told += u32::from(mark(frame).is_some());
+        told == 2
+    };
+    watcher.until(SOON, "both snapshots", both).await.unwrap();
+    let before = watcher.cursor();
+    watcher.close().await;
+    for (job, missed) in [("a", 3), ("b", 4)] {
+        let missed = json!({"mark": missed});
+        relay.milestone(job, "o", "page", &missed).await.unwrap();
+    }
+    nats.kill();
+    relay.kill();
+    relay.restart().await.unwrap();
+    let mut watchers = Vec::new();
+    for transport in [Transport::WebSocket, Transport::Sse] {
+        let watcher = Watcher::connect(transport, &address, topics().from(before.clone()));
+        watchers.push((transport, watcher.await.unwrap()));
+    }
+    nats.restart().await.unwrap();
+    for (transport, watcher) in &mut watchers {
+        let mut marks = Vec::new();
+        while marks.len() < 2 {
+            let told = watcher.until(SOON, "a missed milestone", |it| mark(it).is_some());
+            let told = told.await;
+            let told = told.unwrap_or_else(|error| panic!("{transport}: {error}"));
+            marks.extend(mark(&told));
+        }
+        marks.sort_unstable();
+        assert_eq!(marks, [3, 4], "{transport}");
+    }
+}
+
 /// A client may go after any frame: the cursor it has then speaks for all its topics, and for no more
 /// than it was told of each.
 async fn a_resume_may_be_cut_anywhere(topics: usize) {

@@ -218,16 +218,9 @@ impl Shard {
 }
 
 /// The cursor a client brought, for a topic that it asks for again by message.
-pub(in crate::shard) fn cursor_for(
-    connection: &Connection,
-    topic: &str,
-    epoch: u64,
-) -> Option<String> {
-    let carried = connection.carried();
-    if carried.is_empty() {
-        return None;
-    }
+pub(in crate::shard) fn cursor_for(connection: &Connection, topic: &str) -> Option<String> {
+    let carried = &connection.extras.as_ref()?.carried;
     let print = Print::of(&Topic::parse(topic).ok()?);
-    let told = carried.iter().find(|told| told.print == print)?;
-    Some(Cursor::new(epoch, told.seq, [*told]).to_string())
+    let told = carried.told.iter().find(|told| told.print == print)?;
+    Some(Cursor::new(carried.epoch, told.seq, [*told]).to_string())
 }
