@@ -833,6 +833,46 @@ fn what_is_published_is_seen_in_the_answer_or_after_it() {
     assert_eq!(seqs(&join(&hub, "job:j1", None)), [1]);
 }
 
+/// Until the stream is read nobody knows which life of it an answer is of, though the store may answer.
+#[tokio::test(start_paused = true)]
+async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
+    let stream = Arc::new(Stream::default());
+    let running = r#"{"status":"running"}"#.to_owned();
+    stream.append("j1", What::State, running, false);
+    stream.append("j1", What::Milestone(name("clip")), "1".to_owned(), false);
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hub.clone().run());
+    for (connection, topic) in [(1, "job:j1"), (2, "user:alice")] {
+        let topic = Topic::parse(topic).unwrap();
+        hub.join(JoinRequest {
+            shard: 0,
+            connection: ConnectionId(connection),
+            subscription: SUBSCRIPTION,
+            cursor: Some(Cursor::at(7, 1, [&topic])),
+            topic,
+            again: Again::Nothing,
+        });
+    }
+    let mut messages = Vec::new();
+    sleep(Duration::from_secs(60)).await;
+    hub.inbox(0).drain(&mut messages);
+    assert!(messages.is_empty(), "{messages:?}");
+    hub.live(7, 2);
+    sleep(Duration::from_secs(60)).await;
+    hub.inbox(0).drain(&mut messages);
+    assert!(matches!(messages[0], Message::NewEpoch { first: true }));
+    let answers = messages.iter().filter_map(|message| match message {
+        Message::Joined(joined) => Some((joined.connection.0, (joined.recovered, seqs(joined)))),
+        _ => None,
+    });
+    let missed = (true, vec![2]);
+    assert_eq!(
+        answers.collect::<BTreeMap<_, _>>(),
+        BTreeMap::from([(1, missed.clone()), (2, missed)])
+    );
+}
+
 /// The store may be away for long, and clients come back again and again meanwhile.
 #[test]
 fn a_join_is_not_kept_for_a_connection_that_has_gone() {
