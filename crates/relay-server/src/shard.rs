@@ -388,7 +388,7 @@ impl Shard {
                 && self
                     .common
                     .hub
-                    .withdraw(topic, connection.id, subscription.id)
+                    .withdraw(topic, self.number, connection.id, subscription.id)
             {
                 state.registry.answered(topic);
             }

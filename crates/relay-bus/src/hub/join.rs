@@ -76,12 +76,13 @@ impl Hub {
     pub fn withdraw(
         &self,
         topic: &Topic,
+        shard: usize,
         connection: ConnectionId,
         subscription: SubscriptionId,
     ) -> bool {
-        let is_it = |request: &JoinRequest| {
-            request.connection == connection && request.subscription == subscription
-        };
+        // Each shard numbers its own connections.
+        let whose = (shard, connection, subscription);
+        let is_it = |it: &JoinRequest| (it.shard, it.connection, it.subscription) == whose;
         let mut table = self.table();
         let waiting = |table: &Table| {
             let repairs = table.jobs.get(topic.id()).and_then(|it| it.repair.as_ref());

@@ -875,7 +875,7 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
 
 /// The store may be away for long, and clients come back again and again meanwhile.
 #[test]
-fn a_join_is_not_kept_for_a_connection_that_has_gone() {
+fn a_connection_that_has_gone_takes_its_join_along_and_no_other_s() {
     let stream = Arc::new(Stream::default());
     let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
     let cursor = Cursor::at(1, 99, [&Topic::parse("job:ahead").unwrap()]);
@@ -886,20 +886,23 @@ fn a_join_is_not_kept_for_a_connection_that_has_gone() {
         ("job:ahead", Some(cursor)),
     ] {
         let topic = Topic::parse(topic).unwrap();
-        let request = |connection| JoinRequest {
-            shard: 0,
-            connection: ConnectionId(connection),
-            subscription: SUBSCRIPTION,
-            topic: topic.clone(),
-            cursor: cursor.clone(),
-            again: Again::Nothing,
-        };
-        hub.join(request(1));
-        hub.join(request(2));
-        let withdraw = |connection| hub.withdraw(&topic, ConnectionId(connection), SUBSCRIPTION);
-        assert!(withdraw(1), "{topic}");
-        assert!(!withdraw(1), "{topic}: it is gone already");
-        assert!(withdraw(2), "{topic}");
+        // Each shard numbers its own connections, so two may have one number.
+        let all = [(0, 1), (0, 2), (1, 1)];
+        for (shard, connection) in all {
+            hub.join(JoinRequest {
+                shard,
+                connection: ConnectionId(connection),
+                subscription: SUBSCRIPTION,
+                topic: topic.clone(),
+                cursor: cursor.clone(),
+                again: Again::Nothing,
+            });
+        }
+        for (shard, connection) in all {
+            let withdraw = || hub.withdraw(&topic, shard, ConnectionId(connection), SUBSCRIPTION);
+            assert!(withdraw(), "{topic}, {shard}, {connection}");
+            assert!(!withdraw(), "{topic}: it is gone already, and no other is");
+        }
     }
     let table = hub.table.lock();
     assert!(table.waiting.values().all(Vec::is_empty));
