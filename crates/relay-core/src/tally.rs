@@ -96,9 +96,12 @@ impl Tally {
         self.counts.iter().sum()
     }
 
-    /// The progress of all, each by its weight; `None` where nothing weighs anything.
+    /// The progress of all, each by its weight, in percent with three decimals; `None` where nothing weighs
+    /// anything.
     pub fn progress(&self) -> Option<f64> {
-        (self.weight > 0.0).then(|| (self.done / self.weight).clamp(0.0, 100.0))
+        // Further digits would be the noise of shares kept in single precision.
+        let rounded = |percent: f64| (percent * 1000.0).round() / 1000.0;
+        (self.weight > 0.0).then(|| rounded((self.done / self.weight).clamp(0.0, 100.0)))
     }
 
     /// The worst status any of them has: failed, then cancelled, then the least advanced of the others.
@@ -140,6 +143,15 @@ mod tests {
         assert_eq!(tally.progress(), Some(80.0));
         assert_eq!(tally.worst(), Some(Status::Failed));
         assert_eq!((tally.total(), tally.count(Status::Completed)), (3, 1));
+    }
+
+    #[test]
+    fn regression_progress_is_told_without_the_noise_of_single_precision() {
+        let mut tally = Tally::default();
+        tally.add(share(Status::Running, 49.8, 3.0));
+        tally.add(share(Status::Completed, 100.0, 1.0));
+        tally.add(share(Status::Failed, 0.0, 1.0));
+        assert_eq!(tally.progress(), Some(49.88));
     }
 
     proptest! {
