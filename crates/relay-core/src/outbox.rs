@@ -17,7 +17,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::id::JobId;
 use crate::moment::Moment;
-use crate::publication::{JobKey, Publication};
+use crate::publication::{Body, JobKey, Publication};
 
 /// A connection's own number for one of its subscriptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,6 +158,14 @@ struct Paced {
     next: Moment,
 }
 
+/// What tells publications apart: their number. That a job is gone has none of its own, but the last one before.
+type Identity = (u64, Option<JobKey>);
+
+fn identity(publication: &Publication) -> Identity {
+    let is_gone = matches!(publication.body, Body::Gone);
+    (publication.seq, is_gone.then_some(publication.key))
+}
+
 /// The outbox of one connection. An idle one owns no memory of its own.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -167,7 +175,7 @@ pub struct Outbox {
     replayed: u32,
     milestones: u32,
     milestone_bytes: u32,
-    last_offered: u64,
+    last_offered: Identity,
     told: u64,
 }
 
@@ -180,11 +188,11 @@ impl Outbox {
         now: Moment,
         bounds: &OutboxBounds,
     ) -> Offered {
-        if self.last_offered == publication.seq {
+        if self.last_offered == identity(publication) {
             self.share(publication.seq, via);
             return Offered::Duplicate;
         }
-        self.last_offered = publication.seq;
+        self.last_offered = identity(publication);
         let item = Item {
             seq: publication.seq,
             due: self.due(publication, now),
@@ -225,11 +233,11 @@ impl Outbox {
         ceiling: u64,
         bounds: &OutboxBounds,
     ) -> Option<u64> {
-        let is_news = publication.seq <= ceiling && publication.seq != self.last_offered;
+        let is_news = publication.seq <= ceiling && identity(publication) != self.last_offered;
         if !is_news || !self.items.is_empty() || self.due(publication, now) > now {
             return None;
         }
-        self.last_offered = publication.seq;
+        self.last_offered = identity(publication);
         if publication.is_state() {
             self.pace(publication.key, now + bounds.interval, now);
         }

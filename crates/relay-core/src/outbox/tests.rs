@@ -246,6 +246,21 @@ fn a_shared_publication_keeps_both_subscriptions_behind() {
 }
 
 #[test]
+fn regression_every_job_that_is_gone_is_told_though_all_have_the_number_of_the_last_update() {
+    let mut outbox = Outbox::default();
+    let last = ending(1, 7);
+    assert_eq!(outbox.pass(&last, START, u64::MAX, &BOUNDS), Some(7));
+    for job in [1, 2, 3] {
+        let gone = publication(job, 7, Body::Gone);
+        assert_eq!(offer(&mut outbox, &gone), Offered::Queued, "{job}");
+        let again = outbox.offer(&gone, TWO, START, &BOUNDS);
+        assert_eq!(again, Offered::Duplicate, "{job}");
+    }
+    let told = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(told, [(Some(7), ONE); 3]);
+}
+
+#[test]
 fn the_age_of_the_oldest_ending_is_known_while_it_waits() {
     let mut outbox = Outbox::default();
     assert_eq!(outbox.oldest_ending(after(5)), None);
