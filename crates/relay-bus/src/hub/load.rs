@@ -214,8 +214,11 @@ impl Hub {
                 None => {
                     if self.remember(table, &update).is_ok()
                         && let Some(entry) = table.jobs.get_mut(&update.job)
+                        && let Some(job) = &mut entry.job
                     {
                         entry.partial = true;
+                        // Of what was before its last state this says nothing, wherever a cursor stands.
+                        job.doubt(update.seq);
                     }
                 }
             }
@@ -353,16 +356,12 @@ impl Hub {
             }
             return;
         };
-        let old_from = table
-            .jobs
-            .get(id)
-            .and_then(|entry| Some(entry.job.as_ref()?.known_from()));
         let owner = rebuilt.owner.clone();
         let bounds = table.bounds;
         let entry = table.entry(id);
-        let partial = std::mem::take(&mut entry.partial);
+        entry.partial = false;
         let untold = untold(entry, &rebuilt, missed_from);
-        let lost = !partial && lost_milestones(entry, &rebuilt, updates);
+        let lost = lost_milestones(entry, &rebuilt, updates);
         match &mut entry.job {
             Some(job) => job.merge(rebuilt, &bounds),
             None => entry.job = Some(Box::new(rebuilt)),
@@ -372,11 +371,7 @@ impl Hub {
             entry.note(&update.what, update.seq);
         }
         table.index(id);
-        // A partly known job was told as its last state; its milestones are the history of others.
-        let untold = untold
-            .into_iter()
-            .filter(|each| !partial || Some(each.seq) > old_from);
-        for publication in untold.collect::<Vec<_>>() {
+        for publication in untold {
             let shards = table.watchers_of(&publication);
             if lost {
                 self.tell(shards, || {
@@ -405,8 +400,9 @@ impl Hub {
     }
 }
 
-/// What `rebuilt` holds that watchers of the known job have not been told. Of a job nothing was known of,
-/// they are told all that was missed while the bus was away, or what anybody is told first.
+/// What `rebuilt` holds that watchers of the known job have not been told. One that was known by its last state
+/// was told as that; what was before is owed to nobody who is here. Of a job nothing was known of, they are
+/// told all that was missed while the bus was away, or what anybody is told first.
 fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<u64>) -> Vec<Arc<Publication>> {
     match (&entry.job, missed_from) {
         (Some(known), _) => rebuilt

@@ -305,6 +305,8 @@ const JOBS: [&str; 5] = ["m1", "m2", "s1", "s2", "s3"];
 
 struct World {
     random: fastrand::Rng,
+    /// Of `JOBS`, those that there are.
+    jobs: Vec<&'static str>,
     hub: Arc<Hub>,
     stream: Arc<Stream>,
     clients: Vec<Client>,
@@ -323,7 +325,8 @@ impl World {
         let stream = Arc::new(Stream::default());
         stream.inner.lock().random = Some(fastrand::Rng::with_seed(seed + 1));
         let backing = Backing::Stored(stream.clone());
-        let topics = [
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut topics = vec![
             "job:m1",
             "job:m2",
             "job:s1",
@@ -331,11 +334,17 @@ impl World {
             "user:alice",
             "group:g",
         ];
+        // Where few watch, a job is often watched by nobody; where there are few, each has much to tell.
+        random.shuffle(&mut topics);
+        topics.truncate(random.usize(1..=topics.len()));
+        let mut jobs = JOBS;
+        random.shuffle(&mut jobs);
         Self {
-            random: fastrand::Rng::with_seed(seed),
+            jobs: jobs[..random.usize(1..=jobs.len())].to_vec(),
+            random,
             hub: Hub::new(settings(), backing, Clock::start(), 1),
             stream,
-            clients: topics.map(Client::new).into(),
+            clients: topics.into_iter().map(Client::new).collect(),
             holds: Holds::default(),
             frontier: 0,
             epoch: 1,
@@ -348,7 +357,7 @@ impl World {
 
     /// A worker publishes the next thing of a job; it comes by live unless it is lost.
     fn publish(&mut self) {
-        let job = JOBS[self.random.usize(..JOBS.len())];
+        let job = self.jobs[self.random.usize(..self.jobs.len())];
         let (attempt, mark, ended) = *self.marks.entry(job).or_insert((1, 0, false));
         let reopens = ended || self.random.u8(0..12) == 0;
         let attempt = attempt + u32::from(reopens && mark > 0);
@@ -567,6 +576,7 @@ async fn whatever_is_lost_on_the_way_every_watcher_ends_with_what_the_stream_hol
 #[tokio::test(start_paused = true)]
 async fn regression_what_came_live_first_is_told_after_what_was_missed_before_it() {
     let mut world = World::new(0);
+    world.clients = vec![Client::new("job:m1")];
     let state = |mark: u32| format!(r#"{{"status":"running","message":"{mark}"}}"#);
     let append = |world: &World, what, payload| world.stream.append("m1", what, payload, false);
     world.come_back();
@@ -667,6 +677,69 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
         answers.collect::<BTreeMap<_, _>>(),
         BTreeMap::from([(1, vec![3]), (2, vec![3])])
     );
+}
+
+/// A hub that reads from the first number on, and of an ended job knows only what a list of last states says:
+/// nobody watched it.
+fn hub_with_an_unread_job() -> (Arc<Hub>, JoinSet<()>) {
+    let stream = Arc::new(Stream::default());
+    let state = |status: &str| format!(r#"{{"status":"{status}"}}"#);
+    stream.append("m1", What::State, state("running"), false);
+    let backing = Backing::Stored(stream.clone());
+    let hub = Hub::new(settings(), backing, Clock::start(), 1);
+    hub.live(1, 1);
+    let clip = What::Milestone(name("clip"));
+    let clip = stream.append("m1", clip, "1".to_owned(), false);
+    let ending = stream.append("m1", What::State, state("completed"), true);
+    hub.ingest(&mut vec![clip, ending]);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hub.clone().run());
+    (hub, tasks)
+}
+
+/// What one watcher of `topic` is told first, and whatever the hub hands on beside it.
+async fn first_word(hub: &Hub, topic: &str, since: Option<u64>) -> (Vec<u64>, Vec<u64>) {
+    let topic = Topic::parse(topic).unwrap();
+    hub.join(JoinRequest {
+        shard: 0,
+        connection: ConnectionId(1),
+        subscription: SUBSCRIPTION,
+        cursor: since.map(|seq| Cursor::at(1, seq, [&topic])),
+        topic,
+        again: Again::Nothing,
+    });
+    sleep(Duration::from_secs(5)).await;
+    let mut messages = Vec::new();
+    hub.inbox(0).drain(&mut messages);
+    let (mut first, mut beside) = (Vec::new(), Vec::new());
+    for message in &messages {
+        match message {
+            Message::Joined(joined) => first.extend(seqs(joined)),
+            Message::Publish(publication) => beside.push(publication.seq),
+            _ => {}
+        }
+    }
+    (first, beside)
+}
+
+#[tokio::test(start_paused = true)]
+async fn regression_a_last_state_alone_does_not_tell_a_cursor_before_it_all_that_was_missed() {
+    for topic in ["user:alice", "job:m1"] {
+        let (hub, _tasks) = hub_with_an_unread_job();
+        let (missed, _) = first_word(&hub, topic, Some(1)).await;
+        assert_eq!(missed, [2, 3], "{topic}, promise 4");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn regression_who_began_with_an_ending_is_not_told_later_what_was_before_it() {
+    let (hub, _tasks) = hub_with_an_unread_job();
+    assert_eq!(
+        first_word(&hub, "user:alice", None).await,
+        (vec![3], vec![])
+    );
+    // Somebody who asks for more has the job fetched whole.
+    assert_eq!(first_word(&hub, "job:m1", None).await, (vec![3], vec![]));
 }
 
 fn hub() -> Arc<Hub> {
