@@ -9,6 +9,7 @@
 //!
 //! Invariant: a shard's inbox holds publications and answers in the order in which the table saw them.
 
+mod ahead;
 mod history;
 mod intake;
 mod join;

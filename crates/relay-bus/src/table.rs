@@ -38,6 +38,23 @@ pub(crate) enum LoadKey {
     Everything,
 }
 
+/// What the store holds of what was asked for.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) key: LoadKey,
+    /// Which reading of the bus it was asked in.
+    pub(crate) life: u64,
+    pub(crate) updates: Vec<Incoming>,
+}
+
+impl Answer {
+    /// The highest number in it.
+    pub(crate) fn newest(&self) -> u64 {
+        let seqs = self.updates.iter().map(|update| update.seq);
+        seqs.max().unwrap_or(0)
+    }
+}
+
 /// Who waits for a job's repair.
 #[derive(Debug)]
 pub(crate) enum Waiter {
@@ -184,7 +201,9 @@ pub(crate) struct Table {
     pub(crate) watched_groups: HashSet<Name>,
     /// Joins whose cursors are of a node that is ahead of this one, and until when they wait.
     pub(crate) ahead: VecDeque<(Moment, JoinRequest)>,
-    /// The lowest number any of them waits for.
+    /// What the store answered and the reader has not come as far as, and until when it waits.
+    pub(crate) early: Vec<(Moment, Answer)>,
+    /// The lowest number any of the two waits for.
     pub(crate) ahead_from: u64,
     /// Joins of owners and groups that wait for the repair of single jobs.
     pub(crate) deferred: Vec<(HashSet<JobId>, JoinRequest)>,
@@ -251,6 +270,7 @@ impl Table {
             unsaid: Vec::new(),
             watched_groups: HashSet::new(),
             ahead: VecDeque::new(),
+            early: Vec::new(),
             ahead_from: u64::MAX,
             deferred: Vec::new(),
             tallies_changed: HashSet::new(),

@@ -16,6 +16,7 @@ pub mod moment;
 pub mod outbox;
 pub mod publication;
 pub mod quality;
+pub mod recovery;
 pub mod session;
 pub mod tally;
 pub mod topic;

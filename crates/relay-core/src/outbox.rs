@@ -314,7 +314,7 @@ impl Outbox {
         }
     }
 
-    /// Starts a client where its cursor stands.
+    /// Starts a client where its cursor stands, or as far as all that it watches is known.
     pub fn resume(&mut self, seq: u64) {
         self.told = self.told.max(seq);
     }

@@ -232,6 +232,13 @@ pub struct Subscription {
     pub complete_from: u64,
 }
 
+impl Subscription {
+    /// Whether it began with a snapshot on this connection, and nothing that comes is known already.
+    pub fn begins_here(&self) -> bool {
+        self.complete_from > self.since
+    }
+}
+
 #[derive(Debug)]
 enum Phase {
     /// Nothing but `auth` is heard.
@@ -383,7 +390,8 @@ impl Session {
 
     /// The cursor handed out at `seq`. `behind` says how far a subscription has been told where that is
     /// not as far; `carried` are topics the client brought a cursor for and has not (again) been told
-    /// anything of, so that the cursor still speaks for them.
+    /// anything of, so that the cursor still speaks for them. A topic that another node told further than
+    /// `seq` stays where it was.
     pub fn cursor(
         &self,
         (epoch, seq): (u64, u64),
@@ -391,21 +399,34 @@ impl Session {
         carried: &[Told],
     ) -> Cursor {
         let live = || self.subscriptions.iter().filter(|each| each.live);
-        let told = |each: &Subscription| behind(each.id).unwrap_or(seq);
+        let told = |each: &Subscription| behind(each.id).unwrap_or(seq).max(each.since);
         let carried = carried
             .iter()
             .filter(|told| !live().any(|each| each.print == told.print));
-        let least = live().map(told).chain(carried.clone().map(|told| told.seq));
-        let least = least.min().unwrap_or(seq);
-        let live = live().map(|each| Told {
+        let all = || live().map(told).chain(carried.clone().map(|told| told.seq));
+        let (least, most) = all().fold((seq, seq), |(least, most), told| {
+            (least.min(told), most.max(told))
+        });
+        // What begins on a node that has heard less is further behind than anything was when the cursor was made.
+        let begun = live().filter(|each| each.begins_here());
+        let begun = begun.map(|each| each.complete_from).min();
+        let whole_from = |from: u64, told: u64| match from {
+            0 if begun.is_some_and(|begun| begun < told) => told,
+            from => from,
+        };
+        let live_told = live().map(|each| Told {
             print: each.print,
             seq: told(each),
-            from: match each.complete_from {
+            from: match whole_from(each.complete_from, each.since) {
                 from if from > least => from,
                 _ => 0,
             },
         });
-        Cursor::new(epoch, seq, live.chain(carried.copied()))
+        let carried = carried.map(|carried| Told {
+            from: whole_from(carried.from, carried.seq),
+            ..*carried
+        });
+        Cursor::new(epoch, most, live_told.chain(carried))
     }
 
     fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {

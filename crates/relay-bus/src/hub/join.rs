@@ -4,7 +4,6 @@
 //! the shard's inbox behind everything published before it and ahead of everything after.
 
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
@@ -12,13 +11,10 @@ use relay_core::job::{Job, Replay};
 use relay_core::outbox::SubscriptionId;
 use relay_core::topic::Topic;
 
+use super::ahead::{AHEAD_WAIT, ahead};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{ConnectionId, Joined, LeftOut, Message};
 use crate::table::{LoadKey, Table, Waiter};
-
-/// How long a join waits for this node to come as far as its cursor. Nodes are apart by the time a message
-/// travels, or by that of a reconnect; what is further ahead is no place this bus has been.
-const AHEAD_WAIT: Duration = Duration::from_secs(3);
 
 impl Hub {
     /// Asks for the first word on a topic. The answer comes as [`Message::Joined`], at once if the table
@@ -37,27 +33,7 @@ impl Hub {
         self.join_now(&mut table, request);
     }
 
-    /// Joins that waited for this node to come as far as their cursors: those that it has caught up with,
-    /// and those that have waited long enough, which start anew.
-    pub(super) fn admit_ahead(&self, table: &mut Table) {
-        let now = self.clock.now();
-        table.ahead_from = u64::MAX;
-        for (until, mut request) in std::mem::take(&mut table.ahead) {
-            match ahead(table, &request) {
-                None => self.join_now(table, request),
-                Some(_) if now >= until => {
-                    request.cursor = None;
-                    self.join_now(table, request);
-                }
-                Some(since) => {
-                    table.ahead_from = table.ahead_from.min(since);
-                    table.ahead.push_back((until, request));
-                }
-            }
-        }
-    }
-
-    fn join_now(&self, table: &mut Table, request: JoinRequest) {
+    pub(super) fn join_now(&self, table: &mut Table, request: JoinRequest) {
         match request.topic.clone() {
             Topic::Job(id) => self.join_job(table, &id, request),
             Topic::User(owner) => {
@@ -263,13 +239,6 @@ impl Hub {
             high: table.high,
         })));
     }
-}
-
-/// What another node has told this client up to, if that has not come to this one yet.
-fn ahead(table: &Table, request: &JoinRequest) -> Option<u64> {
-    let cursor = request.cursor.as_ref()?;
-    let since = cursor.since(&request.topic)?;
-    (cursor.epoch == table.epoch && since > table.high).then_some(since)
 }
 
 /// The milestones of a job that a snapshot leaves out and somebody who stood at `since` has not been told.

@@ -20,16 +20,16 @@ use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
 use crate::seam::{Incoming, Store, StoreError, What};
-use crate::table::{Entry, LoadKey, Table, Waiter};
+use crate::table::{Answer, Entry, LoadKey, Table, Waiter};
 
-/// Requests to the store at a time.
+/// Requests to the store, and answers that wait for the reader, at a time.
 const IN_FLIGHT: usize = 64;
 /// How long a request that failed waits before it is made again.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How often expired jobs are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often joins are looked at that wait for this node to come as far as their cursors.
+/// How often it is looked at what waits for this node to come as far.
 const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What came of one request, and of which reading of the bus it was.
@@ -60,10 +60,7 @@ impl Hub {
                     comparing = true;
                     in_flight.push(Box::pin(self.compare(store)));
                 }
-                while in_flight.len() < IN_FLIGHT {
-                    let Some(key) = self.table().to_load.pop_front() else {
-                        break;
-                    };
+                while let Some(key) = self.next_load(in_flight.len()) {
                     in_flight.push(Box::pin(self.load(store, key)));
                 }
             }
@@ -79,6 +76,13 @@ impl Hub {
                 _ = patience.tick() => self.admit_ahead(&mut self.table()),
             }
         }
+    }
+
+    /// What to ask the store for next, if there is room for its answer.
+    fn next_load(&self, in_flight: usize) -> Option<LoadKey> {
+        let mut table = self.table();
+        let room = in_flight + table.early.len() < IN_FLIGHT;
+        room.then(|| table.to_load.pop_front()).flatten()
     }
 
     async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
@@ -132,12 +136,10 @@ impl Hub {
                 *self.resync.lock() = true;
                 self.work.notify_one();
             }
-            Loaded::Updates(key, life, Ok(updates)) if life == table.life => match key {
-                LoadKey::Job(id) => self.finish_job(&mut table, &id, updates),
-                LoadKey::Owner(_) | LoadKey::Everything => {
-                    self.finish_many(&mut table, key, Some(updates));
-                }
-            },
+            Loaded::Updates(key, life, Ok(updates)) if life == table.life => {
+                let answer = Answer { key, life, updates };
+                self.answered(&mut table, answer);
+            }
             Loaded::Updates(key, life, Err(error @ StoreError::TooMany(_)))
                 if life == table.life =>
             {
@@ -146,6 +148,13 @@ impl Hub {
                 self.finish_many(&mut table, key, None);
             }
             Loaded::Updates(key, _, _) => table.to_load.push_back(key),
+        }
+    }
+
+    pub(super) fn take_answer(&self, table: &mut Table, Answer { key, updates, .. }: Answer) {
+        match key {
+            LoadKey::Job(id) => self.finish_job(table, &id, updates),
+            LoadKey::Owner(_) | LoadKey::Everything => self.finish_many(table, key, Some(updates)),
         }
     }
 

@@ -129,6 +129,25 @@ fn a_cursor_says_from_where_a_topic_is_whole_only_if_another_is_further_behind()
     assert_eq!(from(Some(80)), 90);
 }
 
+/// A node that repairs one topic is behind another that told the client of the rest.
+#[test]
+fn regression_a_topic_that_is_told_further_than_the_others_neither_falls_nor_takes_them_along() {
+    let mut session = open();
+    let topic = |text| Topic::parse(text).unwrap();
+    let [behind, ahead, pending] = ["job:behind", "job:ahead", "job:pending"].map(topic);
+    let held = session.subscribe(behind.clone(), &BOUNDS).unwrap();
+    let whole = session.subscribe(ahead.clone(), &BOUNDS).unwrap();
+    assert!(session.joined(held, 40, 40) && session.joined(whole, 78, 78));
+    let carried = Cursor::at(1, 90, [&pending]);
+    let cursor = session.cursor((1, 40), |_| None, carried.told());
+    let told = |cursor: &Cursor| [&behind, &ahead, &pending].map(|topic| cursor.since(topic));
+    assert_eq!(told(&cursor), [Some(40), Some(78), Some(90)], "promise 7");
+    let text = cursor.to_string();
+    assert_eq!(Cursor::parse(&text).unwrap(), cursor);
+    let cursor = session.cursor((1, 80), |_| None, carried.told());
+    assert_eq!(told(&cursor), [Some(80), Some(80), Some(90)]);
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let topic = proptest::sample::select(vec!["job:a", "user:b", "group:c", "nonsense", ""]);
     let command = (0..5, topic).prop_map(|(which, topic)| {

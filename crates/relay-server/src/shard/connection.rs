@@ -18,6 +18,7 @@ use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
 use relay_core::publication::Publication;
 use relay_core::quality::Quality;
+use relay_core::recovery::Known;
 use relay_core::session::Session;
 use relay_core::topic::Topic;
 use serde_json::Value;
@@ -222,6 +223,14 @@ impl Connection {
         carried
             .filter(|carried| carried.epoch == epoch)
             .map_or(&[], |carried| &carried.told)
+    }
+
+    /// What its numbers say that the client was told.
+    pub(super) fn known(&self, epoch: u64) -> Known<'_> {
+        Known {
+            session: &self.session,
+            carried: self.carried(epoch),
+        }
     }
 
     /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.

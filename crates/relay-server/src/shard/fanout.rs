@@ -58,7 +58,10 @@ impl Shard {
                     continue;
                 }
             }
-            if is_repair && is_before(connection, watcher, publication.seq) {
+            let known = connection.known(publication.epoch);
+            if (is_repair || !known.carried.is_empty())
+                && known.was_told(publication, watcher.subscription)
+            {
                 continue;
             }
             if alone && let Some(written) = self.pass(connection, watcher.subscription, &occasion) {
@@ -194,12 +197,6 @@ impl Shard {
             }
         }
     }
-}
-
-/// Whether another node told the client a number before it came here, where that was missing.
-fn is_before(connection: &Connection, watcher: &Watcher, seq: u64) -> bool {
-    let subscription = connection.session.subscription(watcher.subscription);
-    subscription.is_some_and(|subscription| seq <= subscription.since)
 }
 
 /// What an offer led to that cannot be done while others are still offered.

@@ -5,14 +5,14 @@
 use std::collections::{HashMap, HashSet};
 
 use relay_bus::inbox::Joined;
-use relay_core::cursor::{Print, Told};
+use relay_core::cursor::Print;
 use relay_core::moment::Moment;
-use relay_core::outbox::{GapReason, SubscriptionId};
-use relay_core::publication::{JobKey, Publication};
+use relay_core::outbox::GapReason;
+use relay_core::publication::JobKey;
 use relay_core::topic::Topic;
 use serde_json::Value;
 
-use super::connection::{Answered, Connection, Transport};
+use super::connection::{Answered, Transport};
 use super::deliver::{ceiling, cursor_of};
 use super::fanout::{Seen, seen_by};
 use super::registry::Watcher;
@@ -29,7 +29,8 @@ impl Shard {
         let since = joined.since.filter(|_| joined.recovered);
         let live = slot.filter(|slot| {
             let connection = &mut state.connections[*slot];
-            let from = complete_from(connection, &joined, state.epoch);
+            let known = connection.known(state.epoch);
+            let from = known.complete_from(&joined.topic, since, joined.high);
             let since = since.unwrap_or(0);
             connection.session.joined(joined.subscription, since, from)
         });
@@ -85,6 +86,7 @@ impl Shard {
 
     fn welcome(&self, state: &mut State, slot: usize, mut joined: Joined, now: Moment) {
         let connection = &mut state.connections[slot];
+        let ceiling = ceiling(&state.holds, connection);
         let answered = connection
             .extras
             .as_mut()
@@ -95,7 +97,8 @@ impl Shard {
             self.common.telemetry.resume(joined.recovered);
         }
         if let Some(since) = joined.since.filter(|_| joined.recovered) {
-            connection.outbox.resume(since);
+            // Of another topic that is being repaired the client has not been told that far.
+            connection.outbox.resume(since.min(ceiling));
         }
         let goes_on = answered.resumes && joined.recovered;
         let begins_with_others = answered.together && !answered.resumes;
@@ -108,8 +111,11 @@ impl Shard {
             let mut told = Vec::new();
             joined.publications.retain(|publication| {
                 let state = latest.get(&publication.key);
-                let in_snapshot = state.is_none_or(|state| publication.seq >= *state);
-                let is_told = is_told(connection, id, publication, in_snapshot);
+                let newest = state.is_none_or(|state| publication.seq >= *state);
+                let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+                let may_watch = |topic: &Topic| connection.identity.may_watch(topic, owner, parent);
+                let known = connection.known(publication.epoch);
+                let is_told = known.is_told(publication, id, newest, may_watch);
                 told.extend(is_told.then_some(publication.seq));
                 !is_told
             });
@@ -130,9 +136,7 @@ impl Shard {
                 .outbox
                 .owe(publication, joined.subscription, now, bounds);
         }
-        connection
-            .outbox
-            .advance(joined.high.min(ceiling(&state.holds, connection)));
+        connection.outbox.advance(joined.high.min(ceiling));
         let jobs: HashSet<JobKey> = joined
             .publications
             .iter()
@@ -208,39 +212,4 @@ impl Shard {
         let frame = self.frame_of(&state.connections[slot], &notice, None);
         self.reply(state, slot, frame);
     }
-}
-
-/// From which number on a subscription whose join was answered is told everything.
-fn complete_from(connection: &Connection, joined: &Joined, epoch: u64) -> u64 {
-    let Some(since) = joined.since.filter(|_| joined.recovered) else {
-        return joined.high;
-    };
-    let print = Print::of(&joined.topic);
-    let mut carried = connection.carried(epoch).iter();
-    let told = carried.find(|told| told.print == print && told.seq == since);
-    told.map_or(since, |told| told.from)
-}
-
-/// Whether a client has been told a publication, or will be, under another topic than that of `via`: one
-/// that is live on the connection, or that the cursor it brought speaks for. A topic that began with a
-/// snapshot had what a snapshot has, and everything since.
-fn is_told(
-    connection: &Connection,
-    via: SubscriptionId,
-    publication: &Publication,
-    in_snapshot: bool,
-) -> bool {
-    let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
-    let told_from = |from: u64| in_snapshot || publication.seq > from;
-    publication.topics().any(|topic| {
-        let live = connection.session.subscription_to(&topic);
-        let live = live.filter(|other| other.id != via && other.live);
-        let print = Print::of(&topic);
-        let carried = |told: &Told| {
-            told.print == print && told.seq >= publication.seq && told_from(told.from)
-        };
-        (live.is_some_and(|other| told_from(other.complete_from))
-            || connection.carried(publication.epoch).iter().any(carried))
-            && connection.identity.may_watch(&topic, owner, parent)
-    })
 }
