@@ -268,6 +268,8 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     let (epoch, _) = mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
+    // or it would be among what was missed, and no update
+    mode.heard.updates_until(1).await;
     server.kill();
     copy(&store, &kept);
     server.restart().await.unwrap();
