@@ -560,15 +560,18 @@ const OWED: OutboxBounds = OutboxBounds {
     ..BOUNDS
 };
 
+fn cut(node: usize, answered: usize) -> Step {
+    Step::Cut {
+        node,
+        rotation: 0,
+        answered,
+    }
+}
+
 /// Not everything could be told to a client that came back, and it was cut again before it was told of the gap.
 #[test]
 fn regression_who_is_cut_before_the_gap_has_heard_that_it_did_not_recover() {
     use Step::{Ending, Milestone, NextAttempt, State, Subscribe, Take};
-    let cut = || Step::Cut {
-        node: 0,
-        rotation: 0,
-        answered: usize::MAX,
-    };
     let earlier = [Milestone(2), Ending(2), NextAttempt(2)];
     let then = [
         Milestone(2),
@@ -576,13 +579,45 @@ fn regression_who_is_cut_before_the_gap_has_heard_that_it_did_not_recover() {
         Subscribe(0),
         Milestone(2),
         Take(0, 1),
-        cut(),
+        cut(0, usize::MAX),
         Ending(1),
         State(0),
-        cut(),
-        cut(),
+        cut(0, usize::MAX),
+        cut(0, usize::MAX),
     ];
     play(earlier.iter().chain(&earlier).chain(&then).cloned());
+}
+
+/// The node it comes to has not heard of an ending yet that another topic of its cursor has told.
+#[test]
+fn regression_what_another_topic_has_told_is_not_told_again_by_a_node_that_is_behind() {
+    use Step::{Away, Ending, State, Subscribe, Take};
+    play([
+        Subscribe(1),
+        Subscribe(2),
+        Away(1),
+        State(0),
+        cut(0, 1),
+        Ending(1),
+        Take(0, 1),
+        cut(1, 2),
+    ]);
+}
+
+/// A group began with a snapshot that a milestone was no part of any more; the node it comes to has not heard of
+/// the state that followed the milestone.
+#[test]
+fn regression_a_snapshot_of_a_node_that_is_ahead_is_not_taken_for_what_this_one_knows() {
+    use Step::{Away, Ending, Milestone, State, Subscribe};
+    play([
+        Milestone(0),
+        Away(0),
+        Ending(1),
+        cut(1, 0),
+        State(0),
+        Subscribe(4),
+        cut(0, 1),
+    ]);
 }
 
 fn play(steps: impl IntoIterator<Item = Step>) {
