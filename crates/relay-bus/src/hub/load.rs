@@ -29,7 +29,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How often expired jobs are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often it is looked at what waits for this node to come as far.
+/// How often what waits for this node to catch up is looked at.
 const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What came of one request, and of which reading of the bus it was.
