@@ -193,6 +193,8 @@ pub enum CloseReason {
     Ended,
     /// Nothing was said in either direction for as long as its dialect allows.
     Idle,
+    /// Work for it panicked: a bug of the relay, which costs this connection and nobody else.
+    InternalError,
 }
 
 impl CloseReason {
@@ -211,6 +213,7 @@ impl CloseReason {
             Self::Drain => "drain",
             Self::Ended => "ended",
             Self::Idle => "idle",
+            Self::InternalError => "internal_error",
         }
     }
 }

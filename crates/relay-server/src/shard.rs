@@ -33,6 +33,7 @@ pub use mail::{Mailbox, Mailboxes};
 
 use std::cell::RefCell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -150,6 +151,8 @@ struct State {
     timers: Timers,
     /// Slots of connections with something to write.
     dirty: Vec<usize>,
+    /// Slots of connections that are marked as ending; [`Shard::sweep`] empties them, and nobody else.
+    ending: Vec<usize>,
     holds: Holds,
     /// The highest number everything up to which this shard has handled.
     frontier: u64,
@@ -199,6 +202,7 @@ impl Shard {
                 registry: Registry::default(),
                 timers: Timers::default(),
                 dirty: Vec::new(),
+                ending: Vec::new(),
                 holds: Holds::default(),
                 frontier: 0,
                 epoch: common.hub.epoch(),
@@ -230,7 +234,7 @@ impl Shard {
             tokio::select! {
                 () = self.inbox.arrived() => {}
                 () = sleep_until(wake) => {}
-                Some(answer) = answers.recv() => self.on_answer(answer),
+                Some(answer) = answers.recv() => self.on_answer(&answer),
                 () = self.hurried.notified() => {}
                 changed = drain.changed() => {
                     // A dropped sender means the same: nobody is left to serve for.
@@ -299,7 +303,12 @@ impl Shard {
     fn take(&self, state: &mut State, message: Message, alone: bool, now: Moment) {
         match message {
             Message::Publish(publication) => self.offer(state, &publication, alone, now),
-            Message::Joined(joined) => self.on_joined(state, *joined, now),
+            Message::Joined(joined) => match Self::find(state, joined.connection) {
+                Some(slot) => self.guarded(state, slot, |shard, state| {
+                    shard.on_joined(state, *joined, now);
+                }),
+                None => self.on_joined(state, *joined, now),
+            },
             Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
             Message::Repair(repairing) => self.on_repair(state, repairing),
@@ -339,6 +348,7 @@ impl Shard {
             dirty: false,
             opened: now,
             leaves_at: None,
+            ends: None,
             pinged: None,
             quality: Quality::default(),
             speech: opening.speech,
@@ -357,11 +367,37 @@ impl Shard {
         (slot, id)
     }
 
-    /// The slot of a connection, if it is still there.
+    /// The slot of a connection, if it is still there and does not end.
     fn find(state: &State, id: ConnectionId) -> Option<usize> {
         let slot = usize::try_from(id.0 & 0xffff_ffff).ok()?;
         let connection = state.connections.get(slot)?;
-        (connection.id == id).then_some(slot)
+        (connection.id == id && connection.ends.is_none()).then_some(slot)
+    }
+
+    /// Whether there is a connection in a slot that does not end.
+    fn is_open(state: &State, slot: usize) -> bool {
+        let connection = state.connections.get(slot);
+        connection.is_some_and(|connection| connection.ends.is_none())
+    }
+
+    /// Does one connection's work. A panic in it ends that connection, and nothing else.
+    ///
+    /// What work changes besides its connection (registry, timers, buffers) it changes by calls that either
+    /// happen or do not; a buffer that was taken out is put back by whoever took it.
+    fn guarded(&self, state: &mut State, slot: usize, work: impl FnOnce(&Self, &mut State)) {
+        let done = catch_unwind(AssertUnwindSafe(|| work(self, state)));
+        if done.is_err() {
+            self.on_panic(state, slot);
+        }
+    }
+
+    fn on_panic(&self, state: &mut State, slot: usize) {
+        let connection = state.connections.get(slot);
+        tracing::error!(
+            connection.id = connection.map(|each| each.id.0),
+            "work for a connection panicked, and the connection is closed; this is a bug in the relay, please report it with the panic above"
+        );
+        self.end(state, slot, CloseReason::InternalError);
     }
 
     /// Asks the hub for a subscription's first word.
@@ -378,9 +414,31 @@ impl Shard {
         });
     }
 
-    /// Removes a connection: its goodbye, its subscriptions, its place among the counted.
+    /// Marks a connection as ending. It stays in its slot, so that whoever works on it may finish.
     fn end(&self, state: &mut State, slot: usize, reason: CloseReason) {
-        self.say_goodbye(state, slot, reason);
+        if let Some(connection) = state.connections.get_mut(slot)
+            && connection.ends.is_none()
+        {
+            connection.ends = Some(reason);
+            state.ending.push(slot);
+        }
+    }
+
+    /// Removes the connections that are marked as ending. The one place that empties a slot.
+    fn sweep(&self, state: &mut State) {
+        while let Some(slot) = state.ending.pop() {
+            let ends = state.connections.get(slot).and_then(|each| each.ends);
+            if let Some(reason) = ends {
+                self.guarded(state, slot, |shard, state| {
+                    shard.say_goodbye(state, slot, reason);
+                });
+                self.remove(state, slot, reason);
+            }
+        }
+    }
+
+    /// Removes a connection: its subscriptions, its place among the counted.
+    fn remove(&self, state: &mut State, slot: usize, reason: CloseReason) {
         let mut connection = state.connections.remove(slot);
         for subscription in connection.session.subscriptions() {
             let topic = &subscription.topic;
@@ -487,9 +545,11 @@ impl Shard {
                 continue;
             }
             state.connections[slot].timer = None;
-            if self.tick(state, slot, now) {
-                self.mark(state, slot);
-            }
+            self.guarded(state, slot, |shard, state| {
+                if shard.tick(state, slot, now) {
+                    shard.mark(state, slot);
+                }
+            });
         }
     }
 
@@ -532,10 +592,10 @@ impl Shard {
             {
                 pending = false;
                 match state.connections[slot].writer.resume(now) {
-                    Written::All => {
-                        self.mark(state, slot);
-                        self.tell_owed(state, slot);
-                    }
+                    Written::All => self.guarded(state, slot, |shard, state| {
+                        shard.mark(state, slot);
+                        shard.tell_owed(state, slot);
+                    }),
                     Written::Blocked => {}
                     Written::Gone => self.end(state, slot, CloseReason::Client),
                 }

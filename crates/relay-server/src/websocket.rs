@@ -24,6 +24,8 @@ pub mod close {
     pub const INVALID_PAYLOAD: u16 = 1007;
     /// A message above the limit.
     pub const TOO_LARGE: u16 = 1009;
+    /// A bug of the relay.
+    pub const INTERNAL_ERROR: u16 = 1011;
     /// The relay restarts; come back.
     pub const RESTART: u16 = 1012;
     /// Too much was waiting; come back with the last cursor.

@@ -21,7 +21,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths that are the native protocol's.
 const RESERVED: &str = "/v1/";
 /// Reasons a close code may be given for.
-const REASONS: [CloseReason; 11] = [
+const REASONS: [CloseReason; 12] = [
     CloseReason::Dead,
     CloseReason::Slow,
     CloseReason::Overflow,
@@ -33,6 +33,7 @@ const REASONS: [CloseReason; 11] = [
     CloseReason::Drain,
     CloseReason::Ended,
     CloseReason::Idle,
+    CloseReason::InternalError,
 ];
 
 /// Reads everything `[dialects]` names.

@@ -274,7 +274,11 @@ impl Shard {
     fn begin(&self, socket: &Rc<TcpStream>, takeover: Box<Takeover>) -> ConnectionId {
         let mut state = self.state.borrow_mut();
         let now = self.clock.now();
-        let stream = takeover.stream;
+        let Takeover {
+            head,
+            stream,
+            early,
+        } = *takeover;
         let greets = matches!(stream.transport, Transport::WebSocket(_));
         let opening = Opening {
             transport: stream.transport,
@@ -287,30 +291,33 @@ impl Shard {
             }),
         };
         let (slot, id) = self.open(&mut state, opening, now);
-        self.reply(&mut state, slot, takeover.head);
-        if let Some(packet) = self.open_packet(&state, slot) {
-            self.reply(&mut state, slot, crate::websocket::text(packet.as_bytes()));
-        }
-        if greets {
-            self.greet(&mut state, slot);
-        }
-        if stream.authenticated {
-            self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
-        } else if !stream.topics.is_empty() {
-            let awaited = Box::new((stream.topics, stream.cursor));
-            state.connections[slot].extras().awaited = Some(awaited);
-        }
-        if !takeover.early.is_empty() {
-            self.received(&mut state, slot, &takeover.early, now);
-        }
+        self.guarded(&mut state, slot, |shard, state| {
+            shard.reply(state, slot, head);
+            if let Some(packet) = shard.open_packet(state, slot) {
+                shard.reply(state, slot, crate::websocket::text(packet.as_bytes()));
+            }
+            if greets {
+                shard.greet(state, slot);
+            }
+            if stream.authenticated {
+                shard.watch_topics(state, slot, stream.topics, stream.cursor);
+            } else if !stream.topics.is_empty() {
+                let awaited = Box::new((stream.topics, stream.cursor));
+                state.connections[slot].extras().awaited = Some(awaited);
+            }
+            if !early.is_empty() {
+                shard.received(state, slot, &early, now);
+            }
+        });
         // What the hub could answer at once is in the inbox, and the turn that takes it is due: head, greeting
         // and first word then leave in one write. A write costs more than all the rest of a connection.
-        if self.inbox.is_empty() || state.draining {
+        if self.inbox.is_empty() || state.draining || !Self::is_open(&state, slot) {
             self.flush_dirty(&mut state, now);
         }
         // Draining began while the request was under way.
-        if state.draining && state.connections.contains(slot) {
+        if state.draining {
             self.end(&mut state, slot, relay_core::session::CloseReason::Drain);
+            self.flush_dirty(&mut state, now);
         }
         id
     }

@@ -106,12 +106,17 @@ impl Shard {
     }
 
     /// A worker has answered, or has not.
-    pub(super) fn on_answer(&self, answer: Answer) {
+    pub(super) fn on_answer(&self, answer: &Answer) {
         let mut state = self.state.borrow_mut();
-        let id = answer.connection;
-        let Some(slot) = Self::find(&state, id) else {
-            return;
-        };
+        if let Some(slot) = Self::find(&state, answer.connection) {
+            self.guarded(&mut state, slot, |shard, state| {
+                shard.pass_answer_on(state, slot, answer);
+            });
+        }
+        self.flush_dirty(&mut state, self.clock.now());
+    }
+
+    fn pass_answer_on(&self, state: &mut State, slot: usize, answer: &Answer) {
         let connection = &mut state.connections[slot];
         let Some(speech) = &mut connection.speech else {
             return;
@@ -156,14 +161,12 @@ impl Shard {
         };
         let now = self.clock.now();
         let instructions = self.instructed(connection, speech, &input);
-        self.reply(&mut state, slot, frame);
+        self.reply(state, slot, frame);
         for instruction in instructions {
-            let Some(slot) = Self::find(&state, id) else {
-                return;
-            };
-            self.carry_out(&mut state, slot, instruction, answer.id.as_ref(), now);
+            if Self::is_open(state, slot) {
+                self.carry_out(state, slot, instruction, answer.id.as_ref(), now);
+            }
         }
-        self.flush_dirty(&mut state, now);
     }
 
     /// What a worker's answer asks for besides being told.

@@ -19,7 +19,7 @@ use relay_core::outbox::{Outbox, SubscriptionId};
 use relay_core::publication::Publication;
 use relay_core::quality::Quality;
 use relay_core::recovery::Known;
-use relay_core::session::Session;
+use relay_core::session::{CloseReason, Session};
 use relay_core::topic::Topic;
 use serde_json::Value;
 use socket2::SockRef;
@@ -203,6 +203,8 @@ pub(super) struct Connection {
     pub(super) opened: Moment,
     /// When the drain lets it go.
     pub(super) leaves_at: Option<Moment>,
+    /// Why it ends. Set, nothing more is done for it, and the shard removes it before it goes on to wait.
+    pub(super) ends: Option<CloseReason>,
     /// The ping whose pong is awaited.
     pub(super) pinged: Option<Moment>,
     /// How good it is, by its answers.

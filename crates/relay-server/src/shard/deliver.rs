@@ -53,6 +53,9 @@ impl Shard {
         let Some(connection) = state.connections.get_mut(slot) else {
             return;
         };
+        if connection.ends.is_some() {
+            return;
+        }
         if connection.writer.replies_full()
             && connection.writer.has_socket()
             && !connection.writer.is_blocked()
@@ -72,22 +75,24 @@ impl Shard {
         self.mark(state, slot);
     }
 
-    /// Writes to every connection that has something to write.
+    /// Writes to every connection that has something to write, and removes those that end. What is done for
+    /// connections ends with this.
     pub(super) fn flush_dirty(&self, state: &mut State, now: Moment) {
         while let Some(slot) = state.dirty.pop() {
             // A slot may have been emptied, or filled anew, since it was marked.
             let Some(connection) = state.connections.get_mut(slot) else {
                 continue;
             };
-            if std::mem::take(&mut connection.dirty) {
-                self.flush(state, slot, now);
+            if std::mem::take(&mut connection.dirty) && connection.ends.is_none() {
+                self.guarded(state, slot, |shard, state| shard.flush(state, slot, now));
             }
         }
+        self.sweep(state);
         state.metrics.publish();
     }
 
     /// Writes all that is due on one connection, as far as its socket takes it.
-    fn flush(&self, state: &mut State, slot: usize, now: Moment) {
+    pub(super) fn flush(&self, state: &mut State, slot: usize, now: Moment) {
         match &state.connections[slot].transport {
             Transport::Poll(_) => return self.answer_poll(state, slot, now),
             Transport::SocketIo(link) if link.protocol.is_polling() => {
@@ -272,9 +277,7 @@ impl Shard {
         });
         connection.extras = Some(extras);
         for frame in frames {
-            if Self::find(state, state.connections[slot].id).is_some() {
-                self.reply(state, slot, frame);
-            }
+            self.reply(state, slot, frame);
         }
     }
 
@@ -395,5 +398,9 @@ fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
         ),
         CloseReason::Ended => (close::NORMAL, "the job has ended"),
         CloseReason::Idle => (close::GOING_AWAY, "nothing was said for too long"),
+        CloseReason::InternalError => (
+            close::INTERNAL_ERROR,
+            "an error in the relay; reconnect with the last cursor",
+        ),
     })
 }

@@ -31,13 +31,15 @@ impl Shard {
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let window = self.common.drain_spread.min(ROOM.saturating_mul(count));
         for slot in slots {
-            self.let_go(state, slot, now, window);
+            self.guarded(state, slot, |shard, state| {
+                shard.let_go(state, slot, now, window);
+            });
         }
         self.flush_dirty(state, now);
     }
 
     fn let_go(&self, state: &mut State, slot: usize, now: Moment, window: Duration) {
-        if !state.connections.contains(slot) {
+        if !Self::is_open(state, slot) {
             return;
         }
         if let Transport::Poll(_) = state.connections[slot].transport {
@@ -71,9 +73,7 @@ impl Shard {
     pub(super) fn end_all(&self, state: &mut State, reason: CloseReason) {
         let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            if state.connections.contains(slot) {
-                self.end(state, slot, reason);
-            }
+            self.end(state, slot, reason);
         }
     }
 

@@ -499,7 +499,15 @@ impl Shard {
                 let answer = self.requested(state, sid, Session::post);
                 taken.send(answer);
             }
-            Mail::Posted(sid, body, taken) => taken.send(self.on_posted(state, sid, body, now)),
+            Mail::Posted(sid, body, taken) => {
+                let mut answer = Err(ENDED);
+                if let Some(slot) = Self::locate(state, sid) {
+                    self.guarded(state, slot, |shard, state| {
+                        answer = shard.on_posted(state, slot, body, now);
+                    });
+                }
+                taken.send(answer);
+            }
             Mail::Probe(sid, taken) => {
                 let answer = self.requested(state, sid, |protocol| protocol.probe(now));
                 taken.send(answer);
@@ -512,8 +520,11 @@ impl Shard {
     /// The slot of a session whose client knows its secret.
     fn locate(state: &State, sid: Sid) -> Option<usize> {
         let slot = usize::try_from(sid.slot).ok()?;
-        match &state.connections.get(slot)?.transport {
-            Transport::SocketIo(link) if link.secret == sid.secret => Some(slot),
+        let connection = state.connections.get(slot)?;
+        match &connection.transport {
+            Transport::SocketIo(link) if link.secret == sid.secret && connection.ends.is_none() => {
+                Some(slot)
+            }
             _ => None,
         }
     }
@@ -556,11 +567,10 @@ impl Shard {
     fn on_posted(
         &self,
         state: &mut State,
-        sid: Sid,
+        slot: usize,
         body: Option<Bytes>,
         now: Moment,
     ) -> Result<(), Turned> {
-        let slot = Self::locate(state, sid).ok_or(ENDED)?;
         let connection = &mut state.connections[slot];
         let id = connection.id;
         if let Transport::SocketIo(link) = &mut connection.transport {
@@ -672,6 +682,7 @@ impl Drop for Unless<'_> {
         if here && let Ok(mut state) = self.shard.state.try_borrow_mut() {
             let now = self.shard.clock.now();
             self.shard.on_mail(&mut state, mail, now);
+            self.shard.flush_dirty(&mut state, now);
             return;
         }
         // A full mailbox keeps the session until it has been silent for too long.

@@ -3,6 +3,7 @@
 //! Who has nothing else to be told gets it at once; for everybody else it goes into the outbox and out with
 //! what else is due. What may not be seen, or not yet, is kept back here.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use relay_bus::inbox::{LostMilestones, Repairing};
@@ -25,6 +26,8 @@ struct Occasion<'a> {
     holds: &'a Holds,
     metrics: &'a Metrics,
     place: Place,
+    /// Whether it comes late, from a repair.
+    is_repair: bool,
     now: Moment,
 }
 
@@ -45,69 +48,94 @@ impl Shard {
             place: Place::of(state),
             holds: &state.holds,
             metrics: &state.metrics,
+            is_repair,
             now,
         };
         let mut after = Vec::new();
-        for watcher in state.registry.watchers_of(publication) {
-            let connection = &mut state.connections[watcher.slot];
-            match seen_by(connection, watcher, publication) {
-                Seen::Yes => {}
-                Seen::Hidden => continue,
-                Seen::Forbidden => {
-                    after.push((connection.id, *watcher, After::Refuse));
-                    continue;
-                }
-            }
-            let known = connection.known(publication.epoch);
-            if (is_repair || !known.carried.is_empty())
-                && known.was_told(publication, watcher.subscription)
-            {
-                continue;
-            }
-            if alone && let Some(written) = self.pass(connection, watcher.subscription, &occasion) {
-                match written {
-                    Written::All if publication.is_terminal() => {
-                        after.push((connection.id, *watcher, After::Reschedule));
-                    }
-                    Written::All => {}
-                    Written::Blocked => {
-                        self.common.telemetry.writes_blocked.inc();
-                        after.push((connection.id, *watcher, After::Reschedule));
-                    }
-                    Written::Gone => {
-                        after.push((connection.id, *watcher, After::End(CloseReason::Client)))
+        let mut watchers = state.registry.watchers_of(publication);
+        let (connections, dirty) = (&mut state.connections, &mut state.dirty);
+        let mut current = None;
+        loop {
+            let walked = catch_unwind(AssertUnwindSafe(|| {
+                for watcher in watchers.by_ref() {
+                    current = Some(*watcher);
+                    let connection = &mut connections[watcher.slot];
+                    if let Some(then) = self.offer_to(connection, *watcher, alone, &occasion) {
+                        match then {
+                            After::Mark => dirty.push(watcher.slot),
+                            then => after.push((*watcher, then)),
+                        }
                     }
                 }
-                continue;
-            }
-            let bounds = speech::outbox_bounds(&connection.speech, &self.common);
-            let outbox = &mut connection.outbox;
-            match outbox.offer(publication, watcher.subscription, now, bounds) {
-                Offered::Queued => {}
-                Offered::Duplicate => continue,
-                Offered::Conflated => state.metrics.conflated.inc(),
-                Offered::Shed(_) => self.common.telemetry.gap("outbox"),
-                Offered::Overflow => {
-                    after.push((connection.id, *watcher, After::End(CloseReason::Overflow)));
-                    continue;
-                }
-            }
-            if !connection.dirty && !connection.is_paced(now) {
-                connection.dirty = true;
-                state.dirty.push(watcher.slot);
+            }));
+            match (walked, current) {
+                // It costs the one whose turn it was; the others still get theirs.
+                (Err(_), Some(watcher)) => after.push((watcher, After::Panicked)),
+                _ => break,
             }
         }
-        for (id, watcher, then) in after {
-            if Self::find(state, id).is_none() {
-                // What was done for another of its topics has ended it.
-                continue;
-            }
+        drop(watchers);
+        for (watcher, then) in after {
             match then {
-                After::Refuse => self.refuse_subscription(state, watcher),
+                After::Refuse => self.guarded(state, watcher.slot, |shard, state| {
+                    shard.refuse_subscription(state, watcher);
+                }),
+                After::Mark => self.mark(state, watcher.slot),
                 After::Reschedule => self.reschedule(state, watcher.slot),
                 After::End(reason) => self.end(state, watcher.slot, reason),
+                After::Panicked => self.on_panic(state, watcher.slot),
             }
         }
+    }
+
+    /// Offers a publication to one watcher; what is left to be done when all had theirs.
+    fn offer_to(
+        &self,
+        connection: &mut Connection,
+        watcher: Watcher,
+        alone: bool,
+        occasion: &Occasion<'_>,
+    ) -> Option<After> {
+        let (publication, now) = (occasion.publication, occasion.now);
+        if connection.ends.is_some() {
+            return None;
+        }
+        match seen_by(connection, &watcher, publication) {
+            Seen::Yes => {}
+            Seen::Hidden => return None,
+            Seen::Forbidden => return Some(After::Refuse),
+        }
+        let known = connection.known(publication.epoch);
+        if (occasion.is_repair || !known.carried.is_empty())
+            && known.was_told(publication, watcher.subscription)
+        {
+            return None;
+        }
+        if alone && let Some(written) = self.pass(connection, watcher.subscription, occasion) {
+            return match written {
+                Written::All if publication.is_terminal() => Some(After::Reschedule),
+                Written::All => None,
+                Written::Blocked => {
+                    self.common.telemetry.writes_blocked.inc();
+                    Some(After::Reschedule)
+                }
+                Written::Gone => Some(After::End(CloseReason::Client)),
+            };
+        }
+        let bounds = speech::outbox_bounds(&connection.speech, &self.common);
+        let outbox = &mut connection.outbox;
+        match outbox.offer(publication, watcher.subscription, now, bounds) {
+            Offered::Queued => {}
+            Offered::Duplicate => return None,
+            Offered::Conflated => occasion.metrics.conflated.inc(),
+            Offered::Shed(_) => self.common.telemetry.gap("outbox"),
+            Offered::Overflow => return Some(After::End(CloseReason::Overflow)),
+        }
+        if connection.dirty || connection.is_paced(now) {
+            return None;
+        }
+        connection.dirty = true;
+        Some(After::Mark)
     }
 
     /// Writes a publication to a connection that has nothing else to be told; `None` if it has.
@@ -126,6 +154,7 @@ impl Shard {
             metrics,
             place,
             now,
+            ..
         } = occasion;
         if connection.dirty || !connection.is_writable() {
             return None;
@@ -201,11 +230,15 @@ impl Shard {
 
 /// What an offer led to that cannot be done while others are still offered.
 enum After {
+    /// It has something to write.
+    Mark,
     /// The subscription is not its client's.
     Refuse,
     /// A deadline of the write, an acknowledgement or a grace has begun.
     Reschedule,
     End(CloseReason),
+    /// Its turn ended in a panic.
+    Panicked,
 }
 
 /// Whether a connection may see a publication, where that could not be said when it subscribed.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::connection::{Carried, Transport};
 use super::registry::Watcher;
-use super::{Join, Shard, State, socketio, speech};
+use super::{Join, READ_BYTES, Shard, State, socketio, speech};
 use crate::command;
 use crate::frame::Notice;
 use crate::identity::{Credential, Sight, Source};
@@ -61,15 +61,28 @@ impl MessageLimiter {
 impl Shard {
     /// The socket has bytes, or has ended.
     pub(super) fn read(&self, state: &mut State, slot: usize, stream: &TcpStream, now: Moment) {
+        // A read into an empty buffer gives nothing, which is what a client that left gives too.
+        debug_assert!(!state.read.is_empty(), "the buffer was not put back");
+        if state.read.is_empty() {
+            tracing::error!(
+                "the read buffer of a shard was lost; this is a bug in the relay, please report it"
+            );
+            state.read = vec![0; READ_BYTES].into_boxed_slice();
+        }
         let read = match stream.try_read(&mut state.read) {
             Ok(0) => return self.end(state, slot, CloseReason::Client),
             Ok(read) => read,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
             Err(_) => return self.end(state, slot, CloseReason::Client),
         };
-        let bytes = std::mem::take(&mut state.read);
-        self.received(state, slot, &bytes[..read], now);
-        state.read = bytes;
+        let buffer = std::mem::take(&mut state.read);
+        self.guarded(state, slot, |shard, state| {
+            if let Some(bytes) = buffer.get(..read) {
+                shard.received(state, slot, bytes, now);
+            }
+        });
+        // Nothing above can unwind past here: whatever the bytes led to, others are read into it again.
+        state.read = buffer;
     }
 
     /// Takes bytes a client sent.
@@ -176,9 +189,6 @@ impl Shard {
         for action in actions {
             self.perform(state, slot, action, None, false, now);
         }
-        let Some(slot) = Self::find(state, id) else {
-            return false;
-        };
         self.join_postponed(state, slot, now);
         self.check(state, slot, now);
         self.reoffer(state, slot, now);
@@ -323,7 +333,7 @@ impl Shard {
             Ok(identity) => identity,
             Err(refused) => {
                 self.refuse(state, slot, id, refused.code, &refused.message);
-                return self.end_if_there(state, slot, CloseReason::Unauthenticated);
+                return self.end(state, slot, CloseReason::Unauthenticated);
             }
         };
         let connection = &mut state.connections[slot];
@@ -336,7 +346,7 @@ impl Shard {
         }
         if let Err(refusal) = connection.admission.identify(identity.user.as_ref()) {
             self.refuse(state, slot, id, refusal.code(), &refusal.to_string());
-            return self.end_if_there(state, slot, CloseReason::Unauthenticated);
+            return self.end(state, slot, CloseReason::Unauthenticated);
         }
         let expires_at = identity.expires_at;
         connection.identity = Arc::new(identity);
@@ -350,9 +360,7 @@ impl Shard {
         };
         let frame = self.frame_of(connection, &notice, None);
         self.reply(state, slot, frame);
-        if state.connections.contains(slot) {
-            self.watch_awaited(state, slot);
-        }
+        self.watch_awaited(state, slot);
     }
 
     /// When a wall-clock time comes, on the monotonic clock.
@@ -400,9 +408,8 @@ impl Shard {
     fn on_close(&self, state: &mut State, slot: usize, code: Option<u16>) {
         let answer = websocket::close_frame(code.unwrap_or(websocket::close::NORMAL), "");
         self.reply(state, slot, answer);
-        let now = self.clock.now();
-        self.flush_dirty(state, now);
-        self.end_if_there(state, slot, CloseReason::Client);
+        self.flush(state, slot, self.clock.now());
+        self.end(state, slot, CloseReason::Client);
     }
 
     fn on_broken(&self, state: &mut State, slot: usize, error: DecodeError) {
@@ -420,13 +427,12 @@ impl Shard {
             };
             let frame = self.frame_of(&state.connections[slot], &notice, None);
             self.reply(state, slot, frame);
-            return self.end_if_there(state, slot, CloseReason::TooLarge);
+            return self.end(state, slot, CloseReason::TooLarge);
         }
         let answer = websocket::close_frame(error.close_code(), &error.to_string());
         self.reply(state, slot, answer);
-        let now = self.clock.now();
-        self.flush_dirty(state, now);
-        self.end_if_there(state, slot, CloseReason::Protocol);
+        self.flush(state, slot, self.clock.now());
+        self.end(state, slot, CloseReason::Protocol);
     }
 
     /// Whether the client's allowance covers one more message. If not, that message is answered with an
@@ -469,11 +475,5 @@ impl Shard {
         };
         let frame = self.frame_of(&state.connections[slot], &notice, None);
         self.reply(state, slot, frame);
-    }
-
-    fn end_if_there(&self, state: &mut State, slot: usize, reason: CloseReason) {
-        if state.connections.contains(slot) {
-            self.end(state, slot, reason);
-        }
     }
 }

@@ -80,7 +80,9 @@ impl Shard {
                 speech: None,
             };
             let (slot, id) = self.open(&mut state, opening, now);
-            self.watch_topics(&mut state, slot, stream.topics, stream.cursor);
+            self.guarded(&mut state, slot, |shard, state| {
+                shard.watch_topics(state, slot, stream.topics, stream.cursor);
+            });
             self.flush_dirty(&mut state, now);
             id
         };
@@ -111,15 +113,19 @@ impl Shard {
         if let Transport::Poll(Some(poll)) = &mut state.connections[slot].transport {
             poll.hurried = true;
         }
-        let now = self.clock.now();
-        self.answer_poll(&mut state, slot, now);
+        self.mark(&mut state, slot);
+        self.flush_dirty(&mut state, self.clock.now());
     }
 
     /// The bus does not answer: the poll is answered with what there is.
     fn stop_poll(&self, id: relay_bus::inbox::ConnectionId) {
         let mut state = self.state.borrow_mut();
         if let Some(slot) = Self::find(&state, id) {
-            self.finish_poll(&mut state, slot, self.clock.now(), false);
+            let now = self.clock.now();
+            self.guarded(&mut state, slot, |shard, state| {
+                shard.finish_poll(state, slot, now, false);
+            });
+            self.flush_dirty(&mut state, now);
         }
     }
 
@@ -184,8 +190,9 @@ impl Drop for EndPoll<'_> {
         if let Ok(mut state) = self.shard.state.try_borrow_mut()
             && let Some(slot) = Shard::find(&state, self.id)
         {
-            self.shard
-                .end(&mut state, slot, relay_core::session::CloseReason::Client);
+            let reason = relay_core::session::CloseReason::Client;
+            self.shard.end(&mut state, slot, reason);
+            self.shard.sweep(&mut state);
         }
     }
 }

@@ -470,7 +470,9 @@ impl Shard {
                 // Somebody before it was ended for not reading.
                 return;
             };
-            self.tell_aggregate(state, watcher, aggregate);
+            self.guarded(state, watcher.slot, |shard, state| {
+                shard.tell_aggregate(state, watcher, aggregate);
+            });
         }
     }
 

@@ -270,9 +270,7 @@ impl Shard {
         for topic in may_not {
             self.refuse_topic(state, slot, None, &topic);
         }
-        if state.connections.contains(slot) {
-            self.watch_topics(state, slot, may, cursor);
-        }
+        self.watch_topics(state, slot, may, cursor);
     }
 
     /// Subscribes a connection to what its URL names.

@@ -75,12 +75,8 @@ impl Shard {
         {
             link.rooms[at].offset.add_topic();
         }
-        let id = connection.id;
         self.welcome(state, slot, joined, now);
-        // A client that reads nothing may have been ended by its welcome.
-        if Self::find(state, id).is_some() {
-            self.begin_tally(state, watcher, &topic);
-        }
+        self.begin_tally(state, watcher, &topic);
         self.mark(state, slot);
     }
 

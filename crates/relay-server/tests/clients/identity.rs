@@ -17,7 +17,7 @@ const KEY: &str = "a secret that is long enough for HS256 to be content";
 /// A public key without a private one beside it: nothing here needs to sign with it.
 const PUBLIC_KEY: &str = include_str!("public_key.pem");
 
-fn with_tokens() -> Settings {
+pub(crate) fn with_tokens() -> Settings {
     settings()
         .set("auth.mode", "jwt")
         .set("auth.key", KEY)
@@ -30,11 +30,11 @@ fn sign(claims: &Claims, key: &[u8]) -> String {
     jsonwebtoken::encode(&header, &claims.json(), &EncodingKey::from_secret(key)).unwrap()
 }
 
-fn of(user: &str) -> Claims {
+pub(crate) fn of(user: &str) -> Claims {
     Claims::of(user).set("aud", json!("relay"))
 }
 
-fn token(claims: &Claims) -> String {
+pub(crate) fn token(claims: &Claims) -> String {
     sign(claims, KEY.as_bytes())
 }
 

@@ -157,12 +157,13 @@ impl Shard {
         state.metrics.socketio_polling.open.dec();
         state.metrics.socketio_websocket.open.inc();
         self.mark(state, slot);
-        for each in inbound {
-            let Some(slot) = Self::find(state, id) else {
-                break;
-            };
-            self.on_inbound(state, slot, each, now);
-        }
+        self.guarded(state, slot, |shard, state| {
+            for each in inbound {
+                if Self::is_open(state, slot) {
+                    shard.on_inbound(state, slot, each, now);
+                }
+            }
+        });
         self.flush_dirty(state, now);
         Some(id)
     }
