@@ -13,19 +13,17 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::answer;
-use crate::shard::Common;
+use crate::node::Node;
 
 /// What the operators' listener looks at.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// The node.
-    pub common: Arc<Common>,
+    pub node: Arc<Node>,
     /// The bus's mode, for people.
     pub bus: &'static str,
     /// When the relay started.
     pub started: Instant,
-    /// `limits.connections`.
-    pub connection_limit: usize,
     /// `history.jobs`.
     pub job_limit: usize,
 }
@@ -63,15 +61,15 @@ pub fn router(admin: Admin) -> Router {
 
 impl Admin {
     fn status(&self) -> Status {
-        let hub = self.common.hub.stats();
+        let hub = self.node.hub.stats();
         Status {
-            ready: self.common.readiness.is_ready(&hub),
+            ready: self.node.readiness.is_ready(&hub),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             bus: self.bus,
             bus_up: !hub.stale,
-            draining: self.common.readiness.is_draining(),
-            connections: self.common.admissions.total(),
+            draining: self.node.readiness.is_draining(),
+            connections: self.node.admissions.total(),
             jobs: hub.jobs,
             bus_sequence: hub.high,
         }
@@ -79,17 +77,17 @@ impl Admin {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response<Body> {
-    let telemetry = &admin.common.telemetry;
-    let hub = admin.common.hub.stats();
+    let telemetry = &admin.node.telemetry;
+    let hub = admin.node.hub.stats();
     telemetry.bound(
         "connections",
-        admin.common.admissions.total(),
-        admin.connection_limit,
+        admin.node.admissions.total(),
+        admin.node.limits.connections,
     );
     telemetry.bound("jobs", hub.jobs, admin.job_limit);
     telemetry
         .draining
-        .set(i64::from(admin.common.readiness.is_draining()));
+        .set(i64::from(admin.node.readiness.is_draining()));
     match telemetry.scrape(&hub) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

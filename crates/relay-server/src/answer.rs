@@ -13,7 +13,7 @@ use relay_core::job::Declined;
 use relay_core::topic::Topic;
 use serde::Serialize;
 
-use crate::identity::Refused;
+use crate::refused::Refused;
 
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::answer::{self, ApiError};
 use crate::identity::{Identity, credential};
-use crate::shard::Common;
+use crate::node::Node;
 
 /// How long a request waits for the bus.
 const BUS_WAIT: Duration = Duration::from_secs(5);
@@ -41,9 +41,7 @@ const ASK_AGAIN: HeaderValue = HeaderValue::from_static("2");
 #[derive(Debug, Clone)]
 pub struct Api {
     /// The node.
-    pub common: Arc<Common>,
-    /// `limits.update_bytes`.
-    pub update_bytes: usize,
+    pub node: Arc<Node>,
 }
 
 type Answer = Result<Response<Body>, ApiError>;
@@ -66,7 +64,7 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
         .extensions()
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
-    let origins = &api.common.origins;
+    let origins = &api.node.origins;
     let headers = request.headers().clone();
     if request.method() == Method::OPTIONS {
         return match origins.preflight(&headers) {
@@ -80,11 +78,11 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     };
     let cookie = standing
         .may_use_cookie()
-        .then_some(api.common.cookie.as_str());
+        .then_some(api.node.cookie.as_str());
     let identity = credential(&headers, request.uri(), cookie).and_then(|credential| {
-        api.common
+        api.node
             .identity
-            .identify(credential.as_ref(), api.common.hub.clock().wall())
+            .identify(credential.as_ref(), api.node.hub.clock().wall())
     });
     let mut response = match identity {
         Ok(identity) => {
@@ -97,7 +95,7 @@ async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Resp
         .headers_mut()
         .extend(origins.response_headers(standing, &headers));
     let route = route.as_deref().unwrap_or("other");
-    api.common
+    api.node
         .telemetry
         .request(route, response.status().as_u16());
     response
@@ -111,7 +109,7 @@ async fn state(
     headers: HeaderMap,
 ) -> Answer {
     let job = name("job id", &id)?;
-    let lookup = timeout(BUS_WAIT, api.common.hub.lookup(&job)).await;
+    let lookup = timeout(BUS_WAIT, api.node.hub.lookup(&job)).await;
     let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
     let Some(state) = lookup.state else {
         return Err(match lookup.stale {
@@ -217,7 +215,7 @@ async fn publish_one(
         .get("idempotency-key")
         .and_then(|id| id.to_str().ok());
     let message_id = message_id.map(str::to_owned);
-    let payload = body(request, api.update_bytes).await?;
+    let payload = body(request, api.node.limits.update_bytes).await?;
     let owner = whose
         .owner
         .as_deref()
@@ -269,7 +267,11 @@ async fn batch(
     Extension(identity): Extension<Arc<Identity>>,
     request: Request,
 ) -> Answer {
-    let lines = body(request, api.update_bytes.saturating_mul(BATCH_FACTOR)).await?;
+    let lines = body(
+        request,
+        api.node.limits.update_bytes.saturating_mul(BATCH_FACTOR),
+    )
+    .await?;
     let mut answer = BatchAnswer::default();
     let mut last = None;
     let lines = lines
@@ -362,7 +364,7 @@ struct Wanted {
 }
 
 async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Published, ApiError> {
-    let hub = &api.common.hub;
+    let hub = &api.node.hub;
     let published = timeout(BUS_WAIT, async {
         let owner = hub.owner_of(&wanted.job, wanted.owner.as_ref()).await;
         if !identity.may_publish(&owner) {

@@ -5,9 +5,13 @@
 //!
 //! Invariant: a [`Config`] from [`Config::load`] has passed [`Config::validate`].
 
+mod auth;
+mod bounds;
+mod dialects;
 pub mod problem;
 #[cfg(test)]
 mod reference;
+mod secret;
 pub mod sections;
 pub mod source;
 pub mod url;
@@ -22,13 +26,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use problem::{ConfigErrors, Place, Problem};
+pub use secret::Redacted;
 pub use sections::{
-    Admin, Algorithm, Auth, AuthMode, Bus, BusMode, Delivery, Dialects, Drain, History, Http,
-    Limits, Log, LogFormat, Nats, StreamStorage,
+    Admin, Auth, AuthMode, Bus, BusMode, Delivery, Dialects, Drain, History, Http, Limits, Log,
+    LogFormat, Nats, StreamStorage,
 };
 pub use source::{ENV_PREFIX, env_name};
 pub use url::ServerUrl;
-pub use value::Redacted;
 
 /// All that can be configured.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -148,7 +152,7 @@ impl Loaded {
                 .map(|finding| finding.placed(&places)),
         );
         if problems.is_empty()
-            && let Err(errors) = crate::dialect::Dialects::load(&config)
+            && let Err(errors) = config.load_dialects()
         {
             problems.extend_from_slice(errors.problems());
         }

@@ -28,12 +28,11 @@ use relay_core::session::{CloseReason, SessionBounds};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::config::{Config, ConfigErrors};
-use crate::serve::limits;
 use crate::telemetry::Telemetry;
 use jq::{Failure, Input, Mapping};
 
 pub use builtin::BUILT_IN;
+pub use compile::{Mistake, Source};
 pub use file::Carrier;
 pub use limit::{Caller, PollLimits};
 pub use routes::{Endpoint, Found, Health, Params, Poll, Routes, Unsaid};
@@ -363,24 +362,22 @@ pub struct Dialects {
     all: Vec<Arc<Dialect>>,
 }
 
-/// What dialects take over from the configuration where their files say nothing.
+/// What holds for a dialect where its file says nothing.
 #[derive(Debug, Clone, Copy)]
-struct Defaults {
-    outbox: OutboxBounds,
-    session: SessionBounds,
+pub struct Defaults {
+    /// Bounds of outboxes.
+    pub outbox: OutboxBounds,
+    /// Bounds of sessions.
+    pub session: SessionBounds,
 }
 
 impl Dialects {
-    /// Reads, checks and compiles what `[dialects]` names.
+    /// Checks and compiles the dialects of `sources`.
     ///
     /// # Errors
-    /// All that is wrong in all files, each with its place.
-    pub fn load(config: &Config) -> Result<Self, ConfigErrors> {
-        let defaults = Defaults {
-            outbox: limits::outbox(config),
-            session: limits::session(config),
-        };
-        compile::load(config, defaults)
+    /// All that is wrong in all of them, each with its place.
+    pub fn load(sources: &[Source], defaults: Defaults) -> Result<Self, Vec<Mistake>> {
+        compile::load(sources, defaults)
     }
 
     /// Sets slots aside in every publication; the number of the first.

@@ -13,59 +13,16 @@ pub mod verifier;
 
 use std::sync::{Arc, LazyLock};
 
-use http::StatusCode;
-use http::header::HeaderValue;
 use relay_core::id::{JobId, Name};
 use relay_core::moment::WallTime;
 use relay_core::topic::Topic;
 
 pub use credential::{Credential, Source, credential};
 pub use grants::{GrantError, Grants};
-pub use key::KeyError;
+pub use key::{Algorithm, KeyError};
 pub use verifier::Verifier;
 
-use crate::config::{AuthMode, Config};
-
-/// Why a request is turned away, before anything was done for it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refused {
-    /// 401 when another credential may do, 403 when none will.
-    pub status: StatusCode,
-    /// A word for programs: `token_expired`, `foreign_origin`, …
-    pub code: &'static str,
-    /// A sentence for people.
-    pub message: String,
-}
-
-impl Refused {
-    /// A refusal that another credential may turn.
-    pub(crate) fn unauthorized(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::UNAUTHORIZED,
-            code,
-            message: message.into(),
-        }
-    }
-
-    /// The refusal of somebody who brought no credential where one is needed.
-    pub fn no_credential() -> Self {
-        Self::unauthorized(
-            "unauthenticated",
-            "A token is needed: send it as Authorization: Bearer, in the cookie, as ?token= or as the subprotocol relay.token.<token>.",
-        )
-    }
-
-    /// The value of `WWW-Authenticate`, which a 401 must have.
-    pub fn www_authenticate(&self) -> Option<HeaderValue> {
-        let value = match (self.status, self.code) {
-            (StatusCode::UNAUTHORIZED, "unauthenticated") => "Bearer realm=\"relay\"",
-            (StatusCode::UNAUTHORIZED, _) => "Bearer realm=\"relay\", error=\"invalid_token\"",
-            _ => return None,
-        };
-        Some(HeaderValue::from_static(value))
-    }
-}
+use crate::refused::Refused;
 
 /// How clients are identified.
 #[derive(Debug, Clone)]
@@ -77,17 +34,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode a configuration asks for.
-    ///
-    /// # Errors
-    /// When the key cannot be used; [`Config::load`] has found that already.
-    pub fn from_config(config: &Config) -> Result<Self, KeyError> {
-        match config.auth_mode() {
-            AuthMode::Anonymous => Ok(Self::Anonymous),
-            AuthMode::Jwt => Verifier::from_config(&config.auth).map(Self::Jwt),
-        }
-    }
-
     /// Who the bearer of `credential` is, `now`.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Read the modules in this order: [`config`] says what may be, [`identity`] and [`origin`] who may come
 //! in; [`serve`] puts a relay together; [`shard`] is where connections live, [`frame`] and [`websocket`]
 //! what they are sent, [`dialect`] what other front ends are sent, [`socketio`] another protocol they may
-//! speak; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
+//! speak; [`node`] is what all of them share; [`api`] is everything that is no stream; [`cli`] what a person can ask for.
 
 pub mod admin;
 pub mod admission;
@@ -14,11 +14,14 @@ pub mod command;
 pub mod config;
 pub mod demo;
 pub mod dialect;
+mod duration;
 pub mod frame;
 pub mod identity;
 pub mod logging;
+pub mod node;
 pub mod origin;
 pub mod readiness;
+pub mod refused;
 pub mod serve;
 pub mod shard;
 pub mod socketio;

@@ -7,6 +7,7 @@
 //! of a user who did not allow it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -15,8 +16,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use crate::config::Http;
-use crate::identity::Refused;
+use crate::refused::Refused;
 
 /// Scheme, host and port of a page, in lower case and with the port that the scheme implies filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -242,19 +242,19 @@ const MAX_REQUEST_HEADERS: usize = 1024;
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
 impl Policy {
-    /// The rule that `http` asks for.
-    pub fn from_config(http: &Http) -> Self {
+    /// The rule by which the pages of `allowed` may connect, and pages of this machine if only it is
+    /// listened to.
+    pub fn new(allowed: &[AllowedOrigin], listen: IpAddr) -> Self {
         Self {
-            listed: http
-                .allowed_origins
+            listed: allowed
                 .iter()
                 .filter_map(|allowed| match allowed {
                     AllowedOrigin::Any => None,
                     AllowedOrigin::Exactly(origin) => Some(origin.clone()),
                 })
                 .collect(),
-            anyone: http.allowed_origins.contains(&AllowedOrigin::Any),
-            loopback: http.listen.ip().to_canonical().is_loopback(),
+            anyone: allowed.contains(&AllowedOrigin::Any),
+            loopback: listen.to_canonical().is_loopback(),
         }
     }
 

@@ -5,7 +5,7 @@
 
 mod bus;
 mod files;
-pub(crate) mod limits;
+mod settings;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -27,8 +27,9 @@ use tokio::time::{Instant, timeout};
 use crate::admin::{self, Admin};
 use crate::api::{self, Api};
 use crate::config::Config;
-use crate::identity::{self, KeyError};
-use crate::shard::{self, Common, Shard};
+use crate::identity::KeyError;
+use crate::node::Node;
+use crate::shard::{self, Shard};
 use crate::telemetry::Telemetry;
 
 /// Why the relay does not start, or stopped by itself.
@@ -123,20 +124,19 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let clock = Clock::start();
     let epoch = bus::epoch(clock);
     let bus = bus::Bus::new(config, epoch)?;
-    let hub = Hub::new(limits::hub(config, shards), bus.backing(), clock, epoch);
+    let hub = Hub::new(settings::hub(config, shards), bus.backing(), clock, epoch);
     let history = config.history.file.clone().map(HistoryFile::new);
     let history = history.map(Arc::new);
     if let Some(file) = &history {
         file.open(&hub, epoch)?;
     }
     let (mailboxes, mail) = shard::Mailboxes::new(shards);
-    let common = Arc::new(limits::common(
+    let node = Arc::new(settings::node(
         config,
         hub.clone(),
-        identity::Mode::from_config(config)?,
+        config.identity()?,
         Telemetry::new()?,
-        crate::dialect::Dialects::load(config)?,
-        mailboxes,
+        config.load_dialects()?,
     ));
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;
@@ -147,10 +147,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     };
 
     let (drain, drained) = watch::channel(false);
-    let mut router = api::router(Api {
-        common: common.clone(),
-        update_bytes: config.limits.update_bytes,
-    });
+    let mut router = api::router(Api { node: node.clone() });
     if let Some(routes) = extras.routes {
         router = routes.fallback_service(router);
     }
@@ -160,21 +157,21 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         let part = ShardThread {
             number,
             listener,
+            mailboxes: mailboxes.clone(),
             mailbox,
             router: router.clone(),
             drain: drained.clone(),
         };
-        threads.push(part.spawn(common.clone(), lost.clone())?);
+        threads.push(part.spawn(node.clone(), lost.clone())?);
     }
     drop(lost);
     let bus_thread =
         BusThread::spawn(bus, hub.clone(), history, extras.companion, drained.clone())?;
 
     let admin = Admin {
-        common: common.clone(),
+        node: node.clone(),
         bus: config.bus.mode.as_str(),
         started: Instant::now(),
-        connection_limit: config.limits.connections,
         job_limit: config.history.jobs,
     };
     let mut tasks = JoinSet::new();
@@ -193,15 +190,15 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         signal = stop_signal() => signal.map_err(ServeError::from),
         _ = shard_lost.changed() => Err(ServeError::ShardLost),
     };
-    common.readiness.drain();
-    let open = common.admissions.total();
+    node.readiness.drain();
+    let open = node.admissions.total();
     tracing::info!(connections = open, "draining");
     drain.send_replace(true);
     let ended = timeout(config.drain.deadline, join_all(threads));
     tokio::select! {
         ended = ended => match ended {
             Ok(()) => tracing::info!("drained"),
-            Err(_) => tracing::warn!(left = common.admissions.total(), "the drain's deadline passed; the rest is cut off"),
+            Err(_) => tracing::warn!(left = node.admissions.total(), "the drain's deadline passed; the rest is cut off"),
         },
         _ = stop_signal() => tracing::warn!("a second signal: stopping at once"),
     }
@@ -259,6 +256,8 @@ async fn stop_signal() -> io::Result<()> {
 struct ShardThread {
     number: usize,
     listener: StdListener,
+    /// To every shard, this one among them.
+    mailboxes: shard::Mailboxes,
     mailbox: shard::Mailbox,
     router: Router,
     drain: watch::Receiver<bool>,
@@ -266,21 +265,21 @@ struct ShardThread {
 
 impl ShardThread {
     /// Starts the thread. `lost` is dropped, and told, when it ends unasked.
-    fn spawn(self, common: Arc<Common>, lost: watch::Sender<()>) -> io::Result<JoinHandle<()>> {
+    fn spawn(self, node: Arc<Node>, lost: watch::Sender<()>) -> io::Result<JoinHandle<()>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let name = format!("shard-{}", self.number);
         std::thread::Builder::new().name(name).spawn(move || {
             let asked = self.drain.clone();
             let watchdog = LostUnlessAsked { asked, lost };
-            self.run(&runtime, common);
+            self.run(&runtime, node);
             drop(watchdog);
         })
     }
 
-    fn run(self, runtime: &Runtime, common: Arc<Common>) {
+    fn run(self, runtime: &Runtime, node: Arc<Node>) {
         let local = LocalSet::new();
         local.block_on(runtime, async move {
-            let shard = Shard::new(self.number, common);
+            let shard = Shard::new(self.number, node, self.mailboxes);
             let listener = match TcpListener::from_std(self.listener) {
                 Ok(listener) => listener,
                 Err(error) => {

@@ -41,24 +41,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bus::clock::Clock;
-use relay_bus::hub::{Hub, JoinRequest};
+use relay_bus::hub::JoinRequest;
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
 use relay_core::job::Again;
 use relay_core::moment::Moment;
-use relay_core::outbox::OutboxBounds;
 use relay_core::quality::{Quality, Verdict};
-use relay_core::session::{CloseReason, Session, SessionBounds};
+use relay_core::session::{CloseReason, Session};
 use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch as channel};
 use tokio::time::sleep_until;
 
-use crate::admission::{Admission, Admissions};
-use crate::dialect::{Dialects, PollLimits};
-use crate::identity::{self, Identity};
-use crate::origin;
-use crate::readiness::Readiness;
-use crate::telemetry::Telemetry;
+use crate::admission::Admission;
+use crate::identity::Identity;
+use crate::node::Node;
 use connection::{Connection, Transport, Writer, Written};
 use holds::Holds;
 use metrics::Metrics;
@@ -72,59 +68,12 @@ const READ_BYTES: usize = 16 * 1024;
 /// How often gauges that need a walk over connections are renewed.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What all shards share and none changes.
-#[derive(Debug)]
-pub struct Common {
-    /// Where updates come from.
-    pub hub: Arc<Hub>,
-    /// How clients are identified.
-    pub identity: identity::Mode,
-    /// The name of the cookie that may carry the token.
-    pub cookie: String,
-    /// Which pages may connect.
-    pub origins: origin::Policy,
-    /// Who holds how many connections.
-    pub admissions: Admissions,
-    /// Whether the node is fit for clients.
-    pub readiness: Readiness,
-    /// Metrics.
-    pub telemetry: Telemetry,
-    /// The dialects spoken besides the native protocol.
-    pub dialects: Dialects,
-    /// How often who polls.
-    pub polls: PollLimits,
-    /// How a request reaches the shard of its session.
-    pub mailboxes: Mailboxes,
-    /// Bounds of sessions.
-    pub session: SessionBounds,
-    /// Bounds of outboxes.
-    pub outbox: OutboxBounds,
-    /// `delivery.write_timeout`.
-    pub write_timeout: Duration,
-    /// `delivery.max_failures`.
-    pub max_failures: u32,
-    /// `delivery.ack_timeout`.
-    pub ack_timeout: Duration,
-    /// `delivery.poll_wait`.
-    pub poll_wait: Duration,
-    /// `delivery.poll_wait_max`.
-    pub poll_wait_max: Duration,
-    /// `limits.message_bytes`.
-    pub message_bytes: usize,
-    /// `limits.messages_per_second`.
-    pub messages_per_second: u32,
-    /// `limits.messages_burst`.
-    pub messages_burst: u32,
-    /// `http.header_timeout`.
-    pub header_timeout: Duration,
-    /// `drain.spread`.
-    pub drain_spread: Duration,
-}
-
 /// One shard. Lives on one thread; everything on it is reached through the cell.
 pub struct Shard {
     number: usize,
-    common: Arc<Common>,
+    common: Arc<Node>,
+    /// How a request reaches the shard of its session.
+    mailboxes: Mailboxes,
     clock: Clock,
     inbox: Arc<Inbox>,
     /// Answers of workers to clients' questions, until the shard runs and takes them.
@@ -187,11 +136,12 @@ struct Opening {
 
 impl Shard {
     /// A shard without connections.
-    pub fn new(number: usize, common: Arc<Common>) -> Rc<Self> {
+    pub fn new(number: usize, common: Arc<Node>, mailboxes: Mailboxes) -> Rc<Self> {
         let clock = common.hub.clock();
         let (asking, answers) = asking::Asking::new();
         Rc::new(Self {
             number,
+            mailboxes,
             answers: RefCell::new(Some(answers)),
             clock,
             inbox: common.hub.inbox(number),
@@ -505,7 +455,10 @@ impl Shard {
             }
         };
         let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
-        match connection.writer.deadline(self.common.write_timeout) {
+        match connection
+            .writer
+            .deadline(self.common.delivery.write_timeout)
+        {
             Some(deadline) => want(Some(deadline)),
             None => want(
                 connection

@@ -12,10 +12,11 @@ use std::time::Duration;
 use relay_bus::clock::Clock;
 use relay_core::id::{Name, NameError};
 
-use crate::config::{Algorithm, AuthMode, Config, ConfigErrors, Redacted, environment};
+use crate::config::{AuthMode, Config, ConfigErrors, Redacted, environment};
 use crate::identity::key::without_line_end;
 use crate::identity::signing::{Claims, SigningError, SigningKey};
-use crate::identity::{GrantError, Grants, KeyError, Refused, Verifier};
+use crate::identity::{Algorithm, GrantError, Grants, KeyError};
+use crate::refused::Refused;
 
 /// Arguments of `relay token`.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,7 +34,7 @@ pub struct TokenArgs {
     pub publish: Vec<String>,
 
     /// How long it is good
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::config::value::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::duration::parse)]
     pub ttl: Duration,
 
     /// Audience (aud); by default the one the configuration asks for
@@ -148,7 +149,9 @@ fn make(
         iss: args.issuer.clone().or_else(|| config.auth.issuer.clone()),
     })?;
     if config.auth_mode() == AuthMode::Jwt {
-        Verifier::from_config(&config.auth)?
+        config
+            .auth
+            .verifier()?
             .verify(&token, wall)
             .map_err(TokenError::Refused)?;
     }

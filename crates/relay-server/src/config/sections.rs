@@ -4,7 +4,6 @@
 //!
 //! Invariant: every field has a default, so an empty file is a complete configuration.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +11,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::secret::Redacted;
 use super::url::ServerUrl;
-use super::value::{AddressText, DurationText, ListOf, Redacted, SizeText};
+use super::value::{AddressText, DurationText, ListOf, SizeText};
+use crate::identity::Algorithm;
 use crate::origin::AllowedOrigin;
 
 const KIB: usize = 1 << 10;
@@ -240,29 +241,6 @@ pub enum AuthMode {
     Anonymous,
     /// By a signed token.
     Jwt,
-}
-
-/// A way of signing a token. There is deliberately no `none`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum Algorithm {
-    /// HMAC with SHA-256.
-    HS256,
-    /// HMAC with SHA-384.
-    HS384,
-    /// HMAC with SHA-512.
-    HS512,
-    /// RSA (PKCS #1 v1.5) with SHA-256.
-    RS256,
-    /// ECDSA on P-256 with SHA-256.
-    ES256,
-    /// Ed25519.
-    EdDSA,
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
 }
 
 /// What one client, or all of them, may take. Whatever passes a bound is refused with its reason.

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use super::value::REDACTED;
+use super::secret::REDACTED;
 
 /// `nats://host:4222`, `tls://host:4222` or `host:4222`, perhaps with `user:password@` in front.
 #[derive(Clone, PartialEq, Eq)]

@@ -11,8 +11,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::problem::{Place, Problem};
-use super::value::{format_duration, format_size};
+use super::value::format_size;
 use super::{BusMode, Config, Nats};
+use crate::duration;
 
 mod auth;
 mod nats;
@@ -91,7 +92,7 @@ impl Findings {
     }
 
     fn duration(&mut self, key: &'static str, value: Duration, range: [Duration; 2]) {
-        self.range(key, value, range, format_duration);
+        self.range(key, value, range, duration::format);
     }
 
     /// Opens a file that a key names; says what the system says if it cannot.
@@ -200,8 +201,8 @@ fn bus(config: &Config, found: &mut Findings) {
             &["nats.stream_max_age", "history.terminal_ttl"],
             format!(
                 "nats.stream_max_age {} would drop endings that history.terminal_ttl {} promises to keep; make it at least that long",
-                format_duration(nats.stream_max_age),
-                format_duration(config.history.terminal_ttl)
+                duration::format(nats.stream_max_age),
+                duration::format(config.history.terminal_ttl)
             ),
         );
     }
@@ -292,9 +293,9 @@ fn delivery(config: &Config, found: &mut Findings) {
             &["delivery.dead_after", "delivery.ping_interval"],
             format!(
                 "delivery.dead_after {} is too close to delivery.ping_interval {}: a live client would be given up before its answer is here; make it {} or more",
-                format_duration(d.dead_after),
-                format_duration(d.ping_interval),
-                format_duration(whole_seconds(alive_for))
+                duration::format(d.dead_after),
+                duration::format(d.ping_interval),
+                duration::format(whole_seconds(alive_for))
             ),
         );
     }
@@ -303,8 +304,8 @@ fn delivery(config: &Config, found: &mut Findings) {
             &["delivery.poll_wait", "delivery.poll_wait_max"],
             format!(
                 "delivery.poll_wait {} is longer than delivery.poll_wait_max {}; lower the one or raise the other",
-                format_duration(d.poll_wait),
-                format_duration(d.poll_wait_max)
+                duration::format(d.poll_wait),
+                duration::format(d.poll_wait_max)
             ),
         );
     }
@@ -338,8 +339,8 @@ fn drain(config: &Config, found: &mut Findings) {
             &["drain.spread", "drain.deadline"],
             format!(
                 "drain.spread {} does not end before drain.deadline {}, so the last clients would be cut off; lower the one or raise the other",
-                format_duration(drain.spread),
-                format_duration(drain.deadline)
+                duration::format(drain.spread),
+                duration::format(drain.deadline)
             ),
         );
     }

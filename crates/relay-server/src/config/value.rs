@@ -1,8 +1,6 @@
-//! How single values of a configuration are written: durations, sizes, addresses, lists, secrets.
+//! How single values of a configuration are written: durations, sizes, addresses, lists.
 //!
 //! Knows nothing of which key a value belongs to; whoever reads a value adds the key and the place.
-//!
-//! Invariant: no `Debug`, `Serialize` or error message of this file shows a secret.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,7 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
+use super::secret::Redacted;
 use super::url::ServerUrl;
+use crate::duration;
 
 /// A duration in text: `"10s"`, `"250ms"`, `"24h"`. For `#[serde(with = "DurationText")]`.
 #[derive(Debug)]
@@ -30,44 +30,6 @@ pub struct AddressText;
 /// A list, also written as one text with commas (the only way in an environment variable).
 #[derive(Debug)]
 pub struct ListOf<T>(PhantomData<T>);
-
-/// Reads a duration such as `10s`, `250ms`, `1h 30m`.
-///
-/// # Errors
-/// A sentence that says how to write one.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-        return Err(format!(
-            "a duration needs a unit: write \"{text}s\", or with ms, m or h for s"
-        ));
-    }
-    humantime::parse_duration(text).map_err(|_| {
-        format!("{text:?} is not a duration; write a number and a unit, such as \"10s\", \"250ms\" or \"24h\"")
-    })
-}
-
-/// Writes a duration with the largest unit that needs no fraction: `24h`, `90s`, `250ms`.
-pub fn format_duration(duration: Duration) -> String {
-    const UNITS: [(u128, &str); 5] = [
-        (3_600_000_000_000, "h"),
-        (60_000_000_000, "m"),
-        (1_000_000_000, "s"),
-        (1_000_000, "ms"),
-        (1_000, "us"),
-    ];
-    let nanos = duration.as_nanos();
-    if nanos == 0 {
-        return "0s".to_owned();
-    }
-    for (unit, name) in UNITS {
-        // A minute is 60s: that is how people compare it with its neighbours.
-        if nanos.is_multiple_of(unit) && !(name == "m" && nanos == unit) {
-            return format!("{}{name}", nanos / unit);
-        }
-    }
-    format!("{nanos}ns")
-}
 
 /// Reads a size such as `64KiB`, `10MB` or `4096`.
 ///
@@ -164,7 +126,7 @@ impl DurationText {
     /// # Errors
     /// Only the serializer's own.
     pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&format_duration(*duration))
+        to.serialize_str(&duration::format(*duration))
     }
 
     /// Reads a duration from text.
@@ -174,8 +136,8 @@ impl DurationText {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         from.deserialize_any(TextOr {
             expecting: "a duration such as \"10s\"",
-            text: parse_duration,
-            number: |n| parse_duration(&n.to_string()),
+            text: duration::parse,
+            number: |n| duration::parse(&n.to_string()),
         })
     }
 }
@@ -274,75 +236,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
     }
 }
 
-/// A secret: readable only through [`Redacted::expose`], never by printing.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(String);
-
-/// What stands in a secret's place wherever a configuration is shown.
-pub const REDACTED: &str = "[redacted]";
-
-impl Redacted {
-    /// Wraps a secret.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-
-    /// The secret itself. Whoever calls this must not print what it returns.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Redacted {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(REDACTED)
-    }
-}
-
-impl<'de> Deserialize<'de> for Redacted {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        /// Serde's own message for a wrong type shows the value, which here is the secret.
-        struct Secret;
-
-        impl Visitor<'_> for Secret {
-            type Value = Redacted;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text in quotes")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Redacted, E> {
-                Ok(Redacted::new(text))
-            }
-
-            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Redacted, E> {
-                Err(E::custom("expected a text; put the secret in quotes"))
-            }
-
-            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Redacted, E> {
-                self.visit_i64(0)
-            }
-
-            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Redacted, E> {
-                self.visit_i64(0)
-            }
-
-            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Redacted, E> {
-                self.visit_i64(0)
-            }
-        }
-
-        // Not `deserialize_str`, where some formats report a number before the visitor sees it.
-        from.deserialize_any(Secret)
-    }
-}
-
 macro_rules! schema {
     ($($type:ty => $name:literal, $schema:tt;)*) => {$(
         impl JsonSchema for $type {
@@ -388,30 +281,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_back_what_they_write() {
-        for text in [
-            "24h", "72h", "90s", "60s", "2m", "250ms", "10s", "7us", "3ns",
-        ] {
-            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
-        }
-        assert_eq!(
-            parse_duration("1h 30m").unwrap(),
-            Duration::from_secs(5_400)
-        );
-    }
-
-    #[test]
-    fn a_duration_without_a_unit_is_told_which_to_add() {
-        let why = parse_duration("10").unwrap_err();
-        assert!(why.contains("\"10s\""), "{why}");
-        assert!(
-            parse_duration("ten")
-                .unwrap_err()
-                .contains("not a duration")
-        );
-    }
-
-    #[test]
     fn sizes_read_back_what_they_write() {
         for text in ["64KiB", "256MiB", "1GiB", "1000B"] {
             assert_eq!(format_size(parse_size(text).unwrap()), text);
@@ -436,14 +305,5 @@ mod tests {
             let why = parse_address(bad).unwrap_err();
             assert!(why.contains(hint), "{why}");
         }
-    }
-
-    #[test]
-    fn a_secret_is_never_printed() {
-        let secret = Redacted::new("hunter2");
-        assert_eq!(format!("{secret:?}"), "[redacted]");
-        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[redacted]\"");
-        let error = serde_json::from_str::<Redacted>("123456").unwrap_err();
-        assert!(!error.to_string().contains("123456"), "{error}");
     }
 }

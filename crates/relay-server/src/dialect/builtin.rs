@@ -23,9 +23,3 @@ pub const BUILT_IN: [(&str, &str); 5] = [
         include_str!("../../../../config/dialects/video-generation.toml"),
     ),
 ];
-
-/// The text of a built-in dialect.
-pub(super) fn text(name: &str) -> Option<&'static str> {
-    let found = BUILT_IN.iter().find(|(each, _)| *each == name);
-    found.map(|(_, text)| *text)
-}

@@ -1,18 +1,18 @@
 //! From files to dialects: every mistake found, each with its file and line.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use relay_core::session::CloseReason;
 use toml::Spanned;
 
 use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};
 use super::jq::Mapping;
 use super::routes::{Endpoint, Health, Poll, Template, params_of};
-use super::{Defaults, Dialect, Dialects, Frame, Request, Voice, Words, builtin};
-use crate::config::{Config, ConfigErrors, Place, Problem};
+use super::{Defaults, Dialect, Dialects, Frame, Request, Voice, Words};
 
 /// Words one dialect may have for statuses: each is a slot in every publication.
 const MAX_WORDS: usize = 24;
@@ -36,89 +36,65 @@ const REASONS: [CloseReason; 12] = [
     CloseReason::InternalError,
 ];
 
-/// Reads everything `[dialects]` names.
-pub(super) fn load(config: &Config, defaults: Defaults) -> Result<Dialects, ConfigErrors> {
-    let mut dialects = Dialects::default();
-    let mut problems = Vec::new();
-    let mut seen = HashSet::new();
-    for name in &config.dialects.enabled {
-        if !seen.insert(name) {
-            continue;
-        }
-        match source(name, config.dialects.directory.as_deref()) {
-            Ok((path, text)) => {
-                let mut reading = Reading {
-                    path,
-                    text: &text,
-                    problems: &mut problems,
-                };
-                reading.dialect(name, defaults, &mut dialects);
-            }
-            Err(message) => problems.push(Problem {
-                place: Place::Unset,
-                key: "dialects.enabled".to_owned(),
-                message,
-            }),
-        }
-    }
-    if problems.is_empty() {
-        Ok(dialects)
-    } else {
-        Err(ConfigErrors::new(problems))
-    }
+/// The text of a dialect, its name, and where it stands.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The dialect's name.
+    pub name: String,
+    /// Where the text was found, for people.
+    pub path: PathBuf,
+    /// The text.
+    pub text: Cow<'static, str>,
 }
 
-/// The text of a dialect and where it stands.
-fn source(name: &str, directory: Option<&Path>) -> Result<(PathBuf, String), String> {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    if name.is_empty() || !name.chars().all(is_name) {
-        return Err(format!(
-            "{name:?} is no dialect's name; it is the name of a file, without folder and .toml"
-        ));
+/// One thing that is wrong with a dialect's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// [`Source::path`].
+    pub path: PathBuf,
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1.
+    pub column: usize,
+    /// The key in the file; empty when the whole file is meant.
+    pub key: String,
+    /// What is wrong and how to put it right, in one sentence.
+    pub message: String,
+}
+
+/// Reads all of `sources`.
+pub(super) fn load(sources: &[Source], defaults: Defaults) -> Result<Dialects, Vec<Mistake>> {
+    let mut dialects = Dialects::default();
+    let mut mistakes = Vec::new();
+    for source in sources {
+        let mut reading = Reading {
+            path: &source.path,
+            text: &source.text,
+            mistakes: &mut mistakes,
+        };
+        reading.dialect(&source.name, defaults, &mut dialects);
     }
-    if let Some(directory) = directory {
-        let path = directory.join(format!("{name}.toml"));
-        match std::fs::read_to_string(&path) {
-            Ok(text) => return Ok((path, text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
-        }
-    }
-    match builtin::text(name) {
-        Some(text) => Ok((
-            PathBuf::from(format!("config/dialects/{name}.toml")),
-            text.to_owned(),
-        )),
-        None => {
-            let known: Vec<_> = builtin::BUILT_IN.iter().map(|(name, _)| *name).collect();
-            let hint = match directory {
-                Some(directory) => format!("there is no such file in {}", directory.display()),
-                None => "dialects.directory is not set".to_owned(),
-            };
-            Err(format!(
-                "no dialect {name:?}: {hint}, and the built-in ones are {}",
-                known.join(", ")
-            ))
-        }
+    if mistakes.is_empty() {
+        Ok(dialects)
+    } else {
+        Err(mistakes)
     }
 }
 
 /// One file being read.
 struct Reading<'a> {
-    path: PathBuf,
+    path: &'a Path,
     text: &'a str,
-    problems: &'a mut Vec<Problem>,
+    mistakes: &'a mut Vec<Mistake>,
 }
 
 impl Reading<'_> {
     fn refuse(&mut self, offset: usize, key: &str, message: impl Into<String>) {
         let (line, column) = file::place(self.text, offset);
-        self.problems.push(Problem {
-            place: Place::File {
-                path: self.path.clone(),
-                line,
-                column,
-            },
+        self.mistakes.push(Mistake {
+            path: self.path.to_owned(),
+            line,
+            column,
             key: key.to_owned(),
             message: message.into(),
         });
@@ -252,12 +228,12 @@ impl Reading<'_> {
         let before = definitions.map_or("", |text| text.get_ref().as_str());
         match Mapping::compile(name, before, code.get_ref()) {
             Ok(mapping) => Some(mapping),
-            Err(mistakes) => {
+            Err(complaints) => {
                 let start = file::content_start(self.text, &code.span());
-                for mistake in mistakes {
+                for each in complaints {
                     // The definitions are right by themselves, so it is the mapping's own.
-                    let offset = mistake.offset.saturating_sub(before.len() + 1);
-                    self.refuse(start + offset, name, format!("jq: {}", mistake.message));
+                    let offset = each.offset.saturating_sub(before.len() + 1);
+                    self.refuse(start + offset, name, format!("jq: {}", each.message));
                 }
                 None
             }
@@ -267,13 +243,13 @@ impl Reading<'_> {
     /// Whether the definitions are right by themselves.
     fn check_definitions(&mut self, definitions: &Spanned<String>) -> bool {
         let text = definitions.get_ref();
-        let Err(mistakes) = Mapping::compile("definitions", text, ".") else {
+        let Err(complaints) = Mapping::compile("definitions", text, ".") else {
             return true;
         };
         let start = file::content_start(self.text, &definitions.span());
-        for mistake in mistakes {
-            let offset = mistake.offset.min(text.trim_end().len());
-            let message = format!("jq: {}", mistake.message);
+        for each in complaints {
+            let offset = each.offset.min(text.trim_end().len());
+            let message = format!("jq: {}", each.message);
             self.refuse(start + offset, "definitions", message);
         }
         false

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use crate::config::value::parse_duration;
+use crate::duration;
 
 /// One file.
 #[derive(Debug, Deserialize)]
@@ -222,7 +222,7 @@ pub(super) struct Time(pub(super) Duration);
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
-        parse_duration(&text).map(Self).map_err(de::Error::custom)
+        duration::parse(&text).map(Self).map_err(de::Error::custom)
     }
 }
 

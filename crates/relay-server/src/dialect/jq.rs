@@ -34,7 +34,7 @@ pub struct Mapping {
 
 /// What is wrong with a program's text, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+pub struct Complaint {
     /// Offset into the text, in bytes.
     pub offset: usize,
     /// What jq says.
@@ -113,7 +113,7 @@ impl Mapping {
     ///
     /// # Errors
     /// What jq says; offsets count from the beginning of `definitions`, one line end and then `code`.
-    pub fn compile(name: &str, definitions: &str, code: &str) -> Result<Self, Vec<Mistake>> {
+    pub fn compile(name: &str, definitions: &str, code: &str) -> Result<Self, Vec<Complaint>> {
         let text = joined(definitions, code);
         let defs = jaq_core::defs()
             .chain(jaq_std::defs())
@@ -129,12 +129,12 @@ impl Mapping {
         };
         let modules = Loader::new(defs)
             .load(&arena, program)
-            .map_err(|errors| load_mistakes(&text, errors))?;
+            .map_err(|errors| load_complaints(&text, errors))?;
         let filter = Compiler::default()
             .with_funs(funs)
             .with_global_vars(["$relay"])
             .compile(modules)
-            .map_err(|errors| compile_mistakes(&text, errors))?;
+            .map_err(|errors| compile_complaints(&text, errors))?;
         Ok(Self {
             name: name.to_owned(),
             filter,
@@ -273,10 +273,10 @@ fn found(part: &str) -> String {
     }
 }
 
-fn load_mistakes(text: &str, errors: load::Errors<&str, ()>) -> Vec<Mistake> {
-    let mut mistakes = Vec::new();
+fn load_complaints(text: &str, errors: load::Errors<&str, ()>) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
     let mut add = |part: &str, message| {
-        mistakes.push(Mistake {
+        complaints.push(Complaint {
             offset: at(text, part),
             message,
         });
@@ -308,10 +308,10 @@ fn load_mistakes(text: &str, errors: load::Errors<&str, ()>) -> Vec<Mistake> {
             }
         }
     }
-    mistakes
+    complaints
 }
 
-fn compile_mistakes(text: &str, errors: compile::Errors<&str, ()>) -> Vec<Mistake> {
+fn compile_complaints(text: &str, errors: compile::Errors<&str, ()>) -> Vec<Complaint> {
     let errors = errors.into_iter().flat_map(|(_, errors)| errors);
     errors
         .map(|(part, undefined)| {
@@ -319,7 +319,7 @@ fn compile_mistakes(text: &str, errors: compile::Errors<&str, ()>) -> Vec<Mistak
                 compile::Undefined::Filter(arity) => format!("/{arity}"),
                 _ => String::new(),
             };
-            Mistake {
+            Complaint {
                 offset: at(text, part),
                 message: format!("undefined {} {part}{arity}", undefined.as_str()),
             }
@@ -347,12 +347,12 @@ mod tests {
 
     #[test]
     fn a_mistake_is_said_with_its_place() {
-        let mistakes = Mapping::compile("test", "def a: 1;", "{x: (a + }").unwrap_err();
-        assert_eq!(mistakes[0].offset, "def a: 1;\n{x: (a + ".len());
-        let mistakes = Mapping::compile("test", "", "{x: nosuch}").unwrap_err();
+        let complaints = Mapping::compile("test", "def a: 1;", "{x: (a + }").unwrap_err();
+        assert_eq!(complaints[0].offset, "def a: 1;\n{x: (a + ".len());
+        let complaints = Mapping::compile("test", "", "{x: nosuch}").unwrap_err();
         assert_eq!(
-            mistakes[0],
-            Mistake {
+            complaints[0],
+            Complaint {
                 offset: 5,
                 message: "undefined filter nosuch/0".to_owned()
             }

@@ -1,25 +1,55 @@
 //! What holds for every dialect, and what is said of a file that is wrong.
 
 use super::*;
-use crate::config::Config;
+
+/// The configuration's own.
+const DEFAULTS: Defaults = Defaults {
+    outbox: OutboxBounds {
+        milestones: 100,
+        bytes: 256 * 1024,
+        jobs: 10_000,
+        interval: Duration::from_millis(100),
+    },
+    session: SessionBounds {
+        subscriptions: 100,
+        auth_timeout: Duration::from_secs(10),
+        ping_interval: Duration::from_secs(25),
+        dead_after: Duration::from_secs(60),
+    },
+};
+
+fn source(name: &str, text: &str) -> Source {
+    Source {
+        name: name.to_owned(),
+        path: format!("{name}.toml").into(),
+        text: text.to_owned().into(),
+    }
+}
 
 fn built_in() -> Dialects {
-    Dialects::load(&Config::default()).unwrap()
+    let sources: Vec<_> = BUILT_IN
+        .iter()
+        .map(|(name, text)| source(name, text))
+        .collect();
+    Dialects::load(&sources, DEFAULTS).unwrap()
 }
 
 /// What is wrong with a file of this text, line by line.
 fn problems(text: &str) -> Vec<String> {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("mine.toml"), text).unwrap();
-    let mut config = Config::default();
-    config.dialects.enabled = vec!["mine".to_owned()];
-    config.dialects.directory = Some(directory.path().to_owned());
-    let Err(errors) = Dialects::load(&config) else {
+    let Err(mistakes) = Dialects::load(&[source("mine", text)], DEFAULTS) else {
         return Vec::new();
     };
-    let shown = errors.problems().iter().map(ToString::to_string);
-    let folder = format!("{}/", directory.path().display());
-    shown.map(|text| text.replace(&folder, "")).collect()
+    let shown = mistakes.iter().map(|mistake| {
+        let Mistake {
+            path,
+            line,
+            column,
+            key,
+            message,
+        } = mistake;
+        format!("{}:{line}:{column}: {key}: {message}", path.display())
+    });
+    shown.collect()
 }
 
 #[test]
@@ -163,18 +193,6 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "needs frames.check",
     );
     refused("[requests.start]\nsubject = \"work.*\"", "is no subject");
-}
-
-#[test]
-fn a_dialect_that_is_not_there_is_named_with_those_that_are() {
-    let mut config = Config::default();
-    config.dialects.enabled = vec!["klingon".to_owned()];
-    let errors = Dialects::load(&config).unwrap_err();
-    let shown = errors.problems()[0].to_string();
-    assert!(
-        shown.contains("no dialect \"klingon\"") && shown.contains("file-conversion"),
-        "{shown}"
-    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::fmt;
 use http::Uri;
 use http::header::{self, HeaderMap};
 
-use super::Refused;
+use crate::refused::Refused;
 
 /// In front of the token in a `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL_PREFIX: &str = "relay.token.";

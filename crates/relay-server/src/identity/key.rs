@@ -5,14 +5,38 @@
 //!
 //! Invariant: a key's kind, not a token's header, decides which algorithms are tried.
 
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::DecodingKey;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Algorithm, Auth};
+/// A way of signing a token. There is deliberately no `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    /// HMAC with SHA-256.
+    HS256,
+    /// HMAC with SHA-384.
+    HS384,
+    /// HMAC with SHA-512.
+    HS512,
+    /// RSA (PKCS #1 v1.5) with SHA-256.
+    RS256,
+    /// ECDSA on P-256 with SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
 
 /// Why no token could be checked with the configured key and algorithms.
 #[derive(Debug, thiserror::Error)]
@@ -203,16 +227,16 @@ pub(crate) struct KeyMaterial {
 }
 
 impl KeyMaterial {
-    /// Reads the key that `auth` gives or names.
-    pub(crate) fn from_config(auth: &Auth) -> Result<Self, KeyError> {
-        match (&auth.key, &auth.key_file) {
+    /// Takes the key that is given, or reads the file that holds it.
+    pub(crate) fn read(given: Option<&str>, file: Option<&Path>) -> Result<Self, KeyError> {
+        match (given, file) {
             (None, None) => Err(KeyError::Missing),
             (Some(_), Some(_)) => Err(KeyError::Two),
-            (Some(key), None) => Self::sort(key.expose().as_bytes().to_vec(), "auth.key"),
+            (Some(key), None) => Self::sort(key.as_bytes().to_vec(), "auth.key"),
             (None, Some(path)) => match std::fs::read(path) {
                 Ok(bytes) => Self::sort(without_line_end(bytes), "auth.key_file"),
                 Err(source) => Err(KeyError::Unreadable {
-                    path: path.clone(),
+                    path: path.to_owned(),
                     source,
                 }),
             },
@@ -252,13 +276,13 @@ impl KeyMaterial {
         Ok(Self { kind, bytes, at })
     }
 
-    /// Checks that every algorithm of `auth` can be used with this key, and with no other kind of key.
-    pub(crate) fn check_fits(&self, auth: &Auth) -> Result<(), KeyError> {
+    /// Checks that all of `algorithms` can be used with this key, and with no other kind of key.
+    pub(crate) fn check_fits(&self, algorithms: &[Algorithm]) -> Result<(), KeyError> {
         // Algorithms that disagree among themselves are another mistake, told by `check_algorithms`.
-        if check_algorithms(&auth.algorithms).is_err() {
+        if check_algorithms(algorithms).is_err() {
             return Ok(());
         }
-        self.decoding_key(&auth.algorithms).map(|_| ())
+        self.decoding_key(algorithms).map(|_| ())
     }
 
     /// The key for the token library, once it is sure that `algorithms` are the key's own.

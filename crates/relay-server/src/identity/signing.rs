@@ -7,8 +7,7 @@
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
-use super::key::{Kind, library_algorithm, pem_label, with_line_ends};
-use crate::config::Algorithm;
+use super::key::{Algorithm, Kind, library_algorithm, pem_label, with_line_ends};
 
 /// The claims of a development token.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -1,7 +1,8 @@
 //! Who may see and publish what.
 
 use super::*;
-use crate::config::{Auth, Redacted};
+use crate::identity::key::KeyMaterial;
+use crate::identity::verifier::Expected;
 
 const NOW: WallTime = WallTime::from_unix_micros(1_800_000_000_000_000);
 
@@ -23,11 +24,15 @@ fn identity(topics: &[&str], publish: &[&str]) -> Identity {
 }
 
 fn jwt() -> Mode {
-    let auth = Auth {
-        key: Some(Redacted::new("a-secret-of-more-than-32-bytes-for-tests")),
-        ..Auth::default()
+    let secret = "a-secret-of-more-than-32-bytes-for-tests";
+    let expected = Expected {
+        algorithms: vec![Algorithm::HS256],
+        audience: None,
+        issuer: None,
+        leeway: std::time::Duration::ZERO,
     };
-    Mode::Jwt(Verifier::from_config(&auth).unwrap())
+    let material = KeyMaterial::read(Some(secret), None).unwrap();
+    Mode::Jwt(Verifier::new(&material, expected).unwrap())
 }
 
 #[test]

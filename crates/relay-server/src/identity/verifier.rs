@@ -18,13 +18,26 @@ use relay_core::moment::WallTime;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::key::{KeyError, KeyMaterial, library_algorithm};
-use super::{Grants, Identity, Refused};
-use crate::config::Auth;
+use super::key::{Algorithm, KeyError, KeyMaterial, library_algorithm};
+use super::{Grants, Identity};
+use crate::refused::Refused;
 
 /// Checks tokens by one key. Cheap to clone, so that each shard has its own.
 #[derive(Clone)]
 pub struct Verifier(Arc<Rules>);
+
+/// What a token must be, besides signed with the right key.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// The signatures that are accepted, all of the key's kind.
+    pub algorithms: Vec<Algorithm>,
+    /// What `aud` must be or contain. `None`: a token that names an audience is refused.
+    pub audience: Option<String>,
+    /// What `iss` must be. `None`: any.
+    pub issuer: Option<String>,
+    /// How far clocks may be apart.
+    pub leeway: Duration,
+}
 
 struct Rules {
     key: DecodingKey,
@@ -47,42 +60,43 @@ struct Claims {
 }
 
 impl Verifier {
-    /// Takes key, algorithms, audience, issuer and leeway from the configuration.
+    /// Checks tokens with the key of `material`, as `expected` says.
     ///
     /// # Errors
-    /// When there is no usable key, or the algorithms do not belong to its kind.
-    pub fn from_config(auth: &Auth) -> Result<Self, KeyError> {
-        let key = KeyMaterial::from_config(auth)?.decoding_key(&auth.algorithms)?;
+    /// When the algorithms do not belong to the key's kind, or the key is damaged.
+    pub(crate) fn new(material: &KeyMaterial, expected: Expected) -> Result<Self, KeyError> {
+        let key = material.decoding_key(&expected.algorithms)?;
         let mut required = vec!["exp"];
         let mut validation = Validation {
-            algorithms: auth
+            algorithms: expected
                 .algorithms
                 .iter()
                 .map(|algorithm| library_algorithm(*algorithm))
                 .collect(),
-            leeway: auth.leeway.as_secs(),
+            leeway: expected.leeway.as_secs(),
             // It compares whole seconds and takes a token up to one second too long; see `Rules::end`.
             validate_exp: false,
             validate_nbf: true,
             ..Validation::default()
         };
-        if let Some(audience) = &auth.audience {
+        if let Some(audience) = &expected.audience {
             validation.set_audience(&[audience]);
             required.push("aud");
         }
-        if let Some(issuer) = &auth.issuer {
+        if let Some(issuer) = &expected.issuer {
             validation.set_issuer(&[issuer]);
             required.push("iss");
         }
         validation.set_required_spec_claims(&required);
-        let algorithms: Vec<String> = auth.algorithms.iter().map(ToString::to_string).collect();
+        let algorithms = expected.algorithms.iter().map(ToString::to_string);
+        let algorithms: Vec<String> = algorithms.collect();
         Ok(Self(Arc::new(Rules {
             key,
             validation,
-            leeway: auth.leeway,
+            leeway: expected.leeway,
             algorithms: algorithms.join(", "),
-            audience: auth.audience.clone(),
-            issuer: auth.issuer.clone(),
+            audience: expected.audience,
+            issuer: expected.issuer,
         })))
     }
 

@@ -1,13 +1,13 @@
 //! Origins as browsers send them, against listeners as people configure them.
 
+use std::net::SocketAddr;
+
 use super::*;
 
 fn policy(listen: &str, allowed: &[&str]) -> Policy {
-    Policy::from_config(&Http {
-        listen: listen.parse().unwrap(),
-        allowed_origins: allowed.iter().map(|o| o.parse().unwrap()).collect(),
-        ..Http::default()
-    })
+    let listen: SocketAddr = listen.parse().unwrap();
+    let allowed: Vec<_> = allowed.iter().map(|o| o.parse().unwrap()).collect();
+    Policy::new(&allowed, listen.ip())
 }
 
 fn request(host: &str, origin: Option<&str>) -> HeaderMap {

@@ -193,7 +193,7 @@ impl Shard {
         });
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.common.header_timeout)
+            .header_read_timeout(self.common.http.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
             .serve_connection(TokioIo::new(socket), service);
         let mut draining = false;

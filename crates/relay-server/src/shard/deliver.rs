@@ -245,7 +245,7 @@ impl Shard {
             extras.unacknowledged.push(Unacknowledged {
                 subscription: via,
                 publication: publication.clone(),
-                next: now + self.common.ack_timeout,
+                next: now + self.common.delivery.ack_timeout,
                 tries: 1,
             });
         }
@@ -264,7 +264,7 @@ impl Shard {
                 return true;
             }
             each.tries += 1;
-            each.next = now + self.common.ack_timeout * (1 << each.tries.min(MAX_OFFERS));
+            each.next = now + self.common.delivery.ack_timeout * (1 << each.tries.min(MAX_OFFERS));
             let again = Taken {
                 telling: Telling::Publication(each.publication.clone()),
                 via: each.subscription,

@@ -29,7 +29,7 @@ impl Shard {
         let now = self.clock.now();
         let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        let window = self.common.drain_spread.min(ROOM.saturating_mul(count));
+        let window = self.common.drain.spread.min(ROOM.saturating_mul(count));
         for slot in slots {
             self.guarded(state, slot, |shard, state| {
                 shard.let_go(state, slot, now, window);

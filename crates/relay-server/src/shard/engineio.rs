@@ -35,8 +35,9 @@ use super::watch::{Stream, handshake, nobody};
 use super::{Opening, Shard, State};
 use crate::answer::ApiError;
 use crate::dialect::Found;
-use crate::identity::{Identity, Refused, credential};
+use crate::identity::{Identity, credential};
 use crate::origin::Standing;
+use crate::refused::Refused;
 use crate::socketio::engine::{self, Refusal};
 use crate::socketio::payload;
 use crate::socketio::request::{self, Wanted};
@@ -356,7 +357,7 @@ impl Shard {
         };
         let interval = bounds().map(|each| each.ping_interval).max()?;
         let dead_after = bounds().map(|each| each.dead_after).max()?;
-        let limit = self.common.message_bytes;
+        let limit = self.common.limits.message_bytes;
         let sid = sid.to_string();
         let polling = link.protocol.is_polling();
         Some(engine::Open::new(&sid, polling, interval, dead_after, limit).encode())
@@ -365,7 +366,7 @@ impl Shard {
     /// The session an id names, as far as the id says.
     fn whose(&self, sid: &str) -> Result<Sid, Turned> {
         match Sid::parse(sid) {
-            sid::Found::Here(sid) if self.common.mailboxes.has(usize::from(sid.shard)) => Ok(sid),
+            sid::Found::Here(sid) if self.mailboxes.has(usize::from(sid.shard)) => Ok(sid),
             sid::Found::Here(_) | sid::Found::Nonsense => Err(NO_SESSION),
             sid::Found::Elsewhere => {
                 self.say_elsewhere();
@@ -395,7 +396,7 @@ impl Shard {
             self.deliver_mail(mail);
             return Ok(());
         }
-        match self.common.mailboxes.send(shard, mail) {
+        match self.mailboxes.send(shard, mail) {
             true => Ok(()),
             false => Err(ApiError::busy()),
         }
@@ -438,7 +439,7 @@ impl Shard {
             let reason = "polling carries text; binary has to be base64 in a packet of its own";
             return Err((Refusal::BadRequest, reason).into());
         }
-        let limit = self.common.message_bytes;
+        let limit = self.common.limits.message_bytes;
         let body = Limited::new(request.into_body(), limit);
         let body = match timeout(BODY_WAIT, body.collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -686,7 +687,7 @@ impl Drop for Unless<'_> {
             return;
         }
         // A full mailbox keeps the session until it has been silent for too long.
-        self.shard.common.mailboxes.send(usize::from(shard), mail);
+        self.shard.mailboxes.send(usize::from(shard), mail);
     }
 }
 

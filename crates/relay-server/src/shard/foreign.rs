@@ -27,8 +27,9 @@ use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
 use crate::answer::{self, ApiError};
 use crate::dialect::jq::Input;
 use crate::dialect::{Caller, Dialect, Endpoint, Found, Health, Poll, Unsaid};
-use crate::identity::{Identity, Refused, Sight, credential};
+use crate::identity::{Identity, Sight, credential};
 use crate::origin::Standing;
+use crate::refused::Refused;
 use crate::websocket::Decoder;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

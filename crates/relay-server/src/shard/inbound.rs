@@ -96,7 +96,9 @@ impl Shard {
             Transport::EventStream | Transport::Poll(_) => return,
         };
         let mut inbound = Vec::new();
-        let fed = decoder.feed(bytes, self.common.message_bytes, |each| inbound.push(each));
+        let fed = decoder.feed(bytes, self.common.limits.message_bytes, |each| {
+            inbound.push(each)
+        });
         connection
             .session
             .handle(Event::SignOfLife, now, &self.common.session);
@@ -167,11 +169,13 @@ impl Shard {
             self.end(state, slot, CloseReason::Drain);
             return false;
         }
-        let deadline = connection.writer.deadline(self.common.write_timeout);
+        let deadline = connection
+            .writer
+            .deadline(self.common.delivery.write_timeout);
         if deadline.is_some_and(|deadline| now >= deadline) {
             connection.writer.fail(now);
             self.common.telemetry.write_failures.inc();
-            if connection.writer.failures >= self.common.max_failures {
+            if connection.writer.failures >= self.common.delivery.max_failures {
                 self.end(state, slot, CloseReason::Slow);
                 return false;
             }
@@ -438,7 +442,10 @@ impl Shard {
     /// Whether the client's allowance covers one more message. If not, that message is answered with an
     /// error, so the client knows which one was not heard; who goes on regardless is ended.
     pub(super) fn admit_message(&self, state: &mut State, slot: usize, text: Option<&str>) -> bool {
-        let (per_second, burst) = (self.common.messages_per_second, self.common.messages_burst);
+        let (per_second, burst) = (
+            self.common.limits.messages_per_second,
+            self.common.limits.messages_burst,
+        );
         let limiter = state.connections[slot]
             .messages
             .get_or_insert_with(|| Box::new(MessageLimiter::new(per_second, burst)));

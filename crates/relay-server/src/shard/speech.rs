@@ -23,10 +23,11 @@ use smallvec::SmallVec;
 use super::connection::{Connection, Transport};
 use super::registry::Watcher;
 use super::socketio::{self, Call};
-use super::{Common, Join, Shard, State};
+use super::{Join, Shard, State};
 use crate::dialect::jq::Input;
 use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params, Voice};
 use crate::frame::{self, Notice};
+use crate::node::Node;
 use crate::telemetry::Telemetry;
 use crate::websocket;
 
@@ -176,7 +177,7 @@ fn text_frames(texts: Vec<Vec<u8>>) -> Bytes {
 /// The bounds of a connection's outbox.
 pub(super) fn outbox_bounds<'a>(
     speech: &'a Option<Box<Speech>>,
-    common: &'a Common,
+    common: &'a Node,
 ) -> &'a OutboxBounds {
     match speech {
         None => &common.outbox,
@@ -187,7 +188,7 @@ pub(super) fn outbox_bounds<'a>(
 /// The bounds of a connection's session.
 pub(super) fn session_bounds<'a>(
     speech: &'a Option<Box<Speech>>,
-    common: &'a Common,
+    common: &'a Node,
 ) -> &'a SessionBounds {
     match speech {
         None => &common.session,

@@ -162,8 +162,8 @@ impl Shard {
             ("/v1/poll", _) => {
                 let wait = query
                     .wait
-                    .unwrap_or(self.common.poll_wait)
-                    .min(self.common.poll_wait_max);
+                    .unwrap_or(self.common.delivery.poll_wait)
+                    .min(self.common.delivery.poll_wait_max);
                 let opened = stream(Transport::Poll(None));
                 self.poll_once(opened, wait)
                     .await

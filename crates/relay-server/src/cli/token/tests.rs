@@ -42,7 +42,9 @@ fn a_token_signed_with_the_configured_secret_is_good_there() {
     );
     let token = token(&line, &[]).unwrap();
     let config = Config::load(Some(config.path()), std::iter::empty()).unwrap();
-    let identity = Verifier::from_config(&config.auth)
+    let identity = config
+        .auth
+        .verifier()
         .unwrap()
         .verify(&token, Clock::start().wall())
         .unwrap();

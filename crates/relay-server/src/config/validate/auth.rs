@@ -51,10 +51,10 @@ fn jwt(config: &Config, found: &mut Findings) {
     if let Err(error) = key::check_algorithms(&config.auth.algorithms) {
         found.error(&["auth.algorithms"], error.to_string());
     }
-    match key::KeyMaterial::from_config(&config.auth) {
+    match config.auth.key_material() {
         Err(error) => found.error(error.keys(), error.to_string()),
         Ok(material) => {
-            if let Err(error) = material.check_fits(&config.auth) {
+            if let Err(error) = material.check_fits(&config.auth.algorithms) {
                 found.error(error.keys(), error.to_string());
             } else if let Some(weakness) = material.weakness(&config.auth.algorithms) {
                 found.warning(&["auth.key", "auth.key_file"], weakness);

@@ -1,5 +1,6 @@
 //! Good and bad tokens and keys, as a relay with that configuration would meet them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -7,7 +8,6 @@ use relay_bus::clock::Clock;
 use serde_json::json;
 
 use super::*;
-use crate::config::{Algorithm, AuthMode, Redacted};
 use crate::identity::signing::SigningKey;
 use crate::identity::test_keys;
 
@@ -22,17 +22,26 @@ fn now() -> i64 {
     wall().as_unix_micros() / 1_000_000
 }
 
-fn auth(key: &str, algorithm: Algorithm) -> Auth {
-    Auth {
-        mode: Some(AuthMode::Jwt),
+fn expected(algorithm: Algorithm) -> Expected {
+    Expected {
         algorithms: vec![algorithm],
-        key: Some(Redacted::new(key)),
-        ..Auth::default()
+        audience: None,
+        issuer: None,
+        leeway: Duration::from_secs(30),
     }
 }
 
+fn made(key: &str, expected: Expected) -> Result<Verifier, KeyError> {
+    Verifier::new(&KeyMaterial::read(Some(key), None)?, expected)
+}
+
+fn made_from_file(file: &Path) -> Result<Verifier, KeyError> {
+    let material = KeyMaterial::read(None, Some(file))?;
+    Verifier::new(&material, expected(Algorithm::HS256))
+}
+
 fn verifier() -> Verifier {
-    Verifier::from_config(&auth(SECRET, Algorithm::HS256)).unwrap()
+    made(SECRET, expected(Algorithm::HS256)).unwrap()
 }
 
 fn sign(key: &str, algorithm: Algorithm, claims: &Value) -> String {
@@ -82,7 +91,7 @@ fn every_algorithm_verifies_what_its_key_signed() {
         (&ec.private, &ec.public, Algorithm::ES256),
         (&ed.private, &ed.public, Algorithm::EdDSA),
     ] {
-        let verifier = Verifier::from_config(&auth(public, algorithm)).unwrap();
+        let verifier = made(public, expected(algorithm)).unwrap();
         let token = sign(private, algorithm, &good_claims());
         let identity = verifier.verify(&token, wall()).unwrap();
         assert_eq!(identity.user, Some(name("alice")), "{algorithm}");
@@ -96,7 +105,7 @@ fn a_token_of_another_key_is_refused() {
     let other = sign("another-secret", Algorithm::HS256, &good_claims());
     assert_eq!(refused(&verifier(), &other), "token_bad_signature");
     let (one, two) = (test_keys::ec(), test_keys::ec());
-    let verifier = Verifier::from_config(&auth(&one.public, Algorithm::ES256)).unwrap();
+    let verifier = made(&one.public, expected(Algorithm::ES256)).unwrap();
     let token = sign(&two.private, Algorithm::ES256, &good_claims());
     assert_eq!(refused(&verifier, &token), "token_bad_signature");
 }
@@ -132,7 +141,7 @@ fn a_public_key_never_serves_as_a_shared_secret() {
         let header: jsonwebtoken::Header = serde_json::from_value(header.clone()).unwrap();
         jsonwebtoken::encode(&header, &good_claims(), &key).unwrap()
     };
-    let verifier = Verifier::from_config(&auth(&rsa.public, Algorithm::RS256)).unwrap();
+    let verifier = made(&rsa.public, expected(Algorithm::RS256)).unwrap();
     for secret in [rsa.public.clone(), rsa.public.trim().to_owned()] {
         let token = forged_by(secret.as_bytes());
         assert_eq!(refused(&verifier, &token), "token_bad_algorithm");
@@ -149,13 +158,13 @@ fn a_public_key_never_serves_as_a_shared_secret() {
         "ssh-rsa AAAAB3NzaC1yc2E me@host",
     ] {
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
-            let made = Verifier::from_config(&auth(public, algorithm));
+            let made = made(public, expected(algorithm));
             assert!(made.is_err(), "{public}");
         }
     }
-    let mut both = auth(&rsa.public, Algorithm::RS256);
+    let mut both = expected(Algorithm::RS256);
     both.algorithms.push(Algorithm::HS256);
-    let error = Verifier::from_config(&both).unwrap_err();
+    let error = made(&rsa.public, both).unwrap_err();
     assert!(matches!(error, KeyError::Mixed { .. }), "{error}");
 }
 
@@ -165,11 +174,7 @@ fn a_public_key_in_binary_never_serves_as_a_shared_secret() {
     let der = test_keys::openssl_bytes(&["pkey", "-pubin", "-outform", "DER"], &ed.public);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), der).unwrap();
-    let auth = Auth {
-        key_file: Some(file.path().to_owned()),
-        ..Auth::default()
-    };
-    let error = Verifier::from_config(&auth).unwrap_err();
+    let error = made_from_file(file.path()).unwrap_err();
     assert!(matches!(error, KeyError::PublicNotPem { .. }), "{error}");
 }
 
@@ -204,7 +209,7 @@ fn a_key_of_the_wrong_kind_is_refused_with_what_to_do() {
         ),
         (" \n", Algorithm::HS256, "is empty"),
     ] {
-        let error = Verifier::from_config(&auth(key, algorithm)).unwrap_err();
+        let error = made(key, expected(algorithm)).unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
     }
 }
@@ -213,11 +218,7 @@ fn a_key_of_the_wrong_kind_is_refused_with_what_to_do() {
 fn a_key_file_may_end_with_a_line_end_that_is_not_part_of_the_secret() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{SECRET}\n")).unwrap();
-    let auth = Auth {
-        key_file: Some(file.path().to_owned()),
-        ..Auth::default()
-    };
-    let verifier = Verifier::from_config(&auth).unwrap();
+    let verifier = made_from_file(file.path()).unwrap();
     assert!(verifier.verify(&hs256(&good_claims()), wall()).is_ok());
 }
 
@@ -225,7 +226,7 @@ fn a_key_file_may_end_with_a_line_end_that_is_not_part_of_the_secret() {
 fn a_public_key_with_spelled_out_line_ends_is_understood() {
     let ec = test_keys::ec();
     let one_line = ec.public.replace('\n', "\\n");
-    let verifier = Verifier::from_config(&auth(&one_line, Algorithm::ES256)).unwrap();
+    let verifier = made(&one_line, expected(Algorithm::ES256)).unwrap();
     let token = sign(&ec.private, Algorithm::ES256, &good_claims());
     assert!(verifier.verify(&token, wall()).is_ok());
 }
@@ -236,21 +237,16 @@ fn another_algorithm_of_the_same_key_is_refused_unless_listed() {
     let refusal = verifier().verify(&token, wall()).unwrap_err();
     assert_eq!(refusal.code, "token_bad_algorithm");
     assert!(refusal.message.contains("HS512") && refusal.message.contains("HS256"));
-    let mut both = auth(SECRET, Algorithm::HS256);
+    let mut both = expected(Algorithm::HS256);
     both.algorithms.push(Algorithm::HS512);
-    assert!(
-        Verifier::from_config(&both)
-            .unwrap()
-            .verify(&token, wall())
-            .is_ok()
-    );
+    assert!(made(SECRET, both).unwrap().verify(&token, wall()).is_ok());
 }
 
 #[test]
 fn times_are_checked_with_leeway() {
-    let mut auth = auth(SECRET, Algorithm::HS256);
-    auth.leeway = std::time::Duration::from_secs(30);
-    let verifier = Verifier::from_config(&auth).unwrap();
+    let mut asked = expected(Algorithm::HS256);
+    asked.leeway = Duration::from_secs(30);
+    let verifier = made(SECRET, asked).unwrap();
     for (claims, code) in [
         (with("exp", json!(now() - 60)), Some("token_expired")),
         (with("exp", json!(now() - 10)), None),
@@ -295,9 +291,9 @@ fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
     let micros = |seconds: i64| WallTime::from_unix_micros(seconds * 1_000_000);
     let just_before = |at: WallTime| WallTime::from_unix_micros(at.as_unix_micros() - 1);
     for leeway in [Duration::ZERO, Duration::from_millis(2_500)] {
-        let mut auth = auth(SECRET, Algorithm::HS256);
-        auth.leeway = leeway;
-        let verifier = Verifier::from_config(&auth).unwrap();
+        let mut asked = expected(Algorithm::HS256);
+        asked.leeway = leeway;
+        let verifier = made(SECRET, asked).unwrap();
         let end = WallTime::from_unix_micros(
             micros(exp).as_unix_micros() + i64::try_from(leeway.as_micros()).unwrap(),
         );
@@ -315,10 +311,10 @@ fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
 
 #[test]
 fn audience_and_issuer_must_be_the_configured_ones() {
-    let mut auth = auth(SECRET, Algorithm::HS256);
-    auth.audience = Some("relay".to_owned());
-    auth.issuer = Some("https://login.example".to_owned());
-    let strict = Verifier::from_config(&auth).unwrap();
+    let mut asked = expected(Algorithm::HS256);
+    asked.audience = Some("relay".to_owned());
+    asked.issuer = Some("https://login.example".to_owned());
+    let strict = made(SECRET, asked).unwrap();
     let claims = |aud: Value, iss: Value| {
         let mut claims = good_claims();
         claims["aud"] = aud;

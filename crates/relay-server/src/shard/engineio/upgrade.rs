@@ -51,9 +51,7 @@ impl Shard {
         if usize::from(upgrade.sid.shard) != self.number {
             let socket = socket.into_std().ok()?;
             let mail = Mail::Socket(upgrade.sid, socket, upgrade.head, upgrade.early);
-            self.common
-                .mailboxes
-                .send(usize::from(upgrade.sid.shard), mail);
+            self.mailboxes.send(usize::from(upgrade.sid.shard), mail);
             return None;
         }
         let socket = Rc::new(socket);
@@ -86,7 +84,7 @@ impl Shard {
                 read_some(socket, &mut buffer).await?;
             }
             let mut inbound = Vec::new();
-            let limit = self.common.message_bytes;
+            let limit = self.common.limits.message_bytes;
             let fed = decoder.feed(&buffer, limit, |each| inbound.push(each));
             buffer.clear();
             fed.ok()?;

@@ -1,0 +1,62 @@
+//! From the configuration to what each part of a relay is made with.
+
+use std::sync::Arc;
+
+use relay_bus::hub::{Hub, HubSettings};
+use relay_core::limits::ConnectionLimits;
+
+use crate::admission::Admissions;
+use crate::config::Config;
+use crate::dialect::{Dialects, PollLimits};
+use crate::identity::Mode;
+use crate::node::Node;
+use crate::origin::Policy;
+use crate::readiness::Readiness;
+use crate::telemetry::Telemetry;
+
+/// The settings of the hub.
+pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
+    HubSettings {
+        shards,
+        per_job: config.history.per_job,
+        max_jobs: config.history.jobs,
+        max_bytes: config.history.bytes,
+        update_bytes: config.limits.update_bytes,
+        terminal_ttl: config.history.terminal_ttl,
+        idle_ttl: config.history.idle_ttl,
+        resync_interval: config.nats.resync_interval,
+    }
+}
+
+/// The node of a configuration.
+pub(super) fn node(
+    config: &Config,
+    hub: Arc<Hub>,
+    identity: Mode,
+    telemetry: Telemetry,
+    dialects: Dialects,
+) -> Node {
+    let limits = &config.limits;
+    let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
+    Node {
+        hub,
+        identity,
+        cookie: config.auth.cookie.clone(),
+        origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
+        admissions: Admissions::new(ConnectionLimits {
+            per_user: count(limits.connections_per_user),
+            per_address: count(limits.connections_per_address),
+            per_node: count(limits.connections),
+        }),
+        readiness: Readiness::default(),
+        telemetry,
+        dialects,
+        polls: PollLimits::default(),
+        session: config.session_bounds(),
+        outbox: config.delivery.outbox_bounds(),
+        http: config.http.clone(),
+        limits: config.limits.clone(),
+        delivery: config.delivery.clone(),
+        drain: config.drain.clone(),
+    }
+}
