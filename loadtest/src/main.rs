@@ -11,6 +11,7 @@ mod chart;
 mod client;
 mod crowd;
 mod door;
+mod figure;
 mod floor;
 mod measure;
 mod peer;

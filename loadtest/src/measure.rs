@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::client::Transport;
 use crate::crowd::{Arrival, Crowd, Plan};
+use crate::figure::ratio;
 use crate::process::{Cpu, Memory};
 use crate::progress::Progress;
-use crate::report::ratio;
 use crate::scenario::{Kind, Publish, Scenario};
 use crate::tally::{Counts, millis};
 use crate::target::Target;

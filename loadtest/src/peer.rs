@@ -24,7 +24,6 @@ use crate::door::Door;
 use crate::process::Meter;
 use crate::publisher::Intake;
 use crate::scenario::Scenario;
-use crate::target::Target;
 
 const START_WITHIN: Duration = Duration::from_secs(15);
 /// No further worker for this long: there are no more.
@@ -55,6 +54,14 @@ pub(crate) enum Peer {
     Pushpin,
     /// sockudo, published to over its signed HTTP API (`cargo install --locked sockudo`)
     Sockudo,
+}
+
+/// A peer that takes connections, and the way in.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) door: Door,
+    pub(crate) intake: Intake,
+    pub(crate) running: Running,
 }
 
 /// A peer that runs.
@@ -144,7 +151,7 @@ impl Peer {
     }
 
     /// Starts it.
-    pub(crate) fn start(self, scenario: &Scenario, runtime: &Runtime) -> Result<Target> {
+    pub(crate) fn start(self, scenario: &Scenario, runtime: &Runtime) -> Result<Started> {
         let transport = scenario.watch.transport;
         ensure!(
             transport == Transport::Ws
@@ -199,7 +206,11 @@ impl Peer {
             Ok(())
         })?;
         let (door, intake) = self.door(transport, &running._ports)?;
-        Ok(Target::peer(self.name(), door, intake, running))
+        Ok(Started {
+            door,
+            intake,
+            running,
+        })
     }
 
     /// How it is watched and fed, at its ports.

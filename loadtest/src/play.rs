@@ -14,8 +14,8 @@ use crate::door::MESSAGE;
 use crate::measure::{self, Point, Run, Stage};
 use crate::peer::Peer;
 use crate::progress::Progress;
-use crate::report::{FLOOR, Report};
-use crate::scenario::{Kind, Scenario};
+use crate::report::Report;
+use crate::scenario::{FLOOR, Kind, Scenario};
 use crate::target::{RelayArgs, Target};
 
 /// What to play.
@@ -108,7 +108,7 @@ impl Player {
             stage.carries = MESSAGE;
             for peer in peers {
                 let scenario = peer.gentler(scenario);
-                let mut target = peer.start(&scenario, &self.runtime)?;
+                let mut target = Target::peer(*peer, &scenario, &self.runtime)?;
                 runs.push(measure::run(&scenario, &mut target, &mut stage)?);
             }
             if floor && scenario.floor && scenario.kind != Kind::Intake {

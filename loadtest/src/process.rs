@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::report::ratio;
+use crate::figure::ratio;
 
 /// A clock tick of `/proc`, in microseconds: `USER_HZ` is 100 on every Linux there is a relay for.
 const TICK_MICROS: u64 = 10_000;

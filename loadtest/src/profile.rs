@@ -17,9 +17,9 @@ use relay_testkit::relay::{RelayServer, Settings};
 use serde::Deserialize;
 
 use crate::door::MESSAGE;
+use crate::figure::ratio;
 use crate::measure::{self, Stage};
 use crate::play::Player;
-use crate::report::ratio;
 use crate::scenario::Scenario;
 use crate::target::Target;
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::chart::{self, Line};
+use crate::figure::median;
 use crate::measure::Run;
 use crate::play::Player;
 use crate::report;
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<bool> {
     let reading = player.play(&unwatched(&base), &args.relay, false, &[])?;
     let fit = Fit::of(
         &samples,
-        report::median(reading.iter().map(|run| run.micros_per_update)),
+        median(reading.iter().map(|run| run.micros_per_update)),
     );
     let growth = Growth {
         projections: project(fit, args.job_rate, base.watchers_per_job()),
@@ -229,7 +230,7 @@ impl Growth {
             fit.base_mib,
             fit.kib_per_connection,
             fit.kib_per_job,
-            report::median(cores.iter().copied()),
+            median(cores.iter().copied()),
             most(&cores),
             most(&memory)
         )?;

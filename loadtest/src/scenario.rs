@@ -15,7 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Transport;
 use crate::door::Dialect;
-use crate::report::{FLOOR, RELAY};
+
+/// The server every other is held against, in a report.
+pub(crate) const FLOOR: &str = "floor";
+/// The relay, watched in its own protocol.
+pub(crate) const RELAY: &str = "relay";
 
 /// More connections than this are more than one process is allowed anywhere.
 const MAX_WATCHERS: usize = 1_000_000;

@@ -1,7 +1,7 @@
 //! A server under test: started or found, how to get in, how to feed it, what it costs.
 //!
-//! Knows the command lines and doors of the relay and of the floor; peers are in [`crate::peer`]. It knows
-//! nothing of what is measured.
+//! Knows the command lines and doors of the relay and of the floor; how a peer is started, [`crate::peer`] knows.
+//! It knows nothing of what is measured.
 //!
 //! Invariant: whatever was started for a target ends when the target is dropped.
 
@@ -18,10 +18,10 @@ use tokio::runtime::Runtime;
 use crate::client::Transport;
 use crate::door::{Dialect, Door};
 use crate::floor::Floor;
+use crate::peer::{Peer, Running, Started};
 use crate::process::Meter;
 use crate::publisher::Intake;
-use crate::report::RELAY;
-use crate::scenario::{Over, Scenario};
+use crate::scenario::{FLOOR, Over, RELAY, Scenario};
 
 /// Which relay to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -77,7 +77,7 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) enum Guard {
     Floor { _floor: Floor },
-    Peer { _peer: crate::peer::Running },
+    Peer { _peer: Running },
 }
 
 impl Target {
@@ -180,7 +180,7 @@ impl Target {
     pub(crate) fn floor(scenario: &Scenario, runtime: &Runtime) -> Result<Self> {
         let floor = runtime.block_on(Floor::start())?;
         Ok(Self {
-            name: "floor".to_owned(),
+            name: FLOOR.to_owned(),
             door: Door {
                 ready: "".into(),
                 ..Door::native(floor.address, scenario.watch.transport)
@@ -195,14 +195,14 @@ impl Target {
     }
 
     /// A server that somebody might use instead.
-    pub(crate) fn peer(
-        name: &str,
-        door: Door,
-        intake: Intake,
-        running: crate::peer::Running,
-    ) -> Self {
-        Self {
-            name: name.to_owned(),
+    pub(crate) fn peer(peer: Peer, scenario: &Scenario, runtime: &Runtime) -> Result<Self> {
+        let Started {
+            door,
+            intake,
+            running,
+        } = peer.start(scenario, runtime)?;
+        Ok(Self {
+            name: peer.name().to_owned(),
             door,
             intake,
             meter: running.meter(),
@@ -210,7 +210,7 @@ impl Target {
             relay: None,
             nats: None,
             guard: Some(Guard::Peer { _peer: running }),
-        }
+        })
     }
 
     /// The relay's own counters, where it is known where they are.
