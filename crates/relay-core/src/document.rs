@@ -27,10 +27,12 @@ pub use refusal::{MAX_QUOTED_CHARS, Problem, Quoted, Refusal};
 #[cfg(feature = "schema")]
 pub use schema::json_schema;
 pub use status::Status;
-pub use text::MAX_DEPTH;
 
 use field::Field;
 use text::{Member, push_compact, read_members, read_object, text_of};
+
+/// The deepest nesting taken. serde_json's own limit does not count inside raw values.
+pub const MAX_DEPTH: usize = 64;
 
 /// The complete state of one job, accepted and normalised.
 ///

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::id::{Name, NameError};
 
-use super::text::{MAX_DEPTH, kind_of};
+use super::MAX_DEPTH;
 
 /// How much of a refused value a message repeats.
 pub const MAX_QUOTED_CHARS: usize = 40;
@@ -213,5 +213,17 @@ impl Quoted {
 impl fmt::Display for Quoted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// What kind of value `raw` is, for a message.
+pub(super) fn kind_of(raw: &str) -> &'static str {
+    match raw.as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
     }
 }

@@ -11,10 +11,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::refusal::{Problem, Quoted, Refusal};
-
-/// The deepest nesting taken. serde_json's own limit does not count inside raw values.
-pub const MAX_DEPTH: usize = 64;
+use super::MAX_DEPTH;
+use super::refusal::{Problem, Quoted, Refusal, kind_of};
 
 /// One member of an object.
 #[derive(Debug)]
@@ -126,18 +124,6 @@ pub(super) fn push_compact(out: &mut String, raw: &str) {
         }
     }
     out.push_str(&raw[kept..]);
-}
-
-/// What kind of value `raw` is, for a message.
-pub(super) fn kind_of(raw: &str) -> &'static str {
-    match raw.as_bytes().first() {
-        Some(b'"') => "a string",
-        Some(b'{') => "an object",
-        Some(b'[') => "an array",
-        Some(b't' | b'f') => "a boolean",
-        Some(b'n') => "null",
-        _ => "a number",
-    }
 }
 
 /// Where the string that opens at `open` ends; the end of `bytes` if it does not.
