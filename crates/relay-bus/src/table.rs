@@ -361,7 +361,7 @@ impl Table {
         self.bytes = self.bytes + bytes - entry.bytes;
         entry.bytes = bytes;
         let parent = job.state().and_then(|state| state.parent.as_ref());
-        let share = job.state().and_then(|state| Share::of(state));
+        let share = job.state().and_then(|state| state.share());
         let stands = entry.indexed.as_ref();
         let stays =
             stands.is_some_and(|(owner, group)| *owner == job.owner && group.as_ref() == parent);

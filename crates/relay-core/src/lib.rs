@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod cursor;
 pub mod document;
 pub mod eta;
+mod frames;
 pub mod guard;
 pub mod id;
 pub mod job;

@@ -1,13 +1,11 @@
 //! An accepted, numbered update: what the fan-out carries.
 //!
 //! A publication is made once, by the hub, and shared by every shard, outbox and history that holds it.
-//! It does not know who watches it or how a frame looks; it only keeps the frames others encode from it,
-//! so that each shape is encoded once.
+//! It does not know who watches it or how a frame looks; it only keeps the frames that others encode from it.
 //!
 //! Invariant: nothing in a publication changes after it was made, but for frames being filled in.
 
 use std::fmt;
-use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -17,8 +15,7 @@ use crate::moment::{Moment, WallTime};
 use crate::tally::Share;
 use crate::topic::Topic;
 
-/// How many differently shaped frames of the native protocol one publication can keep.
-pub const FRAME_SLOTS: usize = 9;
+pub use crate::frames::{Encoded, FRAME_SLOTS, Frames};
 
 /// A job's number on this node: shorter to compare than its id, and never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,30 +45,6 @@ pub struct Publication {
     pub stored_at: WallTime,
     /// What others have encoded from it.
     pub frames: Frames,
-}
-
-/// The frames encoded from a publication so far; nothing is allocated for jobs nobody watches.
-#[derive(Default)]
-pub struct Frames {
-    native: OnceLock<Box<[OnceLock<Bytes>; FRAME_SLOTS]>>,
-    dialects: OnceLock<Box<[OnceLock<Encoded>]>>,
-}
-
-impl Frames {
-    /// The native frame kept in `slot`, made by `encode` if this is the first to ask.
-    pub fn native(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> &Bytes {
-        let frames = self.native.get_or_init(Box::default);
-        frames[slot].get_or_init(encode)
-    }
-}
-
-/// What a publication is in the words of one dialect.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encoded {
-    /// Ready-made bytes; none where the dialect has nothing to say.
-    pub bytes: Bytes,
-    /// What the encoder wants to know of it again, without reading the bytes.
-    pub tag: u8,
 }
 
 /// What a publication says.
@@ -117,6 +90,14 @@ impl Publication {
         matches!(&self.body, Body::State { status, .. } if status.is_terminal())
     }
 
+    /// What a state counts for beside other jobs; nothing for anything else.
+    pub fn share(&self) -> Option<Share> {
+        match self.body {
+            Body::State { share, .. } => Some(share),
+            Body::Milestone { .. } | Body::Gone => None,
+        }
+    }
+
     /// Whether a newer state of the job makes this one needless.
     pub fn is_state(&self) -> bool {
         matches!(self.body, Body::State { .. })
@@ -149,10 +130,8 @@ impl Publication {
         self.frames.native(slot, || encode(self))
     }
 
-    /// What is kept in `slot` of the `slots` that all dialects of a node share, made by `encode` if this is
-    /// the first to ask. A slot beyond them is encoded and not kept.
-    ///
-    /// What is in a slot must be the same whoever encodes it, and `slots` the same whoever asks.
+    /// This update in the words of a dialect, made by `encode` if this is the first to ask: see
+    /// [`Frames::encoded`].
     pub fn encoded(
         &self,
         slots: usize,
@@ -160,24 +139,6 @@ impl Publication {
         encode: impl FnOnce(&Self) -> Encoded,
     ) -> Encoded {
         self.frames.encoded(slots, slot, || encode(self))
-    }
-}
-
-impl Frames {
-    /// As [`Publication::encoded`], for what is no publication and told all the same.
-    pub fn encoded(&self, slots: usize, slot: usize, encode: impl FnOnce() -> Encoded) -> Encoded {
-        let make = || std::iter::repeat_with(OnceLock::new).take(slots).collect();
-        let kept = self.dialects.get_or_init(make);
-        match kept.get(slot) {
-            Some(kept) => kept.get_or_init(encode).clone(),
-            None => encode(),
-        }
-    }
-}
-
-impl fmt::Debug for Frames {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Frames")
     }
 }
 

@@ -6,7 +6,7 @@
 //! Invariant: what was put in can be taken out; an empty tally is all zeros.
 
 use crate::document::{JobDocument, Status};
-use crate::publication::{Frames, Publication};
+use crate::frames::Frames;
 use crate::topic::Topic;
 
 /// What one job counts for.
@@ -53,14 +53,6 @@ impl Share {
             status,
             progress: done.or(document.progress()).unwrap_or(0.0) as f32,
             weight: document.weight().unwrap_or(1.0).min(f64::from(f32::MAX)) as f32,
-        }
-    }
-
-    /// What a state counts for; nothing for anything else.
-    pub fn of(publication: &Publication) -> Option<Self> {
-        match &publication.body {
-            crate::publication::Body::State { share, .. } => Some(*share),
-            _ => None,
         }
     }
 }
