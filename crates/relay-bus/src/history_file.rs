@@ -21,6 +21,7 @@ use relay_core::document::{JobDocument, MilestoneData};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::JobMemory;
 use relay_core::moment::{Moment, WallTime};
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{Body, Frames, JobKey, Publication};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -96,9 +97,9 @@ pub enum Problem {
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
     relay_history: u32,
-    epoch: u64,
-    high: u64,
-    known_from: u64,
+    epoch: Epoch,
+    high: Seq,
+    known_from: Seq,
     /// Whether nothing came after it was written.
     complete: bool,
     jobs: usize,
@@ -108,14 +109,14 @@ struct Head {
 struct JobLine {
     job: String,
     owner: String,
-    known_from: u64,
-    lost_to: u64,
+    known_from: Seq,
+    lost_to: Seq,
     updates: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct UpdateLine {
-    seq: u64,
+    seq: Seq,
     stored_at: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
@@ -147,12 +148,12 @@ impl HistoryFile {
     ///
     /// # Errors
     /// When the file cannot be read or written, or is not a relay's.
-    pub fn open(&self, hub: &Hub, epoch: u64) -> Result<(), HistoryFileError> {
+    pub fn open(&self, hub: &Hub, epoch: Epoch) -> Result<(), HistoryFileError> {
         if let Some(history) = self.read(epoch)? {
             let (jobs, high) = (history.jobs.len(), history.high);
             let restored = hub.restore(history);
             restored.map_err(|refusal| self.broken(1, refusal))?;
-            tracing::info!(file = %self.path.display(), jobs, high, "the history of before the restart is back");
+            tracing::info!(file = %self.path.display(), jobs, high = high.get(), "the history of before the restart is back");
         }
         self.save(&hub.history(), false)
     }
@@ -210,7 +211,7 @@ impl HistoryFile {
         fs::rename(beside, &self.path)
     }
 
-    fn read(&self, epoch: u64) -> Result<Option<History>, HistoryFileError> {
+    fn read(&self, epoch: Epoch) -> Result<Option<History>, HistoryFileError> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -298,7 +299,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn history(mut self, epoch: u64) -> Result<History, HistoryFileError> {
+    fn history(mut self, epoch: Epoch) -> Result<History, HistoryFileError> {
         let head: Head = self.next()?;
         if head.relay_history != FORMAT {
             return Err(HistoryFileError::Format {
@@ -319,7 +320,7 @@ impl Reader<'_> {
         Ok(history)
     }
 
-    fn job(&mut self, epoch: u64) -> Result<(JobId, Owner, JobMemory), HistoryFileError> {
+    fn job(&mut self, epoch: Epoch) -> Result<(JobId, Owner, JobMemory), HistoryFileError> {
         let line: JobLine = self.next()?;
         let job = self.name(&line.job)?;
         let owner = self.name(&line.owner)?;
@@ -340,7 +341,7 @@ impl Reader<'_> {
     fn publication(
         &self,
         update: UpdateLine,
-        epoch: u64,
+        epoch: Epoch,
         job: &JobId,
         owner: &Owner,
     ) -> Result<Publication, HistoryFileError> {

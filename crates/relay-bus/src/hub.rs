@@ -26,12 +26,13 @@ use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
 use relay_core::job::Again;
 use relay_core::outbox::SubscriptionId;
+use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use tokio::sync::{Notify, oneshot};
 
 pub use history::History;
-pub use publish::{PublishError, PublishRequest, Published, Verb};
+pub use publish::{PublishError, PublishRequest, Verb};
 pub use tally::Survey;
 
 use crate::clock::Clock;
@@ -128,7 +129,7 @@ pub struct HubStats {
     /// Bytes of their payloads.
     pub bytes: usize,
     /// The highest number seen.
-    pub high: u64,
+    pub high: Seq,
     /// Jobs being repaired.
     pub repairs: usize,
     /// Jobs evicted since the start.
@@ -160,7 +161,7 @@ pub struct Hub {
 
 impl Hub {
     /// A hub with an empty memory. `epoch` counts until the bus says another.
-    pub fn new(settings: HubSettings, backing: Backing, clock: Clock, epoch: u64) -> Arc<Self> {
+    pub fn new(settings: HubSettings, backing: Backing, clock: Clock, epoch: Epoch) -> Arc<Self> {
         let mut table = Table::new(&settings, epoch);
         table.stale = !matches!(backing, Backing::Embedded);
         let inboxes = (0..settings.shards).map(|_| Arc::default()).collect();
@@ -186,14 +187,14 @@ impl Hub {
     }
 
     /// Which life of the bus numbers belong to.
-    pub fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> Epoch {
         self.table().epoch
     }
 
     /// Which life of the bus this is, and the highest number seen in it.
-    pub fn place(&self) -> (u64, u64) {
+    pub fn place(&self) -> Position {
         let table = self.table();
-        (table.epoch, table.high)
+        Position::new(table.epoch, table.high)
     }
 
     /// Whether the bus is away, so that what is known may be out of date.

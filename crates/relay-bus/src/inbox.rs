@@ -14,6 +14,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::outbox::{GapReason, SubscriptionId};
+use relay_core::position::Seq;
 use relay_core::publication::{JobKey, Publication};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
@@ -64,7 +65,7 @@ pub struct Joined {
     /// The parent, where the topic is a job in a group.
     pub parent: Option<Name>,
     /// Where the client's cursor stood, if it meant anything here.
-    pub since: Option<u64>,
+    pub since: Option<Seq>,
     /// Whether everything missed since the cursor follows.
     pub recovered: bool,
     /// What follows, in ascending order.
@@ -73,7 +74,7 @@ pub struct Joined {
     /// are older than a snapshot. Empty where `recovered`.
     pub left_out: Vec<LeftOut>,
     /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
-    pub high: u64,
+    pub high: Seq,
 }
 
 /// A job some of whose milestones a returning client is not told.
@@ -84,7 +85,7 @@ pub struct LeftOut {
     /// The job.
     pub job: JobId,
     /// The number of the last of them, or one above it.
-    pub seq: u64,
+    pub seq: Seq,
 }
 
 /// A repair as far as a shard is concerned.
@@ -96,7 +97,7 @@ pub enum Repairing {
     Release(JobId),
     /// Everybody is told nothing above this number until all is released: the bus was away, and what was
     /// missed is not known yet.
-    HoldAll(u64),
+    HoldAll(Seq),
     /// The comparison with the store is done; what was missed is held job by job.
     ReleaseAll,
 }
@@ -111,7 +112,7 @@ pub struct Hold {
     /// Its parent; where that is not known, any group may be its own.
     pub parent: Option<Name>,
     /// What its watchers have been told up to.
-    pub seq: u64,
+    pub seq: Seq,
 }
 
 impl Hold {
@@ -143,7 +144,7 @@ pub struct LostMilestones {
     /// The topics it is seen under.
     pub topics: Vec<Topic>,
     /// A number at or above the lost ones.
-    pub seq: u64,
+    pub seq: Seq,
     /// Why they are lost.
     pub reason: GapReason,
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use relay_core::position::Seq;
 use tokio::sync::Semaphore;
 
 pub use store::JetStreamStore;
@@ -176,8 +177,8 @@ impl Shared {
         is_news
     }
 
-    fn seen(&self) -> u64 {
-        self.seen.load(Ordering::Acquire)
+    fn seen(&self) -> Seq {
+        Seq::new(self.seen.load(Ordering::Acquire))
     }
 
     /// Whom to ask, if there is anybody.

@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use relay_core::id::{JobId, Owner};
+use relay_core::position::{Epoch, Seq};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::connection::{ConnectionError, ConnectionSettings, Link, Prepared};
@@ -38,7 +39,7 @@ pub struct NatsSettings {
     /// What workers publish under.
     pub prefix: String,
     /// The epoch of the numbers given here: different at each start of a node.
-    pub epoch: u64,
+    pub epoch: Epoch,
 }
 
 /// What is wrong with the settings.
@@ -82,7 +83,7 @@ struct Shared {
     /// Set once, when the reader connects.
     link: OnceLock<Link>,
     /// Who waits for the number of a message of ours, by its id. The reader holds the other end.
-    echoes: Mutex<HashMap<String, oneshot::Sender<u64>>>,
+    echoes: Mutex<HashMap<String, oneshot::Sender<Seq>>>,
     /// A permit is one message on its way back; bounds `echoes`.
     publishing: Semaphore,
 }
@@ -115,14 +116,14 @@ pub struct NatsStore {
 }
 
 impl Store for NatsStore {
-    fn load_job(&self, _: JobId, _: u64) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
+    fn load_job(&self, _: JobId, _: Seq) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 
     fn load_last_states(
         &self,
         _: Option<Owner>,
-        _: u64,
+        _: Seq,
         _: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         std::future::ready(Ok(Vec::new())).boxed()
@@ -147,14 +148,14 @@ impl Store for NatsStore {
         .boxed()
     }
 
-    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
         self.publish_and_hear(outgoing).boxed()
     }
 }
 
 impl NatsStore {
     /// Publishes, and waits until the message has come back and got its number.
-    async fn publish_and_hear(&self, outgoing: Outgoing) -> Result<u64, StoreError> {
+    async fn publish_and_hear(&self, outgoing: Outgoing) -> Result<Seq, StoreError> {
         if outgoing.what == What::Gone {
             return Err(StoreError::Refused(
                 "that a job is gone is for the bus to say".to_owned(),
@@ -225,7 +226,7 @@ pub(crate) fn message_id(id: &str) -> Result<HeaderValue, StoreError> {
 struct Echo<'a> {
     id: String,
     shared: &'a Shared,
-    number: Option<oneshot::Receiver<u64>>,
+    number: Option<oneshot::Receiver<Seq>>,
 }
 
 impl<'a> Echo<'a> {
@@ -240,7 +241,7 @@ impl<'a> Echo<'a> {
         }
     }
 
-    async fn number(mut self) -> Option<u64> {
+    async fn number(mut self) -> Option<Seq> {
         self.number.take()?.await.ok()
     }
 }

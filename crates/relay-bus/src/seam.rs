@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::WallTime;
+use relay_core::position::{Epoch, Seq};
 
 /// Which of a job's two kinds of message this is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,9 +37,9 @@ pub struct Incoming {
     /// The worker's bytes.
     pub payload: Bytes,
     /// The bus's number for it: one order over all jobs.
-    pub seq: u64,
+    pub seq: Seq,
     /// The number of the message before it on the same subject, where the bus says so; 0 = none stored.
-    pub previous: Option<u64>,
+    pub previous: Option<Seq>,
     /// When the bus took it in.
     pub stored_at: WallTime,
 }
@@ -59,7 +60,7 @@ pub struct Outgoing {
     /// De-duplication id, where the caller gave one.
     pub message_id: Option<String>,
     /// Publish only if the subject's last number is still this (PATCH); `None` = always.
-    pub expected_last: Option<u64>,
+    pub expected_last: Option<Seq>,
 }
 
 /// A job as the hub holds it, for asking whether the store knows more.
@@ -70,7 +71,7 @@ pub struct Held {
     /// The job.
     pub job: JobId,
     /// The highest number the hub knows of it; 0 = none.
-    pub seq: u64,
+    pub seq: Seq,
 }
 
 /// Why a mode could not answer.
@@ -99,7 +100,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn load_job(
         &self,
         job: JobId,
-        at_least: u64,
+        at_least: Seq,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
 
     /// The last state of each job of one owner, or of everybody (`None`), at most `limit` jobs
@@ -107,7 +108,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn load_last_states(
         &self,
         owner: Option<Owner>,
-        at_least: u64,
+        at_least: Seq,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
 
@@ -126,7 +127,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Publishes, and answers with the bus's number once it is stored.
-    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>>;
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>>;
 }
 
 /// What a mode tells the hub. Implemented by the hub; a mode calls nothing else.
@@ -139,11 +140,11 @@ pub trait Intake: Send + Sync + 'static {
     /// `from_seq` will come through [`Intake::ingest`] unless a hole shows. Called at the first connection
     /// and after every reconnect, when the subscription is known to be in place (barrier passed). The hub
     /// then checks what it holds against the store, and only then calls its state fresh.
-    fn live(&self, epoch: u64, from_seq: u64);
+    fn live(&self, epoch: Epoch, from_seq: Seq);
 
     /// Messages above `after` have not come and are being fetched: nothing newer is told until
     /// [`Intake::found`] or [`Intake::live`].
-    fn missing(&self, after: u64);
+    fn missing(&self, after: Seq);
 
     /// What was missing has been handed over.
     fn found(&self);

@@ -14,6 +14,7 @@ use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::{Job, JobBounds};
 use relay_core::moment::{Moment, WallTime};
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{Body, JobKey, Publication};
 use relay_core::tally::{Share, Tally};
 use relay_core::topic::Topic;
@@ -49,9 +50,9 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// The highest number in it.
-    pub(crate) fn newest(&self) -> u64 {
+    pub(crate) fn newest(&self) -> Seq {
         let seqs = self.updates.iter().map(|update| update.seq);
-        seqs.max().unwrap_or(0)
+        seqs.max().unwrap_or_default()
     }
 }
 
@@ -98,7 +99,7 @@ pub(crate) struct Repair {
     /// Whose job it is, where that is known though nothing else is.
     pub(crate) owner: Option<Owner>,
     /// What watchers had been told up to when the bus went away, if it began when the bus came back.
-    pub(crate) missed_from: Option<u64>,
+    pub(crate) missed_from: Option<Seq>,
 }
 
 /// One job and what the table knows around it.
@@ -109,11 +110,11 @@ pub(crate) struct Entry {
     /// Shards with a watcher of `job:<id>`.
     pub(crate) shards: Shards,
     /// The last number on each of the job's subjects; `None` is the state's.
-    pub(crate) subjects: SmallVec<[(Option<Name>, u64); 1]>,
+    pub(crate) subjects: SmallVec<[(Option<Name>, Seq); 1]>,
     pub(crate) repair: Option<Box<Repair>>,
     /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
     /// news to them, all of it.
-    pub(crate) nothing_until: u64,
+    pub(crate) nothing_until: Seq,
     /// What the job counts for in the tallies of the owner and the group it is indexed under.
     counted: Option<Share>,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
@@ -128,18 +129,19 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// The last number seen on a subject of the job, 0 if none was.
-    pub(crate) fn last(&self, what: &What) -> u64 {
+    pub(crate) fn last(&self, what: &What) -> Seq {
         let name = subject_name(what);
         let found = self.subjects.iter().find(|(each, _)| each.as_ref() == name);
-        found.map_or(0, |(_, seq)| *seq)
+        found.map_or(Seq::ZERO, |(_, seq)| *seq)
     }
 
     /// The last number seen of the job.
-    pub(crate) fn last_seq(&self) -> u64 {
-        self.subjects.iter().map(|(_, seq)| *seq).max().unwrap_or(0)
+    pub(crate) fn last_seq(&self) -> Seq {
+        let seqs = self.subjects.iter().map(|(_, seq)| *seq);
+        seqs.max().unwrap_or_default()
     }
 
-    pub(crate) fn note(&mut self, what: &What, seq: u64) {
+    pub(crate) fn note(&mut self, what: &What, seq: Seq) {
         let name = subject_name(what);
         match self
             .subjects
@@ -166,11 +168,11 @@ fn subject_name(what: &What) -> Option<&Name> {
 /// The hub's memory.
 #[derive(Debug)]
 pub(crate) struct Table {
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     /// The highest number seen.
-    pub(crate) high: u64,
+    pub(crate) high: Seq,
     /// Below this a job that is not in the table may have had updates.
-    pub(crate) known_from: u64,
+    pub(crate) known_from: Seq,
     pub(crate) stale: bool,
     /// Boxed: up to half of a map's places are empty.
     pub(crate) jobs: HashMap<JobId, Box<Entry>>,
@@ -192,7 +194,7 @@ pub(crate) struct Table {
     pub(crate) catching_up: Option<CatchingUp>,
     /// Ranges of missing messages that are being fetched, and what came before the first of them.
     holes: u32,
-    before_holes: u64,
+    before_holes: Seq,
     /// Which reading of the bus this is: what was asked during an earlier one is asked again.
     pub(crate) life: u64,
     /// What of `holds` the shards have not been told.
@@ -204,7 +206,7 @@ pub(crate) struct Table {
     /// What the store answered and the reader has not come as far as, and until when it waits.
     pub(crate) early: Vec<(Moment, Answer)>,
     /// The lowest number any of the two waits for.
-    pub(crate) ahead_from: u64,
+    pub(crate) ahead_from: Seq,
     /// Joins of owners and groups that wait for the repair of single jobs.
     pub(crate) deferred: Vec<(HashSet<JobId>, JoinRequest)>,
     /// Tallies that changed since shards were told of them.
@@ -229,7 +231,7 @@ pub(crate) struct Table {
 #[derive(Debug)]
 pub(crate) struct CatchingUp {
     /// The highest number that came before the bus went away.
-    pub(crate) from: u64,
+    pub(crate) from: Seq,
     /// Watched jobs as they were held then. What has come live since may hide what was missed before it.
     pub(crate) watched: Vec<Held>,
     /// Loads that have to come in; `None` until the comparison of single jobs has.
@@ -248,11 +250,11 @@ pub(crate) struct Members {
 }
 
 impl Table {
-    pub(crate) fn new(settings: &HubSettings, epoch: u64) -> Self {
+    pub(crate) fn new(settings: &HubSettings, epoch: Epoch) -> Self {
         Self {
             epoch,
-            high: 0,
-            known_from: 0,
+            high: Seq::ZERO,
+            known_from: Seq::ZERO,
             stale: false,
             jobs: HashMap::new(),
             owners: HashMap::new(),
@@ -265,13 +267,13 @@ impl Table {
             holds: HashMap::new(),
             catching_up: None,
             holes: 0,
-            before_holes: u64::MAX,
+            before_holes: Seq::MAX,
             life: 0,
             unsaid: Vec::new(),
             watched_groups: HashSet::new(),
             ahead: VecDeque::new(),
             early: Vec::new(),
-            ahead_from: u64::MAX,
+            ahead_from: Seq::MAX,
             deferred: Vec::new(),
             tallies_changed: HashSet::new(),
             counts: HashMap::new(),
@@ -460,9 +462,11 @@ impl Table {
                 continue;
             }
             self.evicted += 1;
-            self.known_from = self
-                .known_from
-                .max(self.jobs.get(&id).map_or(0, |entry| entry.last_seq()));
+            self.known_from = self.known_from.max(
+                self.jobs
+                    .get(&id)
+                    .map_or(Seq::ZERO, |entry| entry.last_seq()),
+            );
             self.forget(&id);
         }
     }
@@ -530,8 +534,11 @@ impl Table {
             self.repairs += 1;
             let entry = self.entry(id);
             let known = entry.job.as_ref().map(|job| job.owner.clone());
-            let last = self.jobs.get(id).map_or(0, |entry| entry.last_seq());
-            let last = last.min(missed_from.unwrap_or(u64::MAX));
+            let last = self
+                .jobs
+                .get(id)
+                .map_or(Seq::ZERO, |entry| entry.last_seq());
+            let last = last.min(missed_from.unwrap_or(Seq::MAX));
             self.to_load.push_back(LoadKey::Job(id.clone()));
             if known.is_some() {
                 self.hold(id, known.as_ref(), last);
@@ -551,7 +558,7 @@ impl Table {
 
     /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
     /// would say that what is being repaired has been told.
-    pub(crate) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: u64) {
+    pub(crate) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: Seq) {
         let repair = self.jobs.get_mut(id).and_then(|it| it.repair.as_mut());
         if let (Some(repair), Some(owner)) = (repair, owner) {
             repair.owner = Some(owner.clone());
@@ -574,7 +581,7 @@ impl Table {
     pub(crate) fn hold_all(&mut self) {
         // What was being fetched is compared with the rest.
         self.holes = 0;
-        let before_holes = std::mem::replace(&mut self.before_holes, u64::MAX);
+        let before_holes = std::mem::replace(&mut self.before_holes, Seq::MAX);
         let mut from = self.high.min(before_holes);
         let mut watched = self.watched();
         for held in &mut watched {
@@ -582,7 +589,7 @@ impl Table {
         }
         if let Some(before) = self.catching_up.take() {
             from = from.min(before.from);
-            let still: HashMap<JobId, u64> = before
+            let still: HashMap<JobId, Seq> = before
                 .watched
                 .into_iter()
                 .map(|held| (held.job, held.seq))
@@ -624,7 +631,7 @@ impl Table {
     }
 
     /// Messages above `after` are being fetched: whose they are is not known, so everybody waits for them.
-    pub(crate) fn hold_for_hole(&mut self, after: u64) {
+    pub(crate) fn hold_for_hole(&mut self, after: Seq) {
         self.holes += 1;
         self.before_holes = self.before_holes.min(after);
         self.unsaid.push(Repairing::HoldAll(after));
@@ -640,7 +647,7 @@ impl Table {
 
     /// Nothing is missing any more, or it will not come.
     pub(crate) fn forget_holes(&mut self) {
-        self.before_holes = u64::MAX;
+        self.before_holes = Seq::MAX;
         if std::mem::take(&mut self.holes) > 0 && self.catching_up.is_none() {
             self.unsaid.push(Repairing::ReleaseAll);
         }
@@ -732,7 +739,7 @@ impl Table {
     }
 
     /// The publication that tells watchers a job left history.
-    pub(crate) fn gone(&self, id: &JobId, seq: u64) -> Option<Arc<Publication>> {
+    pub(crate) fn gone(&self, id: &JobId, seq: Seq) -> Option<Arc<Publication>> {
         let last = self.jobs.get(id)?.state()?;
         Some(Arc::new(Publication {
             seq,

@@ -16,6 +16,7 @@ use base64::display::Base64Display;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smallvec::SmallVec;
 
+use crate::position::{Epoch, Position, Seq};
 use crate::topic::Topic;
 
 /// Topics a cursor speaks for at most; further ones start anew. No connection may have more subscriptions.
@@ -32,11 +33,9 @@ const MAX_CHARS: usize =
 /// A place in the bus's one order, good for the topics it speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which life of the bus the sequence belongs to.
-    pub epoch: u64,
-    /// The bus's number.
-    pub seq: u64,
-    /// Ascending by fingerprint, none twice, none ahead of `seq`.
+    /// As far as any of its topics was told.
+    pub position: Position,
+    /// Ascending by fingerprint, none twice, none ahead of `position`.
     told: SmallVec<[Told; 1]>,
 }
 
@@ -46,8 +45,9 @@ pub struct Cursor {
 pub struct CursorError;
 
 impl Cursor {
-    /// A cursor at `seq` for topics told unequally far. Those past the [`MAX_TOPICS`]th are left out.
-    pub fn new(epoch: u64, seq: u64, told: impl IntoIterator<Item = Told>) -> Self {
+    /// A cursor at `position` for topics told unequally far. Those past the [`MAX_TOPICS`]th are left out.
+    pub fn new(position: Position, told: impl IntoIterator<Item = Told>) -> Self {
+        let seq = position.seq;
         let told = told.into_iter().take(MAX_TOPICS).map(|told| Told {
             seq: told.seq.min(seq),
             from: told.from.min(told.seq.min(seq)),
@@ -57,17 +57,17 @@ impl Cursor {
         // Of two topics with one fingerprint the one further behind speaks for both.
         told.sort_unstable();
         told.dedup_by_key(|told| told.print);
-        Self { epoch, seq, told }
+        Self { position, told }
     }
 
-    /// A cursor at `seq` for topics that were all told as far as that.
-    pub fn at<'a>(epoch: u64, seq: u64, topics: impl IntoIterator<Item = &'a Topic>) -> Self {
+    /// A cursor at `position` for topics that were all told as far as that.
+    pub fn at<'a>(position: Position, topics: impl IntoIterator<Item = &'a Topic>) -> Self {
         let told = topics.into_iter().map(|topic| Told {
             print: Print::of(topic),
-            seq,
-            from: 0,
+            seq: position.seq,
+            from: Seq::ZERO,
         });
-        Self::new(epoch, seq, told)
+        Self::new(position, told)
     }
 
     /// Reads a cursor.
@@ -85,23 +85,29 @@ impl Cursor {
         }
         let (epoch, rest) = rest.split_first_chunk().ok_or(CursorError)?;
         let (seq, mut rest) = rest.split_first_chunk().ok_or(CursorError)?;
-        let seq = u64::from_be_bytes(*seq);
+        let position = Position {
+            epoch: Epoch::new(u64::from_be_bytes(*epoch)),
+            seq: Seq::new(u64::from_be_bytes(*seq)),
+        };
         let mut told: SmallVec<[Told; 1]> = SmallVec::new();
         while let Some((print, after)) = rest.split_first_chunk() {
             let (lag, after) = read_number(after).ok_or(CursorError)?;
             let print = Print(u32::from_be_bytes(*print));
-            let at = seq.checked_sub(lag).ok_or(CursorError)?;
+            let at = position.seq.behind_by(lag).ok_or(CursorError)?;
             match told.last_mut() {
                 // One that begins at nothing is told everything, and has one entry.
                 Some(last)
-                    if last.print == print && last.from == 0 && (1..=last.seq).contains(&at) =>
+                    if last.print == print
+                        && last.from == Seq::ZERO
+                        && Seq::ZERO < at
+                        && at <= last.seq =>
                 {
                     last.from = at;
                 }
                 _ => told.push(Told {
                     print,
                     seq: at,
-                    from: 0,
+                    from: Seq::ZERO,
                 }),
             }
             rest = after;
@@ -111,15 +117,11 @@ impl Cursor {
         if !rest.is_empty() || !ascends || told.len() > MAX_TOPICS {
             return Err(CursorError);
         }
-        Ok(Self {
-            epoch: u64::from_be_bytes(*epoch),
-            seq,
-            told,
-        })
+        Ok(Self { position, told })
     }
 
     /// Up to which number its holder has been told of `topic`; `None` if the topic is new to the holder.
-    pub fn since(&self, topic: &Topic) -> Option<u64> {
+    pub fn since(&self, topic: &Topic) -> Option<Seq> {
         let print = Print::of(topic);
         let at = self.told.binary_search_by_key(&print, |told| told.print);
         at.ok().map(|at| self.told[at].seq)
@@ -133,16 +135,17 @@ impl Cursor {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Position { epoch, seq } = self.position;
         let mut bytes: SmallVec<[u8; 64]> = SmallVec::new();
         bytes.push(VERSION);
-        bytes.extend_from_slice(&self.epoch.to_be_bytes());
-        bytes.extend_from_slice(&self.seq.to_be_bytes());
+        bytes.extend_from_slice(&epoch.get().to_be_bytes());
+        bytes.extend_from_slice(&seq.get().to_be_bytes());
         for told in &self.told {
             bytes.extend_from_slice(&told.print.0.to_be_bytes());
-            write_number(self.seq - told.seq, &mut bytes);
-            if told.from > 0 {
+            write_number(seq.since(told.seq), &mut bytes);
+            if told.from > Seq::ZERO {
                 bytes.extend_from_slice(&told.print.0.to_be_bytes());
-                write_number(self.seq - told.from, &mut bytes);
+                write_number(seq.since(told.from), &mut bytes);
             }
         }
         Base64Display::new(&bytes, &URL_SAFE_NO_PAD).fmt(f)
@@ -155,10 +158,10 @@ pub struct Told {
     /// The topic.
     pub print: Print,
     /// The bus's number.
-    pub seq: u64,
+    pub seq: Seq,
     /// From where on: a topic that began with a snapshot was not told the milestones before it. 0 where
     /// nobody needs to know, because no topic of the cursor is further behind.
-    pub from: u64,
+    pub from: Seq,
 }
 
 /// A topic's fingerprint: the same on every node and in every version.
@@ -217,43 +220,47 @@ mod tests {
         Topic::parse(&format!("job:j{n}")).unwrap()
     }
 
+    fn at(seq: u64) -> Position {
+        Position::new(Epoch::new(1), Seq::new(seq))
+    }
+
     fn told(n: usize, seq: u64) -> Told {
         let print = Print::of(&topic(n));
         Told {
             print,
-            seq,
-            from: 0,
+            seq: Seq::new(seq),
+            from: Seq::ZERO,
         }
     }
 
     #[test]
     fn a_cursor_speaks_for_its_topics_and_for_no_other() {
-        let held = Cursor::at(1, 7, [&topic(1)]);
-        assert_eq!(held.since(&topic(1)), Some(7));
+        let held = Cursor::at(at(7), [&topic(1)]);
+        assert_eq!(held.since(&topic(1)), Some(Seq::new(7)));
         assert_eq!(held.since(&topic(2)), None);
-        assert_eq!(Cursor::at(1, 7, []).since(&topic(1)), None);
+        assert_eq!(Cursor::at(at(7), []).since(&topic(1)), None);
     }
 
     #[test]
     fn a_topic_that_is_behind_keeps_its_own_number() {
-        let held = Cursor::new(1, 120, [told(1, 120), told(2, 80)]);
+        let held = Cursor::new(at(120), [told(1, 120), told(2, 80)]);
         let held = Cursor::parse(&held.to_string()).unwrap();
-        assert_eq!(held.since(&topic(1)), Some(120));
-        assert_eq!(held.since(&topic(2)), Some(80));
+        assert_eq!(held.since(&topic(1)), Some(Seq::new(120)));
+        assert_eq!(held.since(&topic(2)), Some(Seq::new(80)));
     }
 
     #[test]
     fn no_topic_is_ahead_of_its_cursor() {
-        let held = Cursor::new(1, 50, [told(1, 120)]);
-        assert_eq!(held.since(&topic(1)), Some(50));
+        let held = Cursor::new(at(50), [told(1, 120)]);
+        assert_eq!(held.since(&topic(1)), Some(Seq::new(50)));
     }
 
     #[test]
     fn topics_past_the_last_that_fits_start_anew() {
         let topics: Vec<Topic> = (0..MAX_TOPICS + 5).map(topic).collect();
-        let held = Cursor::at(1, 7, &topics);
+        let held = Cursor::at(at(7), &topics);
         let held = Cursor::parse(&held.to_string()).unwrap();
-        assert_eq!(held.since(&topics[MAX_TOPICS - 1]), Some(7));
+        assert_eq!(held.since(&topics[MAX_TOPICS - 1]), Some(Seq::new(7)));
         assert_eq!(held.since(&topics[MAX_TOPICS]), None);
     }
 
@@ -284,10 +291,10 @@ mod tests {
         #[test]
         fn a_cursor_reads_back_what_it_writes(epoch: u64, seq: u64, lags in proptest::collection::vec(any::<u64>(), 0..40)) {
             let topics = lags.iter().enumerate().map(|(n, lag)| Told {
-                from: if lag % 3 == 0 { lag / 2 } else { 0 },
+                from: Seq::new(if lag % 3 == 0 { lag / 2 } else { 0 }),
                 ..told(n, seq.saturating_sub(*lag))
             });
-            let cursor = Cursor::new(epoch, seq, topics);
+            let cursor = Cursor::new(Position::new(Epoch::new(epoch), Seq::new(seq)), topics);
             let text = cursor.to_string();
             prop_assert!(text.len() <= MAX_CHARS);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));

@@ -18,6 +18,7 @@ use crate::eta::EtaEstimator;
 use crate::guard::{Guard, Stale, Verdict};
 use crate::id::{JobId, Name, Owner};
 use crate::moment::{Moment, WallTime};
+use crate::position::{Epoch, Seq};
 use crate::publication::{Body, Frames, JobKey, Publication};
 
 /// What every job on a node shares.
@@ -43,9 +44,9 @@ impl JobBounds {
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     /// Which life of the bus `seq` belongs to.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The bus's number.
-    pub seq: u64,
+    pub seq: Seq,
     /// When this node took it in.
     pub received_at: Moment,
     /// When the bus took it in.
@@ -124,9 +125,9 @@ pub enum Again {
 #[derive(Debug, Clone, Default)]
 pub struct JobMemory {
     /// From which number on nothing is unknown.
-    pub known_from: u64,
+    pub known_from: Seq,
     /// Up to where milestones are lost, or may be.
-    pub lost_to: u64,
+    pub lost_to: Seq,
     /// Its state and its history, by number.
     pub publications: Vec<Arc<Publication>>,
 }
@@ -146,16 +147,16 @@ pub struct Job {
     parent: Option<Name>,
     state: Option<Arc<Publication>>,
     history: VecDeque<Arc<Publication>>,
-    known_from: u64,
+    known_from: Seq,
     /// Up to here there were milestones or endings that are lost, or there may have been.
-    lost_to: u64,
+    lost_to: Seq,
     /// Hash of the worker's bytes behind `state`, to know a repetition.
     said: u64,
 }
 
 impl Job {
     /// A job about which everything above `known_from` will be applied.
-    pub fn new(key: JobKey, id: JobId, owner: Owner, known_from: u64) -> Self {
+    pub fn new(key: JobKey, id: JobId, owner: Owner, known_from: Seq) -> Self {
         Self {
             key,
             id,
@@ -166,7 +167,7 @@ impl Job {
             state: None,
             history: VecDeque::new(),
             known_from,
-            lost_to: 0,
+            lost_to: Seq::ZERO,
             said: 0,
         }
     }
@@ -182,7 +183,7 @@ impl Job {
     }
 
     /// From which number on nothing is unknown.
-    pub fn known_from(&self) -> u64 {
+    pub fn known_from(&self) -> Seq {
         self.known_from
     }
 
@@ -305,7 +306,7 @@ impl Job {
     }
 
     /// What somebody is owed who has been told everything up to `since`, or nothing yet.
-    pub fn replay(&self, since: Option<u64>) -> Replay {
+    pub fn replay(&self, since: Option<Seq>) -> Replay {
         let Some(since) = since.filter(|since| *since >= self.known_from) else {
             return Replay {
                 recovered: false,
@@ -327,7 +328,7 @@ impl Job {
     }
 
     /// As [`Job::replay`], with what is told again.
-    pub fn replay_with(&self, since: Option<u64>, again: Again) -> Replay {
+    pub fn replay_with(&self, since: Option<Seq>, again: Again) -> Replay {
         let mut replay = self.replay(since);
         if let Some(since) = since.filter(|_| replay.recovered) {
             let mut told = self.snapshot();
@@ -342,7 +343,7 @@ impl Job {
     }
 
     /// Whether the publication with this number is known here: it is the state, or in the history.
-    pub fn holds(&self, seq: u64) -> bool {
+    pub fn holds(&self, seq: Seq) -> bool {
         let mut held = self.history.iter().chain(&self.state);
         held.any(|known| known.seq == seq)
     }
@@ -356,8 +357,8 @@ impl Job {
 
     /// Up to where milestones newer than `since` are missing in a [`Job::snapshot`]: those that are lost,
     /// and those older than the state. `None` if none is.
-    pub fn left_out_since(&self, since: u64) -> Option<u64> {
-        let state = self.state.as_ref().map_or(0, |state| state.seq);
+    pub fn left_out_since(&self, since: Seq) -> Option<Seq> {
+        let state = self.state.as_ref().map_or(Seq::ZERO, |state| state.seq);
         let older = self.history.iter().filter(|each| each.seq < state);
         let last = older.map(|each| each.seq).max();
         let last = last.into_iter().chain([self.lost_to]).max();
@@ -365,7 +366,7 @@ impl Job {
     }
 
     /// Notes that updates up to `seq` may have been missed.
-    pub fn doubt(&mut self, seq: u64) {
+    pub fn doubt(&mut self, seq: Seq) {
         self.known_from = self.known_from.max(seq);
         if !self.guard.is_terminal() {
             self.lost_to = self.lost_to.max(seq);
@@ -374,7 +375,7 @@ impl Job {
 
     /// What is told first to somebody who knows nothing: the state, and the milestones that are newer.
     pub fn snapshot(&self) -> Vec<Arc<Publication>> {
-        let since = self.state.as_ref().map_or(0, |state| state.seq);
+        let since = self.state.as_ref().map_or(Seq::ZERO, |state| state.seq);
         let newer = self.history.iter().filter(|each| each.seq > since);
         self.state.iter().chain(newer).cloned().collect()
     }

@@ -15,6 +15,7 @@ pub mod latency;
 pub mod limits;
 pub mod moment;
 pub mod outbox;
+pub mod position;
 pub mod publication;
 pub mod quality;
 pub mod recovery;

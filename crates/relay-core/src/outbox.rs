@@ -17,6 +17,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::id::JobId;
 use crate::moment::Moment;
+use crate::position::Seq;
 use crate::publication::{Body, JobKey, Publication};
 
 /// A connection's own number for one of its subscriptions.
@@ -94,14 +95,14 @@ pub struct Taken {
     /// The subscription it is told under.
     pub via: SubscriptionId,
     /// How far the client's cursor may go once it has been told.
-    pub position: u64,
+    pub position: Seq,
     /// Whether it is what a subscription starts with, not news: its age says nothing of delivery.
     pub replayed: bool,
 }
 
 #[derive(Debug)]
 struct Item {
-    seq: u64,
+    seq: Seq,
     due: Moment,
     key: JobKey,
     /// The subscriptions it is owed to. It is told under the first of them that has not ended.
@@ -159,7 +160,7 @@ struct Paced {
 }
 
 /// What tells publications apart: their number. That a job is gone has none of its own, but the last one before.
-type Identity = (u64, Option<JobKey>);
+type Identity = (Seq, Option<JobKey>);
 
 fn identity(publication: &Publication) -> Identity {
     let is_gone = matches!(publication.body, Body::Gone);
@@ -176,7 +177,7 @@ pub struct Outbox {
     milestones: u32,
     milestone_bytes: u32,
     last_offered: Identity,
-    told: u64,
+    told: Seq,
 }
 
 impl Outbox {
@@ -230,9 +231,9 @@ impl Outbox {
         &mut self,
         publication: &Publication,
         now: Moment,
-        ceiling: u64,
+        ceiling: Seq,
         bounds: &OutboxBounds,
-    ) -> Option<u64> {
+    ) -> Option<Seq> {
         let is_news = publication.seq <= ceiling && identity(publication) != self.last_offered;
         if !is_news || !self.items.is_empty() || self.due(publication, now) > now {
             return None;
@@ -269,7 +270,7 @@ impl Outbox {
     }
 
     /// Notes that what waits with this number is owed to a further subscription, where it does wait.
-    pub fn share(&mut self, seq: u64, via: SubscriptionId) {
+    pub fn share(&mut self, seq: Seq, via: SubscriptionId) {
         let waiting = self.items.iter_mut().rev();
         let mut same = waiting
             .skip_while(|item| item.seq > seq)
@@ -281,19 +282,19 @@ impl Outbox {
 
     /// How far a subscription has been told, where that is less than the cursor's number says: it still
     /// waits for something at or below it.
-    pub fn behind(&self, via: SubscriptionId) -> Option<u64> {
+    pub fn behind(&self, via: SubscriptionId) -> Option<Seq> {
         self.items
             .iter()
             .take_while(|item| item.seq <= self.told)
             .find(|item| item.vias.contains(&via))
-            .map(|owed| owed.seq.saturating_sub(1))
+            .map(|owed| owed.seq.before())
     }
 
     /// Says that milestones of a job are lost to this client.
     pub fn announce_gap(
         &mut self,
         (key, job): (JobKey, JobId),
-        seq: u64,
+        seq: Seq,
         reason: GapReason,
         via: SubscriptionId,
         now: Moment,
@@ -315,29 +316,29 @@ impl Outbox {
     }
 
     /// Starts a client where its cursor stands, or as far as all that it watches is known.
-    pub fn resume(&mut self, seq: u64) {
+    pub fn resume(&mut self, seq: Seq) {
         self.told = self.told.max(seq);
     }
 
     /// Notes that everything up to `seq` has been offered or did not concern this connection.
-    pub fn advance(&mut self, seq: u64) {
+    pub fn advance(&mut self, seq: Seq) {
         if self.items.is_empty() {
             self.told = self.told.max(seq);
         }
     }
 
     /// The number a cursor may name now.
-    pub fn position(&self) -> u64 {
+    pub fn position(&self) -> Seq {
         self.told
     }
 
     /// Takes the oldest thing if it is due. Nothing above `ceiling` is taken while a repair holds the
-    /// connection back; `u64::MAX` where none does.
+    /// connection back; `Seq::MAX` where none does.
     ///
     /// What is newer waits behind what is older, also when only the older is held back by its pace: so
     /// one number says exactly what the client has been told, and a client that returns is told nothing
     /// twice. The wait is at most one interval, and endings end it.
-    pub fn take(&mut self, now: Moment, ceiling: u64, bounds: &OutboxBounds) -> Option<Taken> {
+    pub fn take(&mut self, now: Moment, ceiling: Seq, bounds: &OutboxBounds) -> Option<Taken> {
         if !self.has_due(now, ceiling) {
             return None;
         }
@@ -359,13 +360,13 @@ impl Outbox {
     }
 
     /// Whether [`Outbox::take`] would take something.
-    pub fn has_due(&self, now: Moment, ceiling: u64) -> bool {
+    pub fn has_due(&self, now: Moment, ceiling: Seq) -> bool {
         let first = self.items.front();
         first.is_some_and(|first| first.due <= now && first.seq <= ceiling)
     }
 
     /// When the oldest thing is due; `None` while nothing waits, or a repair holds it back.
-    pub fn next_due(&self, ceiling: u64) -> Option<Moment> {
+    pub fn next_due(&self, ceiling: Seq) -> Option<Moment> {
         let first = self.items.front().filter(|first| first.seq <= ceiling);
         first.map(|first| first.due)
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::document::{JobDocument, Status};
 use crate::id::{JobId, Name, Owner};
 use crate::moment::{Moment, WallTime};
+use crate::position::{Epoch, Position, Seq};
 use crate::tally::Share;
 use crate::topic::Topic;
 
@@ -24,9 +25,9 @@ pub struct JobKey(pub u64);
 /// An accepted update with its place in the bus's order.
 pub struct Publication {
     /// The bus's number.
-    pub seq: u64,
+    pub seq: Seq,
     /// Which life of the bus `seq` belongs to.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The job's number on this node.
     pub key: JobKey,
     /// The job's id.
@@ -85,6 +86,11 @@ impl Body {
 }
 
 impl Publication {
+    /// Where it stands in history.
+    pub fn position(&self) -> Position {
+        Position::new(self.epoch, self.seq)
+    }
+
     /// Whether this is a state whose status is an ending.
     pub fn is_terminal(&self) -> bool {
         matches!(&self.body, Body::State { status, .. } if status.is_terminal())

@@ -6,6 +6,7 @@
 
 use crate::cursor::{Print, Told};
 use crate::outbox::SubscriptionId;
+use crate::position::Seq;
 use crate::publication::Publication;
 use crate::session::{Session, Subscription};
 use crate::topic::Topic;
@@ -22,7 +23,7 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// From which number on a topic that is answered now is told whole: from `high` on, or as its cursor says if
     /// it goes on from `since`.
-    pub fn complete_from(&self, topic: &Topic, since: Option<u64>, high: u64) -> u64 {
+    pub fn complete_from(&self, topic: &Topic, since: Option<Seq>, high: Seq) -> Seq {
         let Some(since) = since else {
             return high;
         };
@@ -49,8 +50,7 @@ impl Known<'_> {
             let live = live
                 .is_some_and(|other| seq > other.complete_from || (newest && other.begins_here()));
             let mut carried = self.carried(&topic);
-            (live || carried.any(|told| (told.from + 1..=told.seq).contains(&seq)))
-                && may_watch(&topic)
+            (live || carried.any(|told| told.from < seq && seq <= told.seq)) && may_watch(&topic)
         })
     }
 
@@ -66,7 +66,7 @@ impl Known<'_> {
             Some(_) => {}
         }
         let replaced = publication.is_state() && !publication.is_terminal();
-        let told = |from: u64, to: u64| seq <= to && (replaced || seq > from);
+        let told = |from: Seq, to: Seq| seq <= to && (replaced || seq > from);
         publication.topics().any(|topic| {
             let live = self.live(&topic);
             live.is_some_and(|other| told(other.complete_from, other.since))

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use crate::cursor::{Cursor, Print, Told};
 use crate::moment::Moment;
 use crate::outbox::SubscriptionId;
+use crate::position::{Position, Seq};
 use crate::topic::{Topic, TopicError};
 
 /// The times and counts every session is held to.
@@ -98,7 +99,7 @@ pub enum Action {
         /// The subscription.
         subscription: SubscriptionId,
         /// The sequence acknowledged.
-        seq: u64,
+        seq: Seq,
     },
     /// Verify this token, and come back with [`Event::Authenticated`] or close.
     Verify(String),
@@ -230,9 +231,9 @@ pub struct Subscription {
     /// Whether the bus has answered and the first word is in the outbox.
     pub live: bool,
     /// What the client had been told of the topic before it came; nothing up to here is news to it.
-    pub since: u64,
+    pub since: Seq,
     /// From which number on it was told everything; what is older is as a snapshot had it.
-    pub complete_from: u64,
+    pub complete_from: Seq,
 }
 
 impl Subscription {
@@ -345,7 +346,7 @@ impl Session {
 
     /// Notes that the bus answered a join of a client that had been told everything up to `since`, and that
     /// is told everything from `complete_from` on. False if the subscription ended meanwhile.
-    pub fn joined(&mut self, id: SubscriptionId, since: u64, complete_from: u64) -> bool {
+    pub fn joined(&mut self, id: SubscriptionId, since: Seq, complete_from: Seq) -> bool {
         let found = self.subscriptions.iter_mut().find(|each| each.id == id);
         let Some(subscription) = found else {
             return false;
@@ -385,36 +386,36 @@ impl Session {
             print: Print::of(&topic),
             topic,
             live: false,
-            since: 0,
-            complete_from: 0,
+            since: Seq::ZERO,
+            complete_from: Seq::ZERO,
         });
         Ok(id)
     }
 
-    /// The cursor handed out at `seq`. `behind` says how far a subscription has been told where that is
+    /// The cursor handed out at `at`. `behind` says how far a subscription has been told where that is
     /// not as far; `carried` are topics the client brought a cursor for and has not (again) been told
     /// anything of, so that the cursor still speaks for them. A topic that another node told further than
-    /// `seq` stays where it was.
+    /// `at` stays where it was.
     pub fn cursor(
         &self,
-        (epoch, seq): (u64, u64),
-        behind: impl Fn(SubscriptionId) -> Option<u64>,
+        at: Position,
+        behind: impl Fn(SubscriptionId) -> Option<Seq>,
         carried: &[Told],
     ) -> Cursor {
         let live = || self.subscriptions.iter().filter(|each| each.live);
-        let told = |each: &Subscription| behind(each.id).unwrap_or(seq).max(each.since);
+        let told = |each: &Subscription| behind(each.id).unwrap_or(at.seq).max(each.since);
         let carried = carried
             .iter()
             .filter(|told| !live().any(|each| each.print == told.print));
         let all = || live().map(told).chain(carried.clone().map(|told| told.seq));
-        let (least, most) = all().fold((seq, seq), |(least, most), told| {
+        let (least, most) = all().fold((at.seq, at.seq), |(least, most), told| {
             (least.min(told), most.max(told))
         });
         // What begins on a node that has heard less is further behind than anything was when the cursor was made.
         let begun = live().filter(|each| each.begins_here());
         let begun = begun.map(|each| each.complete_from).min();
-        let whole_from = |from: u64, told: u64| match from {
-            0 if begun.is_some_and(|begun| begun < told) => told,
+        let whole_from = |from: Seq, told: Seq| match from {
+            Seq::ZERO if begun.is_some_and(|begun| begun < told) => told,
             from => from,
         };
         let live_told = live().map(|each| Told {
@@ -422,14 +423,15 @@ impl Session {
             seq: told(each),
             from: match whole_from(each.complete_from, each.since) {
                 from if from > least => from,
-                _ => 0,
+                _ => Seq::ZERO,
             },
         });
         let carried = carried.map(|carried| Told {
             from: whole_from(carried.from, carried.seq),
             ..*carried
         });
-        Cursor::new(epoch, most, live_told.chain(carried))
+        let at = Position { seq: most, ..at };
+        Cursor::new(at, live_told.chain(carried))
     }
 
     fn command(&mut self, command: Command, bounds: &SessionBounds) -> Actions {
@@ -484,7 +486,7 @@ impl Session {
         match self.subscription_to(&topic) {
             Some(subscription) => Ok(Action::Acknowledge {
                 subscription: subscription.id,
-                seq: cursor.seq,
+                seq: cursor.position.seq,
             }),
             None => Err(CommandError::NotSubscribed { topic }),
         }

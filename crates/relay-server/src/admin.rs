@@ -71,7 +71,7 @@ impl Admin {
             draining: self.node.readiness.is_draining(),
             connections: self.node.admissions.total(),
             jobs: hub.jobs,
-            bus_sequence: hub.high,
+            bus_sequence: hub.high.get(),
         }
     }
 }

@@ -13,10 +13,11 @@ use axum::routing::{get, post};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use relay_bus::hub::{PublishRequest, Published, Verb};
+use relay_bus::hub::{PublishRequest, Verb};
 use relay_bus::seam::What;
 use relay_core::cursor::Cursor;
 use relay_core::id::{JobId, Name, Owner};
+use relay_core::position::Position;
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
 use serde::{Deserialize, Serialize};
@@ -121,7 +122,7 @@ async fn state(
     if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
         return Err(ApiError::forbidden_topic(&topic));
     }
-    let cursor = Cursor::at(state.epoch, state.seq, [&topic]);
+    let cursor = Cursor::at(state.position(), [&topic]);
     let has = held(&headers, &topic, &cursor);
     let mut response = match (&state.body, has) {
         (Content::State { json, .. }, None) => answer::json(StatusCode::OK, json.to_vec()),
@@ -150,7 +151,10 @@ fn held<'a>(headers: &'a HeaderMap, topic: &Topic, now: &Cursor) -> Option<&'a s
         .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'));
     tags.into_iter().find(|tag| {
         Cursor::parse(tag).is_ok_and(|cursor| {
-            cursor.epoch == now.epoch && cursor.since(topic).is_some_and(|since| since >= now.seq)
+            cursor.position.epoch == now.position.epoch
+                && cursor
+                    .since(topic)
+                    .is_some_and(|since| since >= now.position.seq)
         })
     })
 }
@@ -291,7 +295,10 @@ async fn batch(
         match published {
             Ok(published) => {
                 answer.accepted += 1;
-                last = last.max(Some((published.seq, published.epoch)));
+                let is_newest = last.is_none_or(|last: Position| last.seq <= published.seq);
+                if is_newest {
+                    last = Some(published);
+                }
             }
             Err(error) => {
                 answer.refused.push(RefusedLine {
@@ -304,7 +311,7 @@ async fn batch(
             }
         }
     }
-    answer.cursor = last.map(|(seq, epoch)| cursor_after(Published { epoch, seq }, []));
+    answer.cursor = last.map(|position| cursor_after(position, []));
     let status = match (answer.accepted, answer.refused.is_empty()) {
         (0, false) => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::ACCEPTED,
@@ -312,7 +319,7 @@ async fn batch(
     Ok(answer::json(status, to_json(&answer)))
 }
 
-async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Published, ApiError> {
+async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Position, ApiError> {
     let head: Line = serde_json::from_slice(&line).map_err(|error| {
         ApiError::bad_request(
             "bad_json",
@@ -363,7 +370,7 @@ struct Wanted {
     message_id: Option<String>,
 }
 
-async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Published, ApiError> {
+async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Position, ApiError> {
     let hub = &api.node.hub;
     let published = timeout(BUS_WAIT, async {
         let owner = hub.owner_of(&wanted.job, wanted.owner.as_ref()).await;
@@ -415,8 +422,8 @@ fn milestone_name(text: &str) -> Result<Name, ApiError> {
     Ok(milestone)
 }
 
-fn cursor_after<'a>(published: Published, topics: impl IntoIterator<Item = &'a Topic>) -> String {
-    Cursor::at(published.epoch, published.seq, topics).to_string()
+fn cursor_after<'a>(position: Position, topics: impl IntoIterator<Item = &'a Topic>) -> String {
+    Cursor::at(position, topics).to_string()
 }
 
 fn to_json(answer: &impl Serialize) -> Vec<u8> {

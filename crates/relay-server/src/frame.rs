@@ -34,7 +34,7 @@ pub enum Wire {
 /// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once.
 pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> &'a Bytes {
     publication.frame(slot(topic, wire), |publication| {
-        let cursor = Cursor::at(publication.epoch, publication.seq, [topic]);
+        let cursor = Cursor::at(publication.position(), [topic]);
         at_cursor(publication, topic, &cursor, wire, false)
     })
 }

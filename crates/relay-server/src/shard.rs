@@ -45,6 +45,7 @@ use relay_bus::hub::JoinRequest;
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
 use relay_core::job::Again;
 use relay_core::moment::Moment;
+use relay_core::position::{Epoch, Seq};
 use relay_core::quality::{Quality, Verdict};
 use relay_core::session::{CloseReason, Session};
 use slab::Slab;
@@ -104,8 +105,8 @@ struct State {
     ending: Vec<usize>,
     holds: Holds,
     /// The highest number everything up to which this shard has handled.
-    frontier: u64,
-    epoch: u64,
+    frontier: Seq,
+    epoch: Epoch,
     stale: bool,
     draining: bool,
     generation: u32,
@@ -154,7 +155,7 @@ impl Shard {
                 dirty: Vec::new(),
                 ending: Vec::new(),
                 holds: Holds::default(),
-                frontier: 0,
+                frontier: Seq::ZERO,
                 epoch: common.hub.epoch(),
                 stale: common.hub.is_stale(),
                 draining: false,

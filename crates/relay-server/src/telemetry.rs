@@ -429,7 +429,7 @@ impl Telemetry {
         self.bus_up.set(i64::from(!hub.stale));
         self.bus_lag.set(hub.lag.as_secs_f64());
         self.bus_sequence
-            .set(i64::try_from(hub.high).unwrap_or(i64::MAX));
+            .set(i64::try_from(hub.high.get()).unwrap_or(i64::MAX));
         for (shard, (waiting, conflated, shed)) in hub.inboxes.iter().enumerate() {
             let shard = shard.to_string();
             let label = [shard.as_str()];

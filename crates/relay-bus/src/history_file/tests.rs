@@ -3,7 +3,8 @@ use crate::clock::Clock;
 use crate::hub::{Backing, HubSettings, PublishRequest, Verb};
 use crate::seam::What;
 
-const EPOCH: u64 = 7;
+const EPOCH: Epoch = Epoch::new(7);
+const LATER: Epoch = Epoch::new(9);
 
 fn hub() -> Arc<Hub> {
     let settings = HubSettings {
@@ -19,7 +20,7 @@ fn hub() -> Arc<Hub> {
     Hub::new(settings, Backing::Embedded, Clock::start(), EPOCH)
 }
 
-async fn publish(hub: &Hub, job: &str, what: What, payload: &str) -> u64 {
+async fn publish(hub: &Hub, job: &str, what: What, payload: &str) -> Seq {
     let request = PublishRequest {
         job: Name::parse(job).unwrap(),
         owner: Some(Name::parse("alice").unwrap()),
@@ -52,7 +53,7 @@ async fn live(hub: &Hub) {
     publish(hub, "j2", What::State, r#"{"status":"completed"}"#).await;
 }
 
-fn said(history: &History) -> Vec<(String, u64, Vec<String>)> {
+fn said(history: &History) -> Vec<(String, Seq, Vec<String>)> {
     let mut said: Vec<_> = history
         .jobs
         .iter()
@@ -84,9 +85,9 @@ async fn a_file_closed_in_order_gives_everything_back_and_the_epoch_goes_on() {
     live(&before).await;
     file.close(&before).unwrap();
     let after = hub();
-    HistoryFile::new(path).open(&after, EPOCH + 1).unwrap();
+    HistoryFile::new(path).open(&after, LATER).unwrap();
     assert_eq!(after.epoch(), EPOCH);
-    assert_eq!(after.history().high, 7);
+    assert_eq!(after.history().high, Seq::new(7));
     assert_eq!(said(&after.history()), said(&before.history()));
     assert_eq!(after.history().jobs[0].2.publications.len(), 4);
 }
@@ -99,7 +100,7 @@ async fn a_job_that_came_back_is_guarded_as_before() {
     live(&before).await;
     HistoryFile::new(path.clone()).close(&before).unwrap();
     let after = hub();
-    HistoryFile::new(path).open(&after, EPOCH + 1).unwrap();
+    HistoryFile::new(path).open(&after, LATER).unwrap();
     let payload = Bytes::from_static(br#"{"status":"running","attempt":2,"progress":20}"#);
     let request = PublishRequest {
         job: Name::parse("j1").unwrap(),
@@ -118,7 +119,7 @@ async fn a_job_that_came_back_is_guarded_as_before() {
             r#"{"status":"completed","attempt":2}"#
         )
         .await,
-        8,
+        Seq::new(8),
         "numbers go on"
     );
 }
@@ -133,11 +134,11 @@ async fn a_file_from_before_a_crash_gives_the_jobs_back_in_a_new_epoch() {
     // Opened and not closed: whatever was published then had numbers that nobody remembers.
     let crashed = hub();
     HistoryFile::new(path.clone())
-        .open(&crashed, EPOCH + 1)
+        .open(&crashed, LATER)
         .unwrap();
     let after = hub();
-    HistoryFile::new(path).open(&after, EPOCH + 2).unwrap();
-    assert_eq!(after.epoch(), EPOCH + 2);
+    HistoryFile::new(path).open(&after, LATER).unwrap();
+    assert_eq!(after.epoch(), LATER);
     assert_eq!(said(&after.history()), said(&before.history()));
 }
 

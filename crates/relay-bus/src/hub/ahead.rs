@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use relay_core::position::Seq;
+
 use super::{Hub, JoinRequest};
 use crate::table::{Answer, Table};
 
@@ -32,7 +34,7 @@ impl Hub {
     /// starts anew.
     pub(super) fn admit_ahead(&self, table: &mut Table) {
         let now = self.clock.now();
-        table.ahead_from = u64::MAX;
+        table.ahead_from = Seq::MAX;
         for (until, answer) in std::mem::take(&mut table.early) {
             let newest = answer.newest();
             if answer.life != table.life {
@@ -64,8 +66,8 @@ impl Hub {
 }
 
 /// What another node has told this client up to, if that has not come to this one yet.
-pub(super) fn ahead(table: &Table, request: &JoinRequest) -> Option<u64> {
+pub(super) fn ahead(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
-    (cursor.epoch == table.epoch && since > table.high).then_some(since)
+    (cursor.position.epoch == table.epoch && since > table.high).then_some(since)
 }

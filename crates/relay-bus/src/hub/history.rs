@@ -3,6 +3,7 @@
 use relay_core::document::Refusal;
 use relay_core::id::{JobId, Owner};
 use relay_core::job::{Job, JobMemory};
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Body;
 
 use super::Hub;
@@ -15,11 +16,11 @@ const JOBS_AT_ONCE: usize = 256;
 #[derive(Debug, Default)]
 pub struct History {
     /// Which life of the bus the numbers belong to.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The highest number given out.
-    pub high: u64,
+    pub high: Seq,
     /// Below this a job that is not listed may have had updates.
-    pub known_from: u64,
+    pub known_from: Seq,
     /// The jobs.
     pub jobs: Vec<(JobId, Owner, JobMemory)>,
 }

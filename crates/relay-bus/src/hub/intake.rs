@@ -6,6 +6,7 @@ use std::time::Duration;
 use relay_core::document::JobDocument;
 use relay_core::job::{Declined, Job, Place, Subject};
 use relay_core::outbox::GapReason;
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
 
 use super::{Backing, Hub};
@@ -44,7 +45,7 @@ impl Intake for Hub {
         }
     }
 
-    fn live(&self, epoch: u64, from_seq: u64) {
+    fn live(&self, epoch: Epoch, from_seq: Seq) {
         let mut table = self.table();
         // Also a bus on which nothing had happened may have been watched.
         let first = table.life == 0;
@@ -73,7 +74,7 @@ impl Intake for Hub {
         self.work.notify_one();
     }
 
-    fn missing(&self, after: u64) {
+    fn missing(&self, after: Seq) {
         let mut table = self.table();
         table.hold_for_hole(after);
         self.tell_holds(&mut table);
@@ -121,11 +122,14 @@ impl Hub {
             }
             repair.queued.push(incoming.clone());
             let entry = table.entry(&incoming.job);
-            if entry.job.is_none() && entry.nothing_until == 0 && incoming.previous == Some(0) {
-                entry.nothing_until = incoming.seq - 1;
+            if entry.job.is_none()
+                && entry.nothing_until == Seq::ZERO
+                && incoming.previous == Some(Seq::ZERO)
+            {
+                entry.nothing_until = incoming.seq.before();
             }
             // Watchers of its owner or group are owed it, though nothing of it was known.
-            table.hold(&incoming.job, Some(&incoming.owner), incoming.seq - 1);
+            table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
             self.tell_holds(table);
             return Ok(None);
         }
@@ -145,7 +149,7 @@ impl Hub {
                     .start_repair(&incoming.job)
                     .queued
                     .push(incoming.clone());
-                table.hold(&incoming.job, Some(&incoming.owner), incoming.seq - 1);
+                table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
                 self.tell_holds(table);
                 self.work.notify_one();
                 Ok(None)
@@ -221,7 +225,7 @@ impl Hub {
         if self.backing.memory().is_none() {
             return Standing::Next;
         }
-        let previous = incoming.previous.unwrap_or(0);
+        let previous = incoming.previous.unwrap_or_default();
         match table.jobs.get(&incoming.job) {
             // Another owner's subject has a history of its own; it is declined, not repaired.
             Some(entry)
@@ -237,13 +241,13 @@ impl Hub {
                 // `previous` is 0 when the subject's history is gone (rollup, expiry): nothing to repair from.
                 if incoming.seq <= last {
                     Standing::Known
-                } else if entry.partial || (previous != last && previous != 0) {
+                } else if entry.partial || (previous != last && previous != Seq::ZERO) {
                     Standing::Hole
                 } else {
                     Standing::Next
                 }
             }
-            _ if previous == 0 && incoming.what == What::State => Standing::Next,
+            _ if previous == Seq::ZERO && incoming.what == What::State => Standing::Next,
             _ => Standing::Hole,
         }
     }
@@ -273,7 +277,7 @@ impl Hub {
     }
 
     /// Tells watchers that a job left history, and forgets it.
-    pub(super) fn say_gone(&self, table: &mut Table, job: &relay_core::id::JobId, seq: u64) {
+    pub(super) fn say_gone(&self, table: &mut Table, job: &relay_core::id::JobId, seq: Seq) {
         if let Some(publication) = table.gone(job, seq) {
             self.publish_to(table.watchers_of(&publication), &publication);
         }
@@ -281,17 +285,17 @@ impl Hub {
     }
 
     /// The bus started anew: nothing known before counts, and no number does.
-    fn begin_epoch(&self, table: &mut Table, epoch: u64, first: bool) {
-        tracing::info!(epoch, "the bus begins a new epoch");
+    fn begin_epoch(&self, table: &mut Table, epoch: Epoch, first: bool) {
+        tracing::info!(epoch = epoch.get(), "the bus begins a new epoch");
         for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
             table.forget(&id);
         }
         for entry in table.jobs.values_mut() {
-            entry.nothing_until = 0;
+            entry.nothing_until = Seq::ZERO;
         }
         table.epoch = epoch;
-        table.high = 0;
-        table.known_from = 0;
+        table.high = Seq::ZERO;
+        table.known_from = Seq::ZERO;
         table.forget_holes();
         table.release_all();
         self.tell_all(|| Message::NewEpoch { first });

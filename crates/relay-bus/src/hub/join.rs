@@ -9,6 +9,7 @@ use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Replay};
 use relay_core::outbox::SubscriptionId;
+use relay_core::position::Seq;
 use relay_core::topic::Topic;
 
 use super::ahead::{AHEAD_WAIT, ahead};
@@ -242,7 +243,7 @@ impl Hub {
 }
 
 /// The milestones of a job that a snapshot leaves out and somebody who stood at `since` has not been told.
-fn left_out_since(job: &Job, since: Option<u64>) -> Option<LeftOut> {
+fn left_out_since(job: &Job, since: Option<Seq>) -> Option<LeftOut> {
     Some(LeftOut {
         key: job.key,
         job: job.id.clone(),
@@ -251,17 +252,17 @@ fn left_out_since(job: &Job, since: Option<u64>) -> Option<LeftOut> {
 }
 
 /// The last number of that member which was updated least recently.
-fn last_of(table: &Table, members: &[JobId]) -> Option<u64> {
+fn last_of(table: &Table, members: &[JobId]) -> Option<Seq> {
     members
         .last()
         .and_then(|id| Some(table.jobs.get(id)?.last_seq()))
 }
 
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
-fn since(table: &Table, request: &JoinRequest) -> Option<u64> {
+fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
-    (cursor.epoch == table.epoch && since <= table.high).then_some(since)
+    (cursor.position.epoch == table.epoch && since <= table.high).then_some(since)
 }
 
 /// The most recently updated jobs of an owner or a group.
@@ -291,7 +292,7 @@ fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
 }
 
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.
-fn is_unsure(table: &Table, id: &JobId, since: Option<u64>) -> bool {
+fn is_unsure(table: &Table, id: &JobId, since: Option<Seq>) -> bool {
     table.jobs.get(id).is_some_and(|entry| {
         let behind = |job: &Job| since.is_some_and(|since| since < job.known_from());
         let ended = entry.state().is_some_and(|state| state.is_terminal());

@@ -13,6 +13,7 @@ use relay_core::document::JobDocument;
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Place, Subject};
 use relay_core::outbox::GapReason;
+use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -217,7 +218,7 @@ impl Hub {
                     || !(waited_for || surveyed && table.is_unwatched(&update)) =>
                 {
                     table.start_repair(&update.job);
-                    let from = missed_from.unwrap_or(update.seq - 1);
+                    let from = missed_from.unwrap_or(update.seq.before());
                     table.hold(&update.job, Some(&update.owner), from);
                 }
                 None => {
@@ -332,9 +333,9 @@ impl Hub {
                 }
                 None => {
                     let key = known_key.unwrap_or_else(|| table.new_key());
-                    let mut first = Job::new(key, id.clone(), update.owner.clone(), 0);
+                    let mut first = Job::new(key, id.clone(), update.owner.clone(), Seq::ZERO);
                     let discarded = discarded_to(updates, self.settings.per_job);
-                    if discarded > 0 {
+                    if discarded > Seq::ZERO {
                         first.doubt(discarded);
                     }
                     first.belongs_to(first_parent(updates));
@@ -352,7 +353,7 @@ impl Hub {
         id: &JobId,
         rebuilt: Option<Job>,
         updates: &[Incoming],
-        missed_from: Option<u64>,
+        missed_from: Option<Seq>,
     ) {
         let Some(rebuilt) = rebuilt else {
             // Nothing is stored: the job expired while nobody looked, or never was.
@@ -375,7 +376,7 @@ impl Hub {
             Some(job) => job.merge(rebuilt, &bounds),
             None => entry.job = Some(Box::new(rebuilt)),
         }
-        entry.nothing_until = 0;
+        entry.nothing_until = Seq::ZERO;
         for update in updates.iter().filter(|update| update.owner == owner) {
             entry.note(&update.what, update.seq);
         }
@@ -412,7 +413,7 @@ impl Hub {
 /// What `rebuilt` holds that watchers of the known job have not been told. One that was known by its last state
 /// was told as that; what was before is owed to nobody who is here. Of a job nothing was known of, they are
 /// told all that was missed while the bus was away, or what anybody is told first.
-fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<u64>) -> Vec<Arc<Publication>> {
+fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<Seq>) -> Vec<Arc<Publication>> {
     match (&entry.job, missed_from) {
         (Some(known), _) => rebuilt
             .publications()
@@ -430,7 +431,7 @@ fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<u64>) -> Vec<Arc<Pub
         // They were told that there is nothing, or were told nothing while the bus was away, and have missed
         // all that came since.
         (None, from) => {
-            let nothing_until = Some(entry.nothing_until).filter(|until| *until > 0);
+            let nothing_until = Some(entry.nothing_until).filter(|until| *until > Seq::ZERO);
             match from.into_iter().chain(nothing_until).min() {
                 Some(from) => {
                     let all = rebuilt.publications().into_iter();
@@ -451,19 +452,22 @@ fn first_parent(updates: &[Incoming]) -> Option<Name> {
 }
 
 /// Up to which number a subject's messages may have been discarded for want of room.
-fn discarded_to(updates: &[Incoming], per_subject: usize) -> u64 {
+fn discarded_to(updates: &[Incoming], per_subject: usize) -> Seq {
     let milestones = updates
         .iter()
         .filter(|update| matches!(update.what, What::Milestone(_)));
     let first_of_full = milestones.clone().filter(|first| {
-        first.previous == Some(0)
+        first.previous == Some(Seq::ZERO)
             && milestones
                 .clone()
                 .filter(|update| update.what == first.what)
                 .count()
                 >= per_subject
     });
-    first_of_full.map(|first| first.seq).max().unwrap_or(0)
+    first_of_full
+        .map(|first| first.seq)
+        .max()
+        .unwrap_or_default()
 }
 
 /// Whether milestones that came after what is known were discarded before they could be read: by the store,
@@ -475,7 +479,7 @@ fn lost_milestones(entry: &Entry, rebuilt: &Job, updates: &[Incoming]) -> bool {
     let lost_to = rebuilt.known_from();
     updates.iter().any(|update| {
         let unseen = update.seq > entry.last(&update.what) && update.seq > known.known_from();
-        let discarded = update.previous == Some(0) || !rebuilt.holds(update.seq);
+        let discarded = update.previous == Some(Seq::ZERO) || !rebuilt.holds(update.seq);
         matches!(update.what, What::Milestone(_)) && update.seq <= lost_to && unseen && discarded
     })
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use relay_core::document::{Refusal, merge_patch};
 use relay_core::id::{JobId, Owner};
 use relay_core::job::{Declined, Job, Subject};
+use relay_core::position::{Position, Seq};
 use relay_core::publication::{Body, JobKey};
 use tokio::time::sleep;
 
@@ -41,16 +42,7 @@ pub struct PublishRequest {
     pub message_id: Option<String>,
 }
 
-/// It is on the bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
-    /// Which life of the bus.
-    pub epoch: u64,
-    /// The bus's number.
-    pub seq: u64,
-}
-
-/// Why it is not.
+/// Why an update is not on the bus.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -79,11 +71,11 @@ impl Hub {
         }
     }
 
-    /// Publishes an update.
+    /// Publishes an update; answers with its place in history.
     ///
     /// # Errors
     /// Says what is wrong with the update, or that the bus would not take it.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Published, PublishError> {
+    pub async fn publish(&self, request: PublishRequest) -> Result<Position, PublishError> {
         // The guard's verdict needs the job in memory, wherever it comes from.
         self.lookup(&request.job).await;
         let mut tries = 0;
@@ -94,8 +86,7 @@ impl Hub {
             };
             match store.publish(outgoing).await {
                 Ok(seq) => {
-                    let epoch = self.epoch();
-                    return Ok(Published { epoch, seq });
+                    return Ok(Position::new(self.epoch(), seq));
                 }
                 Err(StoreError::Conflict) if tries < PATCH_TRIES => {
                     // The other update is on its way to us; merge onto it once it is here.
@@ -150,7 +141,7 @@ impl Hub {
             }
         };
         let expected_last = (request.verb == Verb::Patch)
-            .then(|| entry.map_or(0, |entry| entry.last(&What::State)));
+            .then(|| entry.map_or(Seq::ZERO, |entry| entry.last(&What::State)));
         let mut outgoing = Outgoing {
             owner: owner.clone(),
             job: request.job.clone(),
@@ -173,7 +164,7 @@ impl Hub {
         };
         match entry.and_then(|entry| entry.job.as_ref()) {
             Some(job) => job.check(subject, &request.payload, &table.bounds),
-            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), 0).check(
+            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), Seq::ZERO).check(
                 subject,
                 &request.payload,
                 &table.bounds,
@@ -181,20 +172,20 @@ impl Hub {
         }
     }
 
-    fn publish_here(&self, outgoing: Outgoing) -> Result<Published, PublishError> {
+    fn publish_here(&self, outgoing: Outgoing) -> Result<Position, PublishError> {
         let mut table = self.table();
         let incoming = Incoming {
             owner: outgoing.owner,
             job: outgoing.job,
             what: outgoing.what,
             payload: outgoing.payload,
-            seq: table.high + 1,
+            seq: table.high.next(),
             previous: None,
             stored_at: self.clock.wall(),
         };
-        let (epoch, seq) = (table.epoch, incoming.seq);
+        let position = Position::new(table.epoch, incoming.seq);
         match self.take(&mut table, incoming) {
-            Ok(_) | Err(Declined::Repeated) => Ok(Published { epoch, seq }),
+            Ok(_) | Err(Declined::Repeated) => Ok(position),
             Err(error) => {
                 table.count(error.code());
                 Err(error.into())

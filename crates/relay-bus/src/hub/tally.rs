@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_core::position::Epoch;
 use relay_core::publication::Frames;
 use relay_core::tally::{Aggregate, Tally};
 use relay_core::topic::Topic;
@@ -23,7 +24,7 @@ pub struct Survey {
     /// How they stand; all zeros where there are none.
     pub tally: Tally,
     /// Which life of the bus that is of.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Whether the bus is away, so that they may stand differently by now.
     pub stale: bool,
 }

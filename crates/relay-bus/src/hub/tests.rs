@@ -12,6 +12,7 @@ use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
+use relay_core::position::Epoch;
 use relay_core::publication::Body;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -22,6 +23,7 @@ use crate::inbox::Joined;
 use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, What};
 use crate::table::LoadKey;
 
+const EPOCH: Epoch = Epoch::new(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(0);
 
 /// A way to a stream that keeps states, milestones and rolled-up endings, and answers when it likes.
@@ -35,7 +37,7 @@ struct Stream {
 #[derive(Debug, Default)]
 struct Stored {
     messages: Vec<Incoming>,
-    high: u64,
+    high: Seq,
     random: Option<fastrand::Rng>,
 }
 
@@ -50,7 +52,7 @@ impl Stream {
 
     fn append(&self, job: &str, what: What, payload: String, ending: bool) -> Incoming {
         let mut inner = self.inner.lock();
-        inner.high += 1;
+        inner.high = inner.high.next();
         let job = name(job);
         let same = |each: &&Incoming| each.job == job && each.what == what;
         let previous = inner.messages.iter().rev().find(same).map(|it| it.seq);
@@ -60,7 +62,7 @@ impl Stream {
             what: what.clone(),
             payload: Bytes::from(payload),
             seq: inner.high,
-            previous: Some(previous.unwrap_or(0)),
+            previous: Some(previous.unwrap_or_default()),
             stored_at: Clock::start().wall(),
         };
         if ending {
@@ -100,10 +102,10 @@ impl Store for Stream {
     fn load_job(
         &self,
         job: JobId,
-        _at_least: u64,
+        _at_least: Seq,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.answer(move |stored| {
-            let mut last: BTreeMap<String, u64> = BTreeMap::new();
+            let mut last: BTreeMap<String, Seq> = BTreeMap::new();
             let of_job = stored.messages.iter().filter(|each| each.job == job);
             let within = of_job.cloned().map(|mut each| {
                 let subject = last.entry(format!("{:?}", each.what)).or_default();
@@ -118,7 +120,7 @@ impl Store for Stream {
     fn load_last_states(
         &self,
         of: Option<Owner>,
-        _at_least: u64,
+        _at_least: Seq,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.answer(move |stored| {
@@ -140,7 +142,7 @@ impl Store for Stream {
         self.answer(move |stored| {
             let newest = |job: &JobId| {
                 let of_job = stored.messages.iter().filter(|each| each.job == *job);
-                of_job.map(|each| each.seq).max().unwrap_or(0)
+                of_job.map(|each| each.seq).max().unwrap_or_default()
             };
             let newer = jobs.into_iter().filter(|held| newest(&held.job) > held.seq);
             newer.map(|held| held.job).collect()
@@ -148,13 +150,17 @@ impl Store for Stream {
         .boxed()
     }
 
-    fn publish(&self, _outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn publish(&self, _outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
         async { Err(StoreError::Unreachable("scripted".to_owned())) }.boxed()
     }
 }
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
+}
+
+fn at(seq: u64) -> Position {
+    Position::new(EPOCH, Seq::new(seq))
 }
 
 fn owner() -> Owner {
@@ -188,9 +194,9 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
         settings(),
         Backing::Stored(stream.clone()),
         Clock::start(),
-        1,
+        EPOCH,
     );
-    hub.live(1, 1);
+    hub.live(EPOCH, Seq::new(1));
     for (connection, topic) in [(1, "job:m1"), (2, "user:alice")] {
         hub.join(JoinRequest {
             shard: 0,
@@ -227,8 +233,8 @@ fn hub_with_an_unread_job() -> (Arc<Hub>, JoinSet<()>) {
     let state = |status: &str| format!(r#"{{"status":"{status}"}}"#);
     stream.append("m1", What::State, state("running"), false);
     let backing = Backing::Stored(stream.clone());
-    let hub = Hub::new(settings(), backing, Clock::start(), 1);
-    hub.live(1, 1);
+    let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
+    hub.live(EPOCH, Seq::new(1));
     let clip = What::Milestone(name("clip"));
     let clip = stream.append("m1", clip, "1".to_owned(), false);
     let ending = stream.append("m1", What::State, state("completed"), true);
@@ -245,7 +251,7 @@ async fn first_word(hub: &Hub, topic: &str, since: Option<u64>) -> (Vec<u64>, Ve
         shard: 0,
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
-        cursor: since.map(|seq| Cursor::at(1, seq, [&topic])),
+        cursor: since.map(|seq| Cursor::at(at(seq), [&topic])),
         topic,
         again: Again::Nothing,
     });
@@ -256,7 +262,7 @@ async fn first_word(hub: &Hub, topic: &str, since: Option<u64>) -> (Vec<u64>, Ve
     for message in &messages {
         match message {
             Message::Joined(joined) => first.extend(seqs(joined)),
-            Message::Publish(publication) => beside.push(publication.seq),
+            Message::Publish(publication) => beside.push(publication.seq.get()),
             _ => {}
         }
     }
@@ -295,8 +301,8 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
         stream.append(job, what, payload.to_owned(), false)
     };
     let backing = Backing::Stored(stream.clone());
-    let hub = Hub::new(settings(), backing, Clock::start(), 1);
-    hub.live(1, 0);
+    let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
+    hub.live(EPOCH, Seq::new(0));
     let first = append("m1", What::State);
     hub.ingest(&mut vec![first.clone()]);
     hub.join(JoinRequest {
@@ -319,7 +325,7 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
         let mut messages = Vec::new();
         hub.inbox(0).drain(&mut messages);
         let joined = messages.iter().filter_map(|message| match message {
-            Message::Joined(joined) => Some((seqs(joined), joined.high)),
+            Message::Joined(joined) => Some((seqs(joined), joined.high.get())),
             _ => None,
         });
         joined.collect::<Vec<_>>()
@@ -338,8 +344,8 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
 async fn an_answer_does_not_wait_for_a_reader_that_does_not_come() {
     let stream = Arc::new(Stream::default());
     let backing = Backing::Stored(stream.clone());
-    let hub = Hub::new(settings(), backing, Clock::start(), 1);
-    hub.live(1, 0);
+    let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
+    hub.live(EPOCH, Seq::new(0));
     let mut tasks = JoinSet::new();
     tasks.spawn(hub.clone().run());
     let ending = r#"{"status":"completed"}"#.to_owned();
@@ -349,7 +355,7 @@ async fn an_answer_does_not_wait_for_a_reader_that_does_not_come() {
 }
 
 fn hub() -> Arc<Hub> {
-    Hub::new(settings(), Backing::Embedded, Clock::start(), 1)
+    Hub::new(settings(), Backing::Embedded, Clock::start(), EPOCH)
 }
 
 fn take(hub: &Hub, job: &str, what: What, payload: &str) {
@@ -359,7 +365,7 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
         job: name(job),
         what,
         payload: Bytes::copy_from_slice(payload.as_bytes()),
-        seq: table.high + 1,
+        seq: table.high.next(),
         previous: None,
         stored_at: WallTime::default(),
     };
@@ -367,7 +373,7 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
 }
 
 fn join(hub: &Hub, topic: &str, since: Option<u64>) -> Joined {
-    let cursor = since.map(|seq| Cursor::at(1, seq, [&Topic::parse(topic).unwrap()]));
+    let cursor = since.map(|seq| Cursor::at(at(seq), [&Topic::parse(topic).unwrap()]));
     join_with(hub, topic, cursor, Again::Nothing)
 }
 
@@ -390,7 +396,11 @@ fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, again: Again) -> Jo
 }
 
 fn seqs(joined: &Joined) -> Vec<u64> {
-    joined.publications.iter().map(|each| each.seq).collect()
+    joined
+        .publications
+        .iter()
+        .map(|each| each.seq.get())
+        .collect()
 }
 
 const RUNNING: &str = r#"{"status":"running","parent_id":"g"}"#;
@@ -408,7 +418,7 @@ fn regression_a_join_that_did_not_recover_has_every_members_snapshot() {
         .job
         .as_mut()
         .unwrap()
-        .doubt(2);
+        .doubt(Seq::new(2));
     let joined = join(&hub, "user:alice", Some(1));
     assert!(!joined.recovered);
     assert_eq!(seqs(&joined), [1, 2], "who replaces what it shows is right");
@@ -422,7 +432,7 @@ fn who_comes_back_to_where_it_began_gets_the_snapshot_of_then_too() {
     let hub = hub();
     take(&hub, "j1", What::State, RUNNING);
     take(&hub, "j2", What::State, RUNNING);
-    let cursor = |topic: &str| Some(Cursor::at(1, 2, [&Topic::parse(topic).unwrap()]));
+    let cursor = |topic: &str| Some(Cursor::at(at(2), [&Topic::parse(topic).unwrap()]));
     take(&hub, "j2", What::State, r#"{"status":"completed"}"#);
     for (topic, again, told) in [
         ("user:alice", Again::Snapshot, &[1, 3][..]),
@@ -445,7 +455,7 @@ fn regression_who_is_not_told_milestones_that_it_missed_is_told_so() {
         },
         Backing::Embedded,
         Clock::start(),
-        1,
+        EPOCH,
     );
     take(&hub, "j1", What::State, RUNNING);
     for mark in 0..3 {
@@ -461,7 +471,7 @@ fn regression_who_is_not_told_milestones_that_it_missed_is_told_so() {
         let joined = join(&hub, topic, Some(1));
         assert!(!joined.recovered);
         assert_eq!(seqs(&joined), [5]);
-        let left_out: Vec<_> = joined.left_out.iter().map(|each| each.seq).collect();
+        let left_out: Vec<_> = joined.left_out.iter().map(|each| each.seq.get()).collect();
         assert_eq!(left_out, [4], "promise 5, {topic}");
         let joined = join(&hub, topic, Some(2));
         assert_eq!(seqs(&joined), [3, 4, 5], "{topic}");
@@ -488,12 +498,12 @@ fn regression_a_job_that_changes_its_parent_leaves_the_old_group() {
 #[test]
 fn regression_core_nats_does_not_claim_to_know_what_passed_while_it_was_away() {
     let stream = Arc::new(Stream::default());
-    let hub = Hub::new(settings(), Backing::Passing(stream), Clock::start(), 1);
-    hub.live(1, 0);
+    let hub = Hub::new(settings(), Backing::Passing(stream), Clock::start(), EPOCH);
+    hub.live(EPOCH, Seq::new(0));
     take(&hub, "j1", What::State, RUNNING);
     take(&hub, "j2", What::State, RUNNING);
     hub.lost("scripted");
-    hub.live(1, 0);
+    hub.live(EPOCH, Seq::new(0));
     // Nobody watched it; who comes back was told up to here, and something may have passed since.
     assert!(!join(&hub, "job:j1", Some(1)).recovered);
     assert!(join(&hub, "job:j1", Some(2)).recovered);
@@ -519,7 +529,7 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
     let running = r#"{"status":"running"}"#.to_owned();
     stream.append("j1", What::State, running, false);
     stream.append("j1", What::Milestone(name("clip")), "1".to_owned(), false);
-    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), EPOCH);
     let mut tasks = JoinSet::new();
     tasks.spawn(hub.clone().run());
     for (connection, topic) in [(1, "job:j1"), (2, "user:alice")] {
@@ -528,7 +538,10 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
             shard: 0,
             connection: ConnectionId(connection),
             subscription: SUBSCRIPTION,
-            cursor: Some(Cursor::at(7, 1, [&topic])),
+            cursor: Some(Cursor::at(
+                Position::new(Epoch::new(7), Seq::new(1)),
+                [&topic],
+            )),
             topic,
             again: Again::Nothing,
         });
@@ -537,7 +550,7 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
     sleep(Duration::from_secs(60)).await;
     hub.inbox(0).drain(&mut messages);
     assert!(messages.is_empty(), "{messages:?}");
-    hub.live(7, 2);
+    hub.live(Epoch::new(7), Seq::new(2));
     sleep(Duration::from_secs(60)).await;
     hub.inbox(0).drain(&mut messages);
     assert!(matches!(messages[0], Message::NewEpoch { first: true }));
@@ -556,8 +569,8 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
 #[test]
 fn a_connection_that_has_gone_takes_its_join_along_and_no_other_s() {
     let stream = Arc::new(Stream::default());
-    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
-    let cursor = Cursor::at(1, 99, [&Topic::parse("job:ahead").unwrap()]);
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), EPOCH);
+    let cursor = Cursor::at(at(99), [&Topic::parse("job:ahead").unwrap()]);
     for (topic, cursor) in [
         ("job:j1", None),
         ("user:alice", None),
@@ -603,10 +616,10 @@ async fn who_only_counts_is_told_what_the_store_has_and_what_has_come_since() {
     stream.append("j1", What::State, state("failed"), true);
     stream.append("j2", What::State, state("queued"), false);
     let backing = Backing::Stored(stream.clone());
-    let hub = Hub::new(settings(), backing, Clock::start(), 1);
+    let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
     let mut tasks = JoinSet::new();
     tasks.spawn(hub.clone().run());
-    hub.live(1, 4);
+    hub.live(EPOCH, Seq::new(4));
     while hub.is_stale() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -635,7 +648,7 @@ async fn who_only_counts_is_told_what_the_store_has_and_what_has_come_since() {
 #[tokio::test(start_paused = true)]
 async fn a_survey_is_not_kept_for_somebody_who_has_gone() {
     let stream = Arc::new(Stream::default());
-    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), 1);
+    let hub = Hub::new(settings(), Backing::Stored(stream), Clock::start(), EPOCH);
     let topic = Topic::parse("user:alice").unwrap();
     for _ in 0..10 {
         assert!(hub.survey(&topic).now_or_never().is_none());

@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use relay_core::document::Status;
 use relay_core::moment::{Moment, WallTime};
+use relay_core::position::Epoch;
 use relay_core::publication::{Body, Frames};
 use relay_core::tally::Share;
 
@@ -9,8 +10,8 @@ use futures_util::FutureExt as _;
 
 fn publication(job: u64, seq: u64, body: Body) -> Message {
     Message::Publish(Arc::new(Publication {
-        seq,
-        epoch: 1,
+        seq: Seq::new(seq),
+        epoch: Epoch::new(1),
         key: JobKey(job),
         job: Name::parse(&format!("j{job}")).unwrap(),
         owner: Owner::nobody(),
@@ -58,7 +59,7 @@ fn joined(connection: u64) -> Message {
         recovered: false,
         publications: Vec::new(),
         left_out: Vec::new(),
-        high: 0,
+        high: Seq::ZERO,
     }))
 }
 
@@ -67,7 +68,7 @@ fn drained(inbox: &Inbox) -> Vec<u64> {
     let mut messages = Vec::new();
     inbox.drain(&mut messages);
     let seq = |message: &Message| match message {
-        Message::Publish(publication) => publication.seq,
+        Message::Publish(publication) => publication.seq.get(),
         _ => 0,
     };
     messages.iter().map(seq).collect()

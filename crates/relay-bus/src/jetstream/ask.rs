@@ -13,6 +13,7 @@ use async_nats::jetstream::stream::RawMessageErrorKind;
 use async_nats::{HeaderMap, Message, RequestErrorKind, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use relay_core::position::Seq;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +55,7 @@ pub(super) enum AskError {
     #[error("{what} could not be sent: {reason}")]
     Unsent { what: &'static str, reason: String },
     #[error("no replica of the stream has caught up with message {at_least}")]
-    Stale { at_least: u64 },
+    Stale { at_least: Seq },
 }
 
 impl From<AskError> for StoreError {
@@ -77,7 +78,7 @@ impl From<AskError> for StoreError {
 #[derive(Debug, Default, Serialize)]
 pub(super) struct DirectGet<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) seq: Option<u64>,
+    pub(super) seq: Option<Seq>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) next_by_subj: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -102,9 +103,9 @@ pub(super) struct Batch {
     /// How many more match behind these.
     pub(super) pending: u64,
     /// The last number in the batch.
-    pub(super) last: u64,
+    pub(super) last: Seq,
     /// The last number this replica has; only with `multi_last`.
-    pub(super) up_to: u64,
+    pub(super) up_to: Seq,
 }
 
 #[derive(Deserialize)]
@@ -287,9 +288,9 @@ impl Asker {
     pub(super) async fn leader_next(
         &self,
         filter: &str,
-        seq: u64,
+        seq: Seq,
     ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, AskError> {
-        self.leader(|get| get.next_by_subject(filter).sequence(seq))
+        self.leader(|get| get.next_by_subject(filter).sequence(seq.get()))
             .await
     }
 
@@ -368,7 +369,7 @@ fn batch(messages: Vec<Message>, end: &Message) -> Batch {
     Batch {
         messages,
         pending: number(HeaderName::from_static("Nats-Num-Pending")),
-        last: number(NATS_LAST_SEQUENCE),
-        up_to: number(HeaderName::from_static("Nats-UpTo-Sequence")),
+        last: Seq::new(number(NATS_LAST_SEQUENCE)),
+        up_to: Seq::new(number(HeaderName::from_static("Nats-UpTo-Sequence"))),
     }
 }

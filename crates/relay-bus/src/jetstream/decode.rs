@@ -12,6 +12,7 @@ use async_nats::header::{
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use relay_core::moment::WallTime;
+use relay_core::position::Seq;
 
 use crate::seam::{Incoming, What};
 use crate::subject::{Address, SubjectError, Subjects};
@@ -23,7 +24,7 @@ const MARKER: &str = "Nats-Marker-Reason";
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) subject: String,
-    pub(super) seq: u64,
+    pub(super) seq: Seq,
     /// `None` if it says nothing about a job: the marker of an expired milestone, or a subject that is
     /// not one of a job's.
     pub(super) update: Option<Incoming>,
@@ -63,25 +64,25 @@ impl Flaw {
 }
 
 /// The stream's number of a live message, if the stream wrote one.
-pub(super) fn live_seq(stream: &str, message: &async_nats::Message) -> Option<u64> {
+pub(super) fn live_seq(stream: &str, message: &async_nats::Message) -> Option<Seq> {
     let headers = message.headers.as_ref()?;
     let from = headers.get_last(NATS_STREAM)?;
     if from.as_str() != stream {
         return None;
     }
-    number(headers, NATS_SEQUENCE)
+    number(headers, NATS_SEQUENCE).map(Seq::new)
 }
 
 /// A republished message. The job is read from its subject alone. `Ok(None)`: nothing about a job.
 pub(super) fn live(
     subjects: &Subjects,
-    seq: u64,
+    seq: Seq,
     message: &async_nats::Message,
 ) -> Result<Option<Incoming>, Flaw> {
     let headers = message.headers.as_ref().ok_or(Flaw::NotFromStream)?;
     let stored_at = time(headers).ok_or(Flaw::NotFromStream)?;
     let address = subjects.parse_live(&message.subject)?;
-    let previous = number(headers, NATS_LAST_SEQUENCE);
+    let previous = number(headers, NATS_LAST_SEQUENCE).map(Seq::new);
     let is_marker = is_marker(headers, &message.payload);
     Ok(
         update(address, is_marker, message.payload.clone(), seq, stored_at)
@@ -93,7 +94,7 @@ pub(super) fn live(
 pub(super) fn direct(subjects: &Subjects, message: async_nats::Message) -> Option<Stored> {
     let headers = message.headers.as_ref()?;
     let subject = headers.get_last(NATS_SUBJECT)?.as_str().to_owned();
-    let seq = number(headers, NATS_SEQUENCE)?;
+    let seq = Seq::new(number(headers, NATS_SEQUENCE)?);
     let stored_at = time(headers)?;
     let is_marker = is_marker(headers, &message.payload);
     Some(stored(
@@ -117,7 +118,7 @@ pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored
         subject,
         is_marker,
         message.payload,
-        message.sequence,
+        Seq::new(message.sequence),
         stored_at,
     )
 }
@@ -127,7 +128,7 @@ fn stored(
     subject: String,
     is_marker: bool,
     payload: Bytes,
-    seq: u64,
+    seq: Seq,
     stored_at: WallTime,
 ) -> Stored {
     let address = subjects.parse(&subject).ok();
@@ -143,7 +144,7 @@ fn update(
     address: Address,
     is_marker: bool,
     payload: Bytes,
-    seq: u64,
+    seq: Seq,
     stored_at: WallTime,
 ) -> Option<Incoming> {
     let what = match (is_marker, address.what) {
@@ -222,11 +223,17 @@ mod tests {
         );
         let seq = live_seq("PROGRESS", &message).unwrap();
         let update = live(&subjects, seq, &message).unwrap().unwrap();
-        assert_eq!((update.seq, update.previous), (6, Some(4)));
+        assert_eq!(
+            (update.seq, update.previous),
+            (Seq::new(6), Some(Seq::new(4)))
+        );
         assert_eq!((update.owner.as_str(), update.job.as_str()), ("u", "j"));
         assert_eq!(update.stored_at.to_rfc3339(), "2026-11-21T10:00:00.123Z");
         let stored = direct(&subjects, message).unwrap();
-        assert_eq!((stored.seq, &*stored.subject), (6, "progress.u.j.state"));
+        assert_eq!(
+            (stored.seq.get(), &*stored.subject),
+            (6, "progress.u.j.state")
+        );
     }
 
     #[test]
@@ -246,7 +253,8 @@ mod tests {
         let subjects = Subjects::new("progress", "live").unwrap();
         let headers = [AT, (MARKER, "MaxAge")];
         let what = |subject: &str, payload| {
-            let update = live(&subjects, 1, &message(subject, &headers, payload)).unwrap();
+            let update =
+                live(&subjects, Seq::new(1), &message(subject, &headers, payload)).unwrap();
             update.map(|update| update.what)
         };
         assert_eq!(what("live.progress.u.j.state", ""), Some(What::Gone));

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_nats::Subscriber;
 use relay_core::moment::WallTime;
+use relay_core::position::{Epoch, Seq};
 
 use super::Shared;
 use super::ask::Asker;
@@ -116,10 +117,10 @@ pub(super) async fn read<'a, E>(
 
 /// The last messages read, by number and time: a stream that lost its end gives their numbers out again.
 #[derive(Debug, Default)]
-struct Marks(VecDeque<(u64, WallTime)>);
+struct Marks(VecDeque<(Seq, WallTime)>);
 
 impl Marks {
-    fn push(&mut self, seq: u64, stored_at: WallTime) {
+    fn push(&mut self, seq: Seq, stored_at: WallTime) {
         if self.0.len() == MARKS {
             self.0.pop_front();
         }
@@ -138,8 +139,8 @@ struct Life {
 impl Life {
     /// The epoch these facts belong to. Numbers of a stream that lost its end (a power cut before its
     /// data reached the disk) are given out again, so it counts as another stream.
-    fn epoch(&self, facts: Facts) -> u64 {
-        facts.created.wrapping_add(self.rewinds)
+    fn epoch(&self, facts: Facts) -> Epoch {
+        Epoch::new(facts.created.wrapping_add(self.rewinds))
     }
 }
 
@@ -156,14 +157,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn go_live(&mut self, epoch: u64, from_seq: u64) {
+    fn go_live(&mut self, epoch: Epoch, from_seq: Seq) {
         self.told = None;
-        self.shared.seen.store(from_seq, Ordering::Release);
+        self.shared.seen.store(from_seq.get(), Ordering::Release);
         self.shared.set_away(None);
         tracing::info!(
             stream = self.shared.settings.stream,
-            epoch,
-            from_seq,
+            epoch = epoch.get(),
+            from_seq = from_seq.get(),
             "reading the stream"
         );
         self.intake.live(epoch, from_seq);
@@ -238,7 +239,7 @@ impl Reader<'_> {
         if facts.last_seq >= seen {
             if !self.has_read_these().await? {
                 tracing::warn!(
-                    seen,
+                    seen = seen.get(),
                     "the stream has lost messages that were read, and gives their numbers out again"
                 );
                 self.life.rewinds += 1;
@@ -250,8 +251,8 @@ impl Reader<'_> {
         let again = stream::fit(self.asker, &self.shared.settings, &self.shared.subjects).await?;
         if again.created == facts.created && again.last_seq < seen {
             tracing::warn!(
-                seen,
-                last = again.last_seq,
+                seen = seen.get(),
+                last = again.last_seq.get(),
                 "the stream has lost its last messages"
             );
             self.life.rewinds += 1;
@@ -269,7 +270,7 @@ impl Reader<'_> {
                 stream: self.shared.settings.stream.clone(),
                 source: source.into(),
             })?;
-            let Some(found) = found.filter(|found| found.sequence == *seq) else {
+            let Some(found) = found.filter(|found| found.sequence == seq.get()) else {
                 continue;
             };
             let found = decode::from_leader(&self.shared.subjects, found);

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Owner};
+use relay_core::position::Seq;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -56,7 +57,7 @@ impl Store for JetStreamStore {
     fn load_job(
         &self,
         job: JobId,
-        at_least: u64,
+        at_least: Seq,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.load(async move |reading| reading.job(job, at_least).await)
             .boxed()
@@ -65,7 +66,7 @@ impl Store for JetStreamStore {
     fn load_last_states(
         &self,
         owner: Option<Owner>,
-        at_least: u64,
+        at_least: Seq,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.load(async move |reading| reading.last_states(owner, at_least, limit).await)
@@ -91,7 +92,7 @@ impl Store for JetStreamStore {
         .boxed()
     }
 
-    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<u64, StoreError>> {
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
         self.store(outgoing).boxed()
     }
 }
@@ -124,10 +125,10 @@ impl JetStreamStore {
         }
     }
 
-    async fn store(&self, outgoing: Outgoing) -> Result<u64, StoreError> {
+    async fn store(&self, outgoing: Outgoing) -> Result<Seq, StoreError> {
         #[derive(Deserialize)]
         struct Stored {
-            seq: u64,
+            seq: Seq,
         }
         if outgoing.what == What::Gone {
             return Err(StoreError::Refused(
@@ -192,7 +193,7 @@ impl Reading<'_> {
     async fn last_states(
         &self,
         owner: Option<Owner>,
-        at_least: u64,
+        at_least: Seq,
         limit: usize,
     ) -> Result<Vec<Incoming>, StoreError> {
         let filter = self.subjects.states(owner.as_ref());
@@ -244,7 +245,7 @@ impl Reading<'_> {
     async fn changed_among(
         &self,
         jobs: Vec<Held>,
-        at_least: u64,
+        at_least: Seq,
     ) -> Result<Vec<JobId>, StoreError> {
         let mut changed = Vec::new();
         let mut parts: Vec<&[Held]> = jobs.chunks(JOBS_PER_GET).collect();
@@ -253,7 +254,7 @@ impl Reading<'_> {
                 .iter()
                 .map(|held| self.subjects.of_job(held.owner.as_ref(), &held.job))
                 .collect();
-            let mut newest: HashMap<JobId, u64> = HashMap::new();
+            let mut newest: HashMap<JobId, Seq> = HashMap::new();
             match (self.lasts(&filters, at_least).await?, part) {
                 (Lasts::Are(lasts, _), _) => {
                     for last in lasts {
@@ -267,7 +268,7 @@ impl Reading<'_> {
                 (Lasts::Stale, _) => return Err(AskError::Stale { at_least }.into()),
                 (Lasts::TooMany, [held]) => {
                     if let Some(last) = self.asker.leader_last(&filters[0]).await? {
-                        newest.insert(held.job.clone(), last.sequence);
+                        newest.insert(held.job.clone(), Seq::new(last.sequence));
                     }
                 }
                 (Lasts::TooMany, _) => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType,
 };
+use relay_core::position::Seq;
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -82,7 +83,7 @@ pub struct Difference {
 pub(super) struct Facts {
     /// When it was created, in nanoseconds since 1970: made anew, its numbers begin again.
     pub(super) created: u64,
-    pub(super) last_seq: u64,
+    pub(super) last_seq: Seq,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,7 +95,7 @@ struct Info {
 
 #[derive(Debug, Deserialize)]
 struct State {
-    last_seq: u64,
+    last_seq: Seq,
 }
 
 impl Info {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::{Message, Subscriber};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use relay_core::position::Seq;
 use tokio::sync::oneshot;
 
 use super::{RELAY_ID, Shared};
@@ -49,11 +50,11 @@ struct Reader<'a> {
     connects: u64,
     /// What was refused before this connection.
     refusals: u64,
-    seq: u64,
+    seq: Seq,
     /// What was read and is not handed on yet.
     burst: Vec<Incoming>,
     /// Who waits for one of these to be handed on, and its number.
-    echoes: Vec<(oneshot::Sender<u64>, u64)>,
+    echoes: Vec<(oneshot::Sender<Seq>, Seq)>,
     slow_consumers: u64,
     often: Seldom,
     /// Why nothing can be read now, as last told.
@@ -71,7 +72,7 @@ pub(super) async fn read(shared: &Shared, link: &Link, intake: &dyn Intake) -> I
         phase: Phase::Away,
         connects: 0,
         refusals: 0,
-        seq: 0,
+        seq: Seq::ZERO,
         burst: Vec::with_capacity(BURST),
         echoes: Vec::new(),
         slow_consumers: 0,
@@ -162,8 +163,8 @@ impl Reader<'_> {
             self.phase = Phase::Live;
             self.away = None;
             tracing::info!(
-                epoch = self.shared.settings.epoch,
-                from_seq = self.seq,
+                epoch = self.shared.settings.epoch.get(),
+                from_seq = self.seq.get(),
                 "reading from NATS"
             );
             self.intake.live(self.shared.settings.epoch, self.seq);
@@ -206,7 +207,7 @@ impl Reader<'_> {
                 return;
             }
         };
-        self.seq += 1;
+        self.seq = self.seq.next();
         self.burst.push(Incoming {
             owner: address.owner,
             job: address.job,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::Store;
 use relay_core::id::JobId;
+use relay_core::position::Seq;
 use relay_testkit::nats::NatsCluster;
 use relay_testkit::wait;
 
@@ -43,7 +44,7 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
         let enough = enough.clone();
         work.spawn(async move {
             let worker = Worker::at(&url).await;
-            let mut last = 0;
+            let mut last = Seq::ZERO;
             for job in 0_u32.. {
                 for n in 0..UPDATES {
                     last = worker
@@ -81,13 +82,13 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
             })
             .await;
     }
-    let mut all: HashMap<JobId, Vec<u64>> = HashMap::new();
+    let mut all: HashMap<JobId, Vec<Seq>> = HashMap::new();
     for update in modes[0].heard.updates() {
         all.entry(update.job).or_default().push(update.seq);
     }
     for (mode, job, high, loaded) in &joins {
-        let mut numbers: Vec<u64> = loaded.iter().map(|update| update.seq).collect();
-        let covered = numbers.last().copied().unwrap_or(0).max(*high);
+        let mut numbers: Vec<Seq> = loaded.iter().map(|update| update.seq).collect();
+        let covered = numbers.last().copied().unwrap_or_default().max(*high);
         let later = mode
             .heard
             .updates()
@@ -110,7 +111,7 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
     for round in 0..3_u64 {
         // It keeps its place among those that answer, and misses what follows.
         cluster.servers()[follower].signal("STOP").unwrap();
-        let mut last = 0;
+        let mut last = Seq::ZERO;
         for n in 0..20 {
             last = worker.publish("progress.u.j.state", &n.to_string()).await;
         }
@@ -119,7 +120,9 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
             .await;
         let asked: Vec<_> = (0..12)
             .map(|_| mode.store.load_job(name("j"), last))
-            .chain([mode.store.load_job(name(&format!("new{round}")), last + 1)])
+            .chain([mode
+                .store
+                .load_job(name(&format!("new{round}")), last.next())])
             .collect();
         let loading = futures_util::future::try_join_all(asked);
         let wake = async {
@@ -129,7 +132,7 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
         let (loaded, ()) = tokio::join!(loading, wake);
         let mut loaded = loaded.unwrap();
         let new = loaded.pop().unwrap();
-        assert_eq!(new.last().map(|update| update.seq), Some(last + 1));
+        assert_eq!(new.last().map(|update| update.seq), Some(last.next()));
         for history in loaded {
             assert_eq!(history.last().map(|update| update.seq), Some(last));
             // Sixty-four are kept; none of them is left out.
@@ -145,7 +148,7 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
 async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
     let mut cluster = NatsCluster::start(3).await.unwrap();
     let modes = modes(&cluster).await;
-    let (epoch, _) = modes[0].heard.live(1).await;
+    let epoch = modes[0].heard.live(1).await.epoch;
     let leader = leader(&cluster).await;
     let survivor = (leader + 1) % 3;
     let worker = Worker::at(&cluster.urls()[survivor]).await;
@@ -168,12 +171,25 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
     for mode in &modes {
         mode.heard
             .until("the update after", |heard| {
-                heard.lives().last().is_some_and(|live| live.1 >= 2)
-                    || heard.updates().iter().any(|update| update.seq == 2)
+                heard
+                    .lives()
+                    .last()
+                    .is_some_and(|live| live.seq >= Seq::new(2))
+                    || heard
+                        .updates()
+                        .iter()
+                        .any(|update| update.seq == Seq::new(2))
             })
             .await;
-        assert_eq!(mode.store.load_job(name("j"), 2).await.unwrap().len(), 2);
-        assert!(mode.heard.lives().iter().all(|live| live.0 == epoch));
+        assert_eq!(
+            mode.store
+                .load_job(name("j"), Seq::new(2))
+                .await
+                .unwrap()
+                .len(),
+            2
+        );
+        assert!(mode.heard.lives().iter().all(|live| live.epoch == epoch));
     }
 }
 

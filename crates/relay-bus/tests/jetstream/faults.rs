@@ -1,6 +1,7 @@
 //! Servers that go away and streams that are made anew.
 
 use relay_bus::seam::{Store, StoreError, What};
+use relay_core::position::{Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 
 use crate::support::{Mode, Said, Worker, chain, name, outgoing};
@@ -27,18 +28,25 @@ async fn a_relay_starts_before_nats_and_reads_when_it_comes() {
 async fn a_server_that_is_killed_is_lost_and_the_same_epoch_goes_on() {
     let mut server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     server.kill();
     mode.heard.lost_with("NATS").await;
-    let away = mode.store.load_job(name("j"), 1).await;
+    let away = mode.store.load_job(name("j"), Seq::new(1)).await;
     assert!(matches!(away, Err(StoreError::Unreachable(_))), "{away:?}");
     server.restart().await.unwrap();
-    let (again, from_seq) = mode.heard.live(2).await;
-    assert_eq!((again, from_seq), (epoch, 1));
-    assert_eq!(mode.store.load_job(name("j"), 1).await.unwrap().len(), 1);
+    let again = mode.heard.live(2).await;
+    assert_eq!(again, Position::new(epoch, Seq::new(1)));
+    assert_eq!(
+        mode.store
+            .load_job(name("j"), Seq::new(1))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "2").await;
     assert_eq!(
@@ -54,7 +62,7 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let door = Door::before(&server).await;
     let mode = Mode::at(&door.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
@@ -63,7 +71,7 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
     worker.publish("progress.u.j.state", "2").await;
     worker.publish("progress.u.j.state", "3").await;
     door.open();
-    assert_eq!(mode.heard.live(2).await, (epoch, 3));
+    assert_eq!(mode.heard.live(2).await, Position::new(epoch, Seq::new(3)));
     worker.publish("progress.u.j.state", "4").await;
     assert_eq!(
         chain(&mode.heard.updates_until(2).await),
@@ -75,7 +83,7 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
 async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     for _ in 0..5 {
         worker.publish("progress.u.j.state", "{}").await;
@@ -93,9 +101,12 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
     worker.jetstream.create_stream(config).await.unwrap();
     // The number that goes backwards is seen at once, before the next check.
     worker.publish("progress.u.j.state", "{}").await;
-    let (again, from_seq) = mode.heard.live(2).await;
+    let Position {
+        epoch: again,
+        seq: from_seq,
+    } = mode.heard.live(2).await;
     assert_ne!(again, epoch);
-    assert_eq!(from_seq, 1);
+    assert_eq!(from_seq, Seq::new(1));
     worker.publish("progress.u.j.state", "{}").await;
     mode.heard
         .until("the new stream's second", |heard| {
@@ -106,12 +117,12 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
         .heard
         .said()
         .into_iter()
-        .skip_while(|said| !matches!(said, Said::Live(e, _) if *e == again))
+        .skip_while(|said| !matches!(said, Said::Live(live) if live.epoch == again))
         .collect();
     let numbers: Vec<u64> = after
         .iter()
         .filter_map(|said| match said {
-            Said::Update(update) => Some(update.seq),
+            Said::Update(update) => Some(update.seq.get()),
             Said::Live(..) | Said::Lost(_) | Said::Dropped(_) => None,
         })
         .collect();
@@ -120,7 +131,7 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
         .heard
         .updates()
         .iter()
-        .filter(|update| update.seq > 2)
+        .filter(|update| update.seq > Seq::new(2))
         .count();
     assert_eq!(old, 3);
 }
@@ -129,7 +140,7 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
 async fn a_stream_made_anew_while_nobody_publishes_is_seen_by_the_check() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     let config = worker
         .jetstream
@@ -141,9 +152,12 @@ async fn a_stream_made_anew_while_nobody_publishes_is_seen_by_the_check() {
         .clone();
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
     worker.jetstream.create_stream(config).await.unwrap();
-    let (again, from_seq) = mode.heard.live(2).await;
+    let Position {
+        epoch: again,
+        seq: from_seq,
+    } = mode.heard.live(2).await;
     assert_ne!(again, epoch);
-    assert_eq!(from_seq, 0);
+    assert_eq!(from_seq, Seq::new(0));
 }
 
 #[tokio::test]
@@ -151,7 +165,7 @@ async fn a_stream_made_anew_while_the_relay_is_away_is_a_new_epoch_and_nothing_o
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let door = Door::before(&server).await;
     let mode = Mode::at(&door.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
@@ -170,19 +184,22 @@ async fn a_stream_made_anew_while_the_relay_is_away_is_a_new_epoch_and_nothing_o
     worker.publish("progress.u.k.state", "1").await;
     worker.publish("progress.u.k.state", "2").await;
     door.open();
-    let (again, from_seq) = mode.heard.live(2).await;
+    let Position {
+        epoch: again,
+        seq: from_seq,
+    } = mode.heard.live(2).await;
     assert_ne!(again, epoch);
-    assert_eq!(from_seq, 2);
+    assert_eq!(from_seq, Seq::new(2));
 }
 
 #[tokio::test]
 async fn a_deleted_stream_is_made_again() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
-    let (again, _) = mode.heard.live(2).await;
+    let again = mode.heard.live(2).await.epoch;
     assert_ne!(again, epoch);
 }
 
@@ -213,11 +230,11 @@ async fn a_message_that_is_stored_and_never_republished_is_fetched() {
     worker.jetstream.update_stream(config).await.unwrap();
     // Nothing follows on its subject; the leader's last number shows it.
     let updates = mode.heard.updates_until(3).await;
-    assert_eq!((updates[2].seq, updates[2].job.as_str()), (3, "lost"));
+    assert_eq!((updates[2].seq.get(), updates[2].job.as_str()), (3, "lost"));
     // The hub is told of a hole before each, so it loads what it does not have.
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1)), (3, Some(2))]);
     worker.publish("progress.u.j.state", "4").await;
-    assert_eq!(mode.heard.updates_until(4).await[3].seq, 4);
+    assert_eq!(mode.heard.updates_until(4).await[3].seq, Seq::new(4));
     assert_eq!(mode.heard.lives().len(), 1);
 }
 
@@ -225,7 +242,7 @@ async fn a_message_that_is_stored_and_never_republished_is_fetched() {
 async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     let config = worker
         .jetstream
@@ -250,7 +267,10 @@ async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
     worker.publish("progress.u.j.state", "{}").await;
     worker.jetstream.update_stream(config).await.unwrap();
     worker.publish("progress.u.j.state", "{}").await;
-    assert_eq!(mode.heard.live(2).await, (epoch, 402));
+    assert_eq!(
+        mode.heard.live(2).await,
+        Position::new(epoch, Seq::new(402))
+    );
 }
 
 #[tokio::test]
@@ -265,7 +285,7 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
         .await
         .unwrap();
     let mode = Mode::at(&server.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     // or it would be among what was missed, and no update
@@ -285,9 +305,12 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     std::fs::remove_dir_all(&store).unwrap();
     copy(&kept, &store);
     server.restart().await.unwrap();
-    let (again, from_seq) = mode.heard.live(3).await;
+    let Position {
+        epoch: again,
+        seq: from_seq,
+    } = mode.heard.live(3).await;
     assert_ne!(again, epoch);
-    assert_eq!(from_seq, 1);
+    assert_eq!(from_seq, Seq::new(1));
 }
 
 #[tokio::test]
@@ -303,7 +326,7 @@ async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epo
         .unwrap();
     let door = Door::before(&server).await;
     let mode = Mode::at(&door.url());
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
@@ -312,7 +335,7 @@ async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epo
     copy(&store, &kept);
     server.restart().await.unwrap();
     door.open();
-    let (same, _) = mode.heard.live(2).await;
+    let same = mode.heard.live(2).await.epoch;
     assert_eq!(same, epoch);
     let worker = Worker::at(&server.url()).await;
     for _ in 0..3 {
@@ -329,9 +352,12 @@ async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epo
         worker.publish("progress.u.j.state", "another").await;
     }
     door.open();
-    let (again, from_seq) = mode.heard.live(3).await;
+    let Position {
+        epoch: again,
+        seq: from_seq,
+    } = mode.heard.live(3).await;
     assert_ne!(again, epoch);
-    assert_eq!(from_seq, 6);
+    assert_eq!(from_seq, Seq::new(6));
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Outgoing, Store, StoreError, What};
+use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
 use crate::support::{Mode, Worker, chain, connection, name, outgoing, settings};
@@ -19,9 +20,9 @@ async fn what_is_published_is_numbered_stored_and_comes_by() {
             .publish(outgoing("u", "j", What::State, "s"))
             .await
             .unwrap(),
-        1
+        Seq::new(1)
     );
-    assert_eq!(mode.store.publish(milestone).await.unwrap(), 2);
+    assert_eq!(mode.store.publish(milestone).await.unwrap(), Seq::new(2));
     let updates = mode.heard.updates_until(2).await;
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(0))]);
     assert_eq!(updates[1].what, What::Milestone(name("clip")));
@@ -39,10 +40,10 @@ async fn the_same_message_id_is_stored_once_and_none_is_never_a_duplicate() {
         };
         mode.store.publish(outgoing).await.unwrap()
     };
-    assert_eq!(publish(Some("j-1")).await, 1);
-    assert_eq!(publish(Some("j-1")).await, 1);
-    assert_eq!(publish(None).await, 2);
-    assert_eq!(publish(None).await, 3);
+    assert_eq!(publish(Some("j-1")).await, Seq::new(1));
+    assert_eq!(publish(Some("j-1")).await, Seq::new(1));
+    assert_eq!(publish(None).await, Seq::new(2));
+    assert_eq!(publish(None).await, Seq::new(3));
 }
 
 #[tokio::test]
@@ -52,13 +53,13 @@ async fn an_expected_last_number_that_is_not_the_last_is_a_conflict() {
     mode.heard.live(1).await;
     let publish = |expected_last| {
         mode.store.publish(Outgoing {
-            expected_last: Some(expected_last),
+            expected_last: Some(Seq::new(expected_last)),
             ..outgoing("u", "j", What::State, "{}")
         })
     };
-    assert_eq!(publish(0).await.unwrap(), 1);
+    assert_eq!(publish(0).await.unwrap(), Seq::new(1));
     assert!(matches!(publish(0).await, Err(StoreError::Conflict)));
-    assert_eq!(publish(1).await.unwrap(), 2);
+    assert_eq!(publish(1).await.unwrap(), Seq::new(2));
 }
 
 #[tokio::test]
@@ -80,7 +81,7 @@ async fn an_ending_is_kept_alone_and_for_its_time() {
         terminal: true,
         ..outgoing("u", "j", What::State, "2")
     };
-    assert_eq!(mode.store.publish(ending).await.unwrap(), 2);
+    assert_eq!(mode.store.publish(ending).await.unwrap(), Seq::new(2));
     let worker = Worker::at(&server.url()).await;
     let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
     assert_eq!(stream.cached_info().state.messages, 1);

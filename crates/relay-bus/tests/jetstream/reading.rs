@@ -1,6 +1,7 @@
 //! What comes in live.
 
 use relay_bus::seam::{Store, What};
+use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
 use crate::support::{Mode, Worker, chain, name};
@@ -9,8 +10,8 @@ use crate::support::{Mode, Worker, chain, name};
 async fn live_updates_carry_the_streams_numbers_and_the_one_before_on_their_subject() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
-    let (_, from_seq) = mode.heard.live(1).await;
-    assert_eq!(from_seq, 0);
+    let from_seq = mode.heard.live(1).await.seq;
+    assert_eq!(from_seq, Seq::new(0));
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u1.j1.state", r#"{"n":1}"#).await;
     worker.publish("progress.u2.j2.state", r#"{"n":2}"#).await;
@@ -58,8 +59,8 @@ async fn what_was_there_before_is_below_from_seq() {
         worker.publish("progress.u.j.state", "{}").await;
     }
     let mode = Mode::at(&server.url());
-    let (_, from_seq) = mode.heard.live(1).await;
-    assert_eq!(from_seq, 3);
+    let from_seq = mode.heard.live(1).await.seq;
+    assert_eq!(from_seq, Seq::new(3));
     worker.publish("progress.u.j.state", "{}").await;
     assert_eq!(chain(&mode.heard.updates_until(1).await), [(4, Some(3))]);
 }
@@ -82,20 +83,23 @@ async fn everything_above_from_seq_comes_by_while_a_worker_never_stops() {
     });
     let modes: Vec<Mode> = (0..4).map(|_| Mode::at(&server.url())).collect();
     for mode in &modes {
-        let (_, from_seq) = mode.heard.live(1).await;
+        let from_seq = mode.heard.live(1).await.seq;
         mode.heard
             .until("the last", |heard| {
-                heard.updates().last().is_some_and(|last| last.seq == 3_000)
+                heard
+                    .updates()
+                    .last()
+                    .is_some_and(|last| last.seq.get() == 3_000)
             })
             .await;
         let numbers: Vec<u64> = mode
             .heard
             .updates()
             .iter()
-            .map(|update| update.seq)
+            .map(|update| update.seq.get())
             .collect();
         let first = numbers[0];
-        assert!(first <= from_seq + 1, "{first} after {from_seq}");
+        assert!(first <= from_seq.next().get(), "{first} after {from_seq}");
         assert!(numbers.iter().copied().eq(first..=3_000));
     }
 }
@@ -125,7 +129,7 @@ async fn forged_headers_are_ignored() {
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1))]);
     assert_eq!(updates[0].owner, name("u"));
     assert!(updates[0].stored_at.as_unix_micros() > 1_700_000_000_000_000);
-    let loaded = mode.store.load_job(name("j"), 2).await.unwrap();
+    let loaded = mode.store.load_job(name("j"), Seq::new(2)).await.unwrap();
     assert_eq!(chain(&loaded), [(1, Some(0)), (2, Some(1))]);
     assert_eq!(loaded[0].owner, name("u"));
 }

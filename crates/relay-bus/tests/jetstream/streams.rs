@@ -2,6 +2,7 @@
 
 use relay_bus::jetstream::{JetStreamSettings, SetupError, Storage, jetstream};
 use relay_bus::seam::{Store, StoreError, What};
+use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
 use crate::support::{Mode, Worker, chain, connection, name, outgoing, settings};
@@ -18,12 +19,12 @@ async fn a_missing_stream_is_made_as_the_relay_needs_it() {
         },
         &connection(&server.url()),
     );
-    let (epoch, _) = mode.heard.live(1).await;
+    let epoch = mode.heard.live(1).await.epoch;
     let worker = Worker::at(&server.url()).await;
     let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
     let info = stream.cached_info();
     assert_eq!(
-        u128::from(epoch),
+        u128::from(epoch.get()),
         info.created.unix_timestamp_nanos().unsigned_abs()
     );
     let config = &info.config;
@@ -55,7 +56,11 @@ async fn a_missing_stream_that_is_not_to_be_made_is_waited_for() {
         &connection(&server.url()),
     );
     mode.heard.lost_with("there is no stream PROGRESS").await;
-    let unreachable = mode.store.load_job(name("j"), 0).await.unwrap_err();
+    let unreachable = mode
+        .store
+        .load_job(name("j"), Seq::new(0))
+        .await
+        .unwrap_err();
     assert!(
         unreachable
             .to_string()

@@ -10,6 +10,7 @@ use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
 use relay_bus::seam::{Incoming, Intake, Outgoing, What};
 use relay_core::id::Name;
+use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::wait;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -19,7 +20,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// What a reader said.
 #[derive(Debug, Clone)]
 pub(crate) enum Said {
-    Live(u64, u64),
+    Live(Position),
     Lost(String),
     Dropped(&'static str),
     Update(Box<Incoming>),
@@ -32,7 +33,7 @@ pub(crate) struct Recorder {
 }
 
 impl Intake for Recorder {
-    fn missing(&self, _after: u64) {}
+    fn missing(&self, _after: Seq) {}
 
     fn found(&self) {}
 
@@ -43,8 +44,10 @@ impl Intake for Recorder {
         self.said.lock().extend(updates);
     }
 
-    fn live(&self, epoch: u64, from_seq: u64) {
-        self.said.lock().push(Said::Live(epoch, from_seq));
+    fn live(&self, epoch: Epoch, from_seq: Seq) {
+        self.said
+            .lock()
+            .push(Said::Live(Position::new(epoch, from_seq)));
     }
 
     fn lost(&self, reason: &str) {
@@ -71,10 +74,10 @@ impl Recorder {
     }
 
     /// Epoch and number of each time it went live.
-    pub(crate) fn lives(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn lives(&self) -> Vec<Position> {
         let said = self.said();
         let lives = said.into_iter().filter_map(|each| match each {
-            Said::Live(epoch, from_seq) => Some((epoch, from_seq)),
+            Said::Live(position) => Some(position),
             Said::Update(_) | Said::Lost(_) | Said::Dropped(_) => None,
         });
         lives.collect()
@@ -105,7 +108,7 @@ impl Recorder {
     }
 
     /// Waits until it went live `times` times, and gives the last.
-    pub(crate) async fn live(&self, times: usize) -> (u64, u64) {
+    pub(crate) async fn live(&self, times: usize) -> Position {
         self.until("going live", |said| said.lives().len() >= times)
             .await;
         self.lives()[times - 1]
@@ -211,7 +214,7 @@ impl Worker {
         }
     }
 
-    pub(crate) async fn publish(&self, subject: &str, payload: &str) -> u64 {
+    pub(crate) async fn publish(&self, subject: &str, payload: &str) -> Seq {
         self.publish_with(subject, &[], payload).await
     }
 
@@ -220,7 +223,7 @@ impl Worker {
         subject: &str,
         pairs: &[(&'static str, &str)],
         payload: &str,
-    ) -> u64 {
+    ) -> Seq {
         let deadline = Instant::now() + SOON;
         loop {
             let payload = payload.to_owned().into();
@@ -228,7 +231,7 @@ impl Worker {
                 self.jetstream
                     .publish_with_headers(subject.to_owned(), headers(pairs), payload);
             match sent.await.unwrap().await {
-                Ok(stored) => return stored.sequence,
+                Ok(stored) => return Seq::new(stored.sequence),
                 // Between two leaders nobody listens, and nothing is stored.
                 Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
                     assert!(Instant::now() < deadline, "{subject}: {error}");
@@ -244,6 +247,6 @@ impl Worker {
 pub(crate) fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
     updates
         .iter()
-        .map(|update| (update.seq, update.previous))
+        .map(|update| (update.seq.get(), update.previous.map(Seq::get)))
         .collect()
 }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::nats::{NatsSettings, NatsStore, SetupError, nats};
 use relay_bus::seam::{Outgoing, Store, StoreError, What};
+use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 use tokio::task::JoinSet;
 
 use crate::support::{Mode, Recorder, Worker, chain, connection, headers, name, outgoing};
+
+const EPOCH: Epoch = Epoch::new(77);
 
 /// The two halves of core NATS mode, running.
 pub(crate) struct Core {
@@ -21,7 +24,7 @@ impl Core {
     pub(crate) fn start(connection: &ConnectionSettings) -> Self {
         let settings = NatsSettings {
             prefix: "progress".into(),
-            epoch: 77,
+            epoch: EPOCH,
         };
         let (store, reader) = nats(settings, connection).unwrap();
         let heard = Arc::new(Recorder::default());
@@ -47,7 +50,7 @@ impl Core {
 async fn updates_are_numbered_as_they_are_read() {
     let server = NatsServer::start(Options::core()).await.unwrap();
     let core = Core::at(&server.url());
-    assert_eq!(core.heard.live(1).await, (77, 0));
+    assert_eq!(core.heard.live(1).await, Position::new(EPOCH, Seq::new(0)));
     let worker = Worker::at(&server.url()).await.client;
     worker
         .publish("progress.u.j.state", "1".into())
@@ -109,10 +112,16 @@ async fn there_is_nothing_to_load() {
         .publish(outgoing("u", "j", What::State, "{}"))
         .await
         .unwrap();
-    assert!(core.store.load_job(name("j"), 0).await.unwrap().is_empty());
     assert!(
         core.store
-            .load_last_states(None, 0, 10)
+            .load_job(name("j"), Seq::new(0))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        core.store
+            .load_last_states(None, Seq::ZERO, 10)
             .await
             .unwrap()
             .is_empty()
@@ -133,7 +142,7 @@ async fn a_stream_beside_it_does_no_harm() {
         terminal: true,
         ..outgoing("u", "j", What::State, "2")
     };
-    assert_eq!(core.store.publish(ending).await.unwrap(), 2);
+    assert_eq!(core.store.publish(ending).await.unwrap(), Seq::new(2));
     stream.heard.updates_until(2).await;
     assert_eq!(chain(&core.heard.updates()), [(1, None), (2, None)]);
 }
@@ -155,13 +164,13 @@ async fn a_lost_connection_is_told_and_numbers_go_on_when_it_is_back() {
         .await;
     assert!(matches!(away, Err(StoreError::Unreachable(_))), "{away:?}");
     server.restart().await.unwrap();
-    assert_eq!(core.heard.live(2).await, (77, 1));
+    assert_eq!(core.heard.live(2).await, Position::new(EPOCH, Seq::new(1)));
     assert_eq!(
         core.store
             .publish(outgoing("u", "j", What::State, "3"))
             .await
             .unwrap(),
-        2
+        Seq::new(2)
     );
 }
 
@@ -177,7 +186,7 @@ async fn it_starts_before_nats() {
             .publish(outgoing("u", "j", What::State, "1"))
             .await
             .unwrap(),
-        1
+        Seq::new(1)
     );
 }
 
@@ -185,7 +194,7 @@ async fn it_starts_before_nats() {
 fn a_prefix_that_is_none_is_refused() {
     let settings = NatsSettings {
         prefix: "a b".into(),
-        epoch: 1,
+        epoch: EPOCH,
     };
     let refused = nats(settings, &ConnectionSettings::default());
     assert!(matches!(refused, Err(SetupError::Prefix(_))));

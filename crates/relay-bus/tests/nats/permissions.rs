@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Held, Store, StoreError, What};
+use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::tools;
 
@@ -68,17 +69,24 @@ async fn the_relay_may_do_all_it_does() {
         .await
         .unwrap();
     mode.heard.updates_until(1).await;
-    assert_eq!(mode.store.load_job(name("j"), 1).await.unwrap().len(), 1);
+    assert_eq!(
+        mode.store
+            .load_job(name("j"), Seq::new(1))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     assert!(
         mode.store
-            .load_job(name("unknown"), 1)
+            .load_job(name("unknown"), Seq::new(1))
             .await
             .unwrap()
             .is_empty()
     );
     assert_eq!(
         mode.store
-            .load_last_states(None, 1, 10)
+            .load_last_states(None, Seq::new(1), 10)
             .await
             .unwrap()
             .len(),
@@ -87,7 +95,7 @@ async fn the_relay_may_do_all_it_does() {
     let held = Held {
         owner: None,
         job: name("j"),
-        seq: 0,
+        seq: Seq::ZERO,
     };
     assert_eq!(mode.store.changed(vec![held]).await.unwrap(), [name("j")]);
     assert_eq!(
@@ -95,7 +103,7 @@ async fn the_relay_may_do_all_it_does() {
             .publish(outgoing("u", "j", What::State, "{}"))
             .await
             .unwrap(),
-        2
+        Seq::new(2)
     );
     let core = Core::start(&relay(&server));
     core.heard.live(1).await;
@@ -131,7 +139,7 @@ async fn a_worker_may_neither_forge_live_messages_nor_read_others_nor_touch_the_
     let updates = mode.heard.updates_until(1).await;
     assert_eq!(updates[0].payload, "true");
     assert!(mode.heard.drops().is_empty());
-    mode.store.load_job(name("j"), 1).await.unwrap();
+    mode.store.load_job(name("j"), Seq::new(1)).await.unwrap();
     // Everything before is through when the stream has answered once more.
     jetstream
         .publish("progress.u.j.state", "again".into())
@@ -191,7 +199,11 @@ async fn what_a_relay_may_not_ask_or_publish_is_a_refusal_and_not_an_outage() {
         &settings_of_relay,
     );
     mode.heard.live(1).await;
-    let refused = mode.store.load_job(name("j"), 0).await.unwrap_err();
+    let refused = mode
+        .store
+        .load_job(name("j"), Seq::new(0))
+        .await
+        .unwrap_err();
     assert!(
         matches!(&refused, StoreError::Refused(text) if text.contains("$JS.API.DIRECT.GET")),
         "{refused}"

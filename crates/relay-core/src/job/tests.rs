@@ -7,13 +7,13 @@ const BOUNDS: JobBounds = JobBounds {
 
 fn job() -> Job {
     let owner = Name::parse("alice").unwrap();
-    Job::new(JobKey(1), Name::parse("j1").unwrap(), owner, 0)
+    Job::new(JobKey(1), Name::parse("j1").unwrap(), owner, Seq::ZERO)
 }
 
 fn place(seq: u64) -> Place {
     Place {
-        epoch: 1,
-        seq,
+        epoch: Epoch::new(1),
+        seq: Seq::new(seq),
         received_at: Moment::from_micros(seq),
         stored_at: WallTime::default(),
     }
@@ -33,7 +33,7 @@ fn milestone(job: &mut Job, seq: u64) -> Result<(), Declined> {
 }
 
 fn seqs(publications: &[Arc<Publication>]) -> Vec<u64> {
-    publications.iter().map(|each| each.seq).collect()
+    publications.iter().map(|each| each.seq.get()).collect()
 }
 
 const RUNNING: &str = r#"{"status":"running"}"#;
@@ -59,10 +59,10 @@ fn who_returns_gets_what_it_missed_endings_of_earlier_attempts_included() {
     milestone(&mut job, 2).unwrap();
     state(&mut job, 3, FAILED).unwrap();
     state(&mut job, 4, AGAIN).unwrap();
-    let replay = job.replay(Some(1));
+    let replay = job.replay(Some(Seq::new(1)));
     assert!(replay.recovered);
     assert_eq!(seqs(&replay.publications), [2, 3, 4]);
-    assert!(job.replay(Some(4)).publications.is_empty());
+    assert!(job.replay(Some(Seq::new(4))).publications.is_empty());
 }
 
 #[test]
@@ -73,14 +73,17 @@ fn who_may_not_have_got_or_kept_what_it_began_with_gets_it_again_with_all_since(
     milestone(&mut job, 3).unwrap();
     milestone(&mut job, 4).unwrap();
     let told = |job: &Job, since, again| seqs(&job.replay_with(since, again).publications);
-    assert!(job.replay_with(Some(3), Again::Snapshot).recovered);
-    assert_eq!(told(&job, Some(3), Again::Snapshot), [2, 3, 4]);
-    assert_eq!(told(&job, Some(3), Again::State), [2, 4]);
-    assert_eq!(told(&job, Some(3), Again::Nothing), [4]);
+    assert!(
+        job.replay_with(Some(Seq::new(3)), Again::Snapshot)
+            .recovered
+    );
+    assert_eq!(told(&job, Some(Seq::new(3)), Again::Snapshot), [2, 3, 4]);
+    assert_eq!(told(&job, Some(Seq::new(3)), Again::State), [2, 4]);
+    assert_eq!(told(&job, Some(Seq::new(3)), Again::Nothing), [4]);
     state(&mut job, 5, FAILED).unwrap();
     for again in [Again::State, Again::Snapshot] {
-        assert_eq!(told(&job, Some(3), again), [4, 5]);
-        assert_eq!(told(&job, Some(9), again), [5]);
+        assert_eq!(told(&job, Some(Seq::new(3)), again), [4, 5]);
+        assert_eq!(told(&job, Some(Seq::new(9)), again), [5]);
         assert_eq!(told(&job, None, again), [5]);
     }
 }
@@ -93,11 +96,15 @@ fn a_cursor_older_than_the_history_gets_a_snapshot_and_is_known_to_miss_somethin
         milestone(&mut job, seq).unwrap();
     }
     state(&mut job, 7, r#"{"status":"running","stage":"b"}"#).unwrap();
-    assert_eq!(job.known_from(), 2, "the oldest of five was forgotten");
-    assert!(!job.replay(Some(1)).recovered);
-    assert_eq!(job.left_out_since(1), Some(6));
-    assert_eq!(job.left_out_since(6), None);
-    let replay = job.replay(Some(2));
+    assert_eq!(
+        job.known_from(),
+        Seq::new(2),
+        "the oldest of five was forgotten"
+    );
+    assert!(!job.replay(Some(Seq::new(1))).recovered);
+    assert_eq!(job.left_out_since(Seq::new(1)), Some(Seq::new(6)));
+    assert_eq!(job.left_out_since(Seq::new(6)), None);
+    let replay = job.replay(Some(Seq::new(2)));
     assert!(replay.recovered);
     assert_eq!(seqs(&replay.publications), [3, 4, 5, 6, 7]);
 }
@@ -108,7 +115,7 @@ fn a_state_that_says_what_the_last_one_said_is_a_repetition() {
     state(&mut job, 1, RUNNING).unwrap();
     let again = state(&mut job, 2, RUNNING).unwrap_err();
     assert_eq!(again.code(), "repeated");
-    assert_eq!(job.state().unwrap().seq, 1);
+    assert_eq!(job.state().unwrap().seq, Seq::new(1));
 }
 
 #[test]
@@ -142,7 +149,7 @@ fn regression_a_rebuilt_job_keeps_the_ending_that_a_rollup_erased() {
     milestone(&mut rebuilt, 2).unwrap();
     state(&mut rebuilt, 5, DONE).unwrap();
     known.merge(rebuilt, &BOUNDS);
-    let replay = known.replay(Some(1));
+    let replay = known.replay(Some(Seq::new(1)));
     assert!(replay.recovered);
     assert_eq!(seqs(&replay.publications), [2, 3, 5]);
     assert_eq!(
@@ -163,21 +170,21 @@ fn a_merge_keeps_the_bound_of_the_history_and_says_what_it_lost() {
     state(&mut rebuilt, 7, DONE).unwrap();
     known.merge(rebuilt, &BOUNDS);
     assert_eq!(seqs(&known.publications()), [3, 4, 5, 6, 7]);
-    assert_eq!(known.known_from(), 1);
-    assert!(!known.replay(Some(0)).recovered);
+    assert_eq!(known.known_from(), Seq::new(1));
+    assert!(!known.replay(Some(Seq::new(0))).recovered);
 }
 
 #[test]
 fn doubt_means_that_milestones_may_be_lost_but_not_after_an_ending() {
     let mut running = job();
     state(&mut running, 1, RUNNING).unwrap();
-    running.doubt(9);
-    assert!(!running.replay(Some(8)).recovered);
-    assert_eq!(running.left_out_since(8), Some(9));
+    running.doubt(Seq::new(9));
+    assert!(!running.replay(Some(Seq::new(8))).recovered);
+    assert_eq!(running.left_out_since(Seq::new(8)), Some(Seq::new(9)));
     let mut ended = job();
     state(&mut ended, 1, FAILED).unwrap();
-    ended.doubt(9);
-    assert_eq!(ended.left_out_since(1), None);
+    ended.doubt(Seq::new(9));
+    assert_eq!(ended.left_out_since(Seq::new(1)), None);
 }
 
 /// A worker that was not told that its ending arrived says it again.

@@ -5,6 +5,7 @@ use super::*;
 use crate::document::Status;
 use crate::id::{Name, Owner};
 use crate::moment::WallTime;
+use crate::position::Epoch;
 use crate::publication::{Body, Frames};
 use crate::tally::Share;
 use bytes::Bytes;
@@ -28,8 +29,8 @@ fn after(millis: u64) -> Moment {
 
 fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
     Arc::new(Publication {
-        seq,
-        epoch: 1,
+        seq: Seq::new(seq),
+        epoch: Epoch::new(1),
         key: JobKey(job),
         job: Name::parse(&format!("j{job}")).unwrap(),
         owner: Owner::nobody(),
@@ -84,11 +85,11 @@ fn milestone(job: u64, seq: u64, bytes: usize) -> Arc<Publication> {
 }
 
 /// What is taken by `now`: numbers, with `None` for a gap.
-fn take_all(outbox: &mut Outbox, now: Moment, ceiling: u64) -> Vec<(Option<u64>, SubscriptionId)> {
+fn take_all(outbox: &mut Outbox, now: Moment, ceiling: Seq) -> Vec<(Option<u64>, SubscriptionId)> {
     let mut taken = Vec::new();
     while let Some(each) = outbox.take(now, ceiling, &BOUNDS) {
         let seq = match &each.telling {
-            Telling::Publication(publication) => Some(publication.seq),
+            Telling::Publication(publication) => Some(publication.seq.get()),
             Telling::Gap { .. } => None,
         };
         taken.push((seq, each.via));
@@ -107,7 +108,7 @@ fn a_newer_state_takes_the_older_ones_place_and_an_ending_takes_none_away() {
     assert_eq!(offer(&mut outbox, &state(1, 2)), Offered::Conflated);
     assert_eq!(offer(&mut outbox, &ending(1, 3)), Offered::Conflated);
     assert_eq!(offer(&mut outbox, &state(1, 4)), Offered::Queued);
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(taken, [(Some(3), ONE), (Some(4), ONE)]);
 }
 
@@ -115,18 +116,18 @@ fn a_newer_state_takes_the_older_ones_place_and_an_ending_takes_none_away() {
 fn states_of_a_job_are_paced_and_an_ending_waits_for_nothing() {
     let mut outbox = Outbox::default();
     offer(&mut outbox, &state(1, 1)).queued();
-    assert_eq!(take_all(&mut outbox, START, u64::MAX).len(), 1);
+    assert_eq!(take_all(&mut outbox, START, Seq::MAX).len(), 1);
     offer(&mut outbox, &state(1, 2)).queued();
-    assert_eq!(outbox.next_due(u64::MAX), Some(after(100)));
-    assert!(take_all(&mut outbox, after(99), u64::MAX).is_empty());
-    assert_eq!(take_all(&mut outbox, after(100), u64::MAX).len(), 1);
+    assert_eq!(outbox.next_due(Seq::MAX), Some(after(100)));
+    assert!(take_all(&mut outbox, after(99), Seq::MAX).is_empty());
+    assert_eq!(take_all(&mut outbox, after(100), Seq::MAX).len(), 1);
     outbox
         .offer(&state(1, 3), ONE, after(100), &BOUNDS)
         .queued();
     outbox
         .offer(&ending(2, 4), ONE, after(101), &BOUNDS)
         .queued();
-    let taken = take_all(&mut outbox, after(101), u64::MAX);
+    let taken = take_all(&mut outbox, after(101), Seq::MAX);
     assert_eq!(taken, [(Some(3), ONE), (Some(4), ONE)]);
 }
 
@@ -135,10 +136,10 @@ fn a_repair_holds_back_what_is_newer() {
     let mut outbox = Outbox::default();
     offer(&mut outbox, &milestone(1, 1, 1)).queued();
     offer(&mut outbox, &milestone(1, 3, 1)).queued();
-    assert_eq!(take_all(&mut outbox, START, 2), [(Some(1), ONE)]);
-    assert_eq!(outbox.next_due(2), None);
+    assert_eq!(take_all(&mut outbox, START, Seq::new(2)), [(Some(1), ONE)]);
+    assert_eq!(outbox.next_due(Seq::new(2)), None);
     offer(&mut outbox, &milestone(1, 2, 1)).queued();
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(taken, [(Some(2), ONE), (Some(3), ONE)]);
 }
 
@@ -151,7 +152,7 @@ fn past_the_bound_the_oldest_milestones_become_one_gap_a_job() {
     for seq in 4..=6 {
         assert_eq!(offer(&mut outbox, &milestone(1, seq, 1)), Offered::Shed(1));
     }
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     let expected = [None, Some(4), Some(5), Some(6)].map(|seq| (seq, ONE));
     assert_eq!(taken, expected);
 }
@@ -161,7 +162,7 @@ fn milestones_are_bounded_in_bytes_too() {
     let mut outbox = Outbox::default();
     offer(&mut outbox, &milestone(1, 1, 600)).queued();
     assert_eq!(offer(&mut outbox, &milestone(2, 2, 600)), Offered::Shed(1));
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(taken, [(None, ONE), (Some(2), ONE)]);
 }
 
@@ -183,7 +184,7 @@ fn regression_what_a_subscription_starts_with_neither_overflows_nor_sheds() {
     for seq in 11..=17 {
         offer(&mut outbox, &state(seq, seq)).queued();
     }
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(taken.len(), 11);
     assert!(taken.iter().all(|(seq, _)| seq.is_some()));
 }
@@ -194,7 +195,7 @@ fn what_subscriptions_start_with_is_bounded_all_the_same() {
     for seq in 1..=10 {
         outbox.owe(&milestone(1, seq, 1), ONE, START, &BOUNDS);
     }
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     let expected = [None, Some(7), Some(8), Some(9), Some(10)].map(|seq| (seq, ONE));
     assert_eq!(taken, expected);
 }
@@ -207,7 +208,7 @@ fn regression_what_two_subscriptions_are_owed_outlives_one_of_them() {
     assert_eq!(again, Offered::Duplicate);
     outbox.forget(ONE);
     assert_eq!(
-        take_all(&mut outbox, START, u64::MAX),
+        take_all(&mut outbox, START, Seq::MAX),
         [(Some(5), TWO)],
         "promise 4: an ending is never lost"
     );
@@ -216,12 +217,12 @@ fn regression_what_two_subscriptions_are_owed_outlives_one_of_them() {
 #[test]
 fn regression_a_snapshot_leaves_what_another_subscription_is_owed() {
     let mut outbox = Outbox::default();
-    outbox.resume(9);
+    outbox.resume(Seq::new(9));
     outbox.owe(&state(1, 5), ONE, START, &BOUNDS);
     outbox.owe(&state(1, 5), TWO, START, &BOUNDS);
-    assert_eq!(outbox.behind(ONE), Some(4));
-    assert_eq!(outbox.behind(TWO), Some(4));
-    let taken = take_all(&mut outbox, START, u64::MAX);
+    assert_eq!(outbox.behind(ONE), Some(Seq::new(4)));
+    assert_eq!(outbox.behind(TWO), Some(Seq::new(4)));
+    let taken = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(taken, [(Some(5), ONE), (Some(5), TWO)]);
 }
 
@@ -231,17 +232,24 @@ fn a_newer_state_supersedes_every_snapshot_of_its_job() {
     outbox.owe(&state(1, 5), ONE, START, &BOUNDS);
     outbox.owe(&state(1, 5), TWO, START, &BOUNDS);
     assert_eq!(offer(&mut outbox, &state(1, 6)), Offered::Conflated);
-    assert_eq!(take_all(&mut outbox, START, u64::MAX), [(Some(6), ONE)]);
+    assert_eq!(take_all(&mut outbox, START, Seq::MAX), [(Some(6), ONE)]);
 }
 
 #[test]
 fn a_shared_publication_keeps_both_subscriptions_behind() {
     let mut outbox = Outbox::default();
-    outbox.resume(9);
+    outbox.resume(Seq::new(9));
     outbox.owe(&milestone(1, 5, 1), ONE, START, &BOUNDS);
-    outbox.share(5, TWO);
-    assert_eq!(outbox.behind(TWO), Some(4));
-    assert_eq!(outbox.take(START, u64::MAX, &BOUNDS).unwrap().position, 9);
+    outbox.share(Seq::new(5), TWO);
+    assert_eq!(outbox.behind(TWO), Some(Seq::new(4)));
+    assert_eq!(
+        outbox
+            .take(START, Seq::MAX, &BOUNDS)
+            .unwrap()
+            .position
+            .get(),
+        9
+    );
     assert_eq!(outbox.behind(TWO), None);
 }
 
@@ -249,14 +257,17 @@ fn a_shared_publication_keeps_both_subscriptions_behind() {
 fn regression_every_job_that_is_gone_is_told_though_all_have_the_number_of_the_last_update() {
     let mut outbox = Outbox::default();
     let last = ending(1, 7);
-    assert_eq!(outbox.pass(&last, START, u64::MAX, &BOUNDS), Some(7));
+    assert_eq!(
+        outbox.pass(&last, START, Seq::MAX, &BOUNDS),
+        Some(Seq::new(7))
+    );
     for job in [1, 2, 3] {
         let gone = publication(job, 7, Body::Gone);
         assert_eq!(offer(&mut outbox, &gone), Offered::Queued, "{job}");
         let again = outbox.offer(&gone, TWO, START, &BOUNDS);
         assert_eq!(again, Offered::Duplicate, "{job}");
     }
-    let told = take_all(&mut outbox, START, u64::MAX);
+    let told = take_all(&mut outbox, START, Seq::MAX);
     assert_eq!(told, [(Some(7), ONE); 3]);
 }
 
@@ -283,9 +294,9 @@ impl Offered {
 fn nothing_is_passed_on_that_has_to_wait() {
     let mut outbox = Outbox::default();
     let pass = |outbox: &mut Outbox, publication: &Publication, now| {
-        outbox.pass(publication, now, 10, &BOUNDS)
+        outbox.pass(publication, now, Seq::new(10), &BOUNDS)
     };
-    assert_eq!(pass(&mut outbox, &state(1, 1), START), Some(1));
+    assert_eq!(pass(&mut outbox, &state(1, 1), START), Some(Seq::new(1)));
     // Seen through a second topic; before its pace allows; above what a repair allows.
     assert_eq!(pass(&mut outbox, &state(1, 1), after(200)), None);
     assert_eq!(pass(&mut outbox, &state(1, 2), after(99)), None);
@@ -306,7 +317,7 @@ proptest! {
         let mut now = START;
         for (seq, (job, kind, wait, held)) in (1u64..).zip(steps) {
             now = now + Duration::from_millis(wait);
-            let ceiling = if held { seq - 1 } else { u64::MAX };
+            let ceiling = if held { Seq::new(seq).before() } else { Seq::MAX };
             let publication = match kind {
                 0 => state(job, seq),
                 1 => ending(job, seq),
@@ -320,7 +331,7 @@ proptest! {
             for (outbox, told) in [(&mut passing, &mut passed), (&mut offering, &mut offered)] {
                 while let Some(taken) = outbox.take(now, ceiling, &BOUNDS) {
                     let seq = match taken.telling {
-                        Telling::Publication(publication) => Some(publication.seq),
+                        Telling::Publication(publication) => Some(publication.seq.get()),
                         Telling::Gap { .. } => None,
                     };
                     told.push((taken.position, seq));
@@ -328,7 +339,7 @@ proptest! {
             }
             prop_assert_eq!(&passed, &offered);
             prop_assert_eq!(passing.position(), offering.position());
-            prop_assert_eq!(passing.next_due(u64::MAX), offering.next_due(u64::MAX));
+            prop_assert_eq!(passing.next_due(Seq::MAX), offering.next_due(Seq::MAX));
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::position::Epoch;
 use proptest::prelude::*;
 
 const BOUNDS: SessionBounds = SessionBounds {
@@ -10,6 +11,10 @@ const BOUNDS: SessionBounds = SessionBounds {
 
 fn after(seconds: u64) -> Moment {
     Moment::default() + Duration::from_secs(seconds)
+}
+
+fn at(seq: u64) -> Position {
+    Position::new(Epoch::new(1), Seq::new(seq))
 }
 
 fn open() -> Session {
@@ -116,17 +121,21 @@ fn a_cursor_says_from_where_a_topic_is_whole_only_if_another_is_further_behind()
     let topic = |text| Topic::parse(text).unwrap();
     let a = session.subscribe(topic("user:a"), &BOUNDS).unwrap();
     let b = session.subscribe(topic("job:b"), &BOUNDS).unwrap();
-    assert!(session.joined(a, 0, 0) && session.joined(b, 0, 90));
+    assert!(session.joined(a, Seq::ZERO, Seq::ZERO) && session.joined(b, Seq::ZERO, Seq::new(90)));
     let from = |behind: Option<u64>| {
-        let behind = |id| behind.filter(|_| id == a);
-        let cursor = session.cursor((1, 100), behind, &[]);
+        let behind = |id| behind.filter(|_| id == a).map(Seq::new);
+        let cursor = session.cursor(at(100), behind, &[]);
         let print = Print::of(&topic("job:b"));
         let told = cursor.told().iter().find(|told| told.print == print);
-        told.unwrap().from
+        told.unwrap().from.get()
     };
     assert_eq!(from(None), 0);
     assert_eq!(from(Some(95)), 0);
     assert_eq!(from(Some(80)), 90);
+}
+
+fn joined(session: &mut Session, id: SubscriptionId, seq: u64) -> bool {
+    session.joined(id, Seq::new(seq), Seq::new(seq))
 }
 
 /// A node that repairs one topic is behind another that told the client of the rest.
@@ -137,14 +146,16 @@ fn regression_a_topic_that_is_told_further_than_the_others_neither_falls_nor_tak
     let [behind, ahead, pending] = ["job:behind", "job:ahead", "job:pending"].map(topic);
     let held = session.subscribe(behind.clone(), &BOUNDS).unwrap();
     let whole = session.subscribe(ahead.clone(), &BOUNDS).unwrap();
-    assert!(session.joined(held, 40, 40) && session.joined(whole, 78, 78));
-    let carried = Cursor::at(1, 90, [&pending]);
-    let cursor = session.cursor((1, 40), |_| None, carried.told());
-    let told = |cursor: &Cursor| [&behind, &ahead, &pending].map(|topic| cursor.since(topic));
+    assert!(joined(&mut session, held, 40) && joined(&mut session, whole, 78));
+    let carried = Cursor::at(at(90), [&pending]);
+    let cursor = session.cursor(at(40), |_| None, carried.told());
+    let told = |cursor: &Cursor| {
+        [&behind, &ahead, &pending].map(|topic| cursor.since(topic).map(Seq::get))
+    };
     assert_eq!(told(&cursor), [Some(40), Some(78), Some(90)], "promise 7");
     let text = cursor.to_string();
     assert_eq!(Cursor::parse(&text).unwrap(), cursor);
-    let cursor = session.cursor((1, 80), |_| None, carried.told());
+    let cursor = session.cursor(at(80), |_| None, carried.told());
     assert_eq!(told(&cursor), [Some(80), Some(80), Some(90)]);
 }
 
@@ -158,7 +169,7 @@ fn event() -> impl Strategy<Value = Event> {
             1 => Command::Unsubscribe { topic },
             2 => Command::Ack {
                 topic,
-                cursor: Cursor::at(1, 5, []).to_string(),
+                cursor: Cursor::at(at(5), []).to_string(),
             },
             3 => Command::Ping,
             _ => Command::Auth { token: topic },

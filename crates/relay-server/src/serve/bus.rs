@@ -10,6 +10,7 @@ use relay_bus::connection::{ConnectionError, ConnectionSettings};
 use relay_bus::hub::{Backing, Hub};
 use relay_bus::jetstream::{self, JetStreamReader, JetStreamSettings, JetStreamStore, Storage};
 use relay_bus::nats::{self, NatsReader, NatsSettings, NatsStore};
+use relay_core::position::Epoch;
 use tokio::task::JoinSet;
 
 use crate::config::{BusMode, Config, Nats, StreamStorage};
@@ -38,12 +39,12 @@ pub(super) enum Bus {
 }
 
 /// The epoch of a bus that has none of its own: this start.
-pub(super) fn epoch(clock: Clock) -> u64 {
-    u64::try_from(clock.wall().as_unix_micros()).unwrap_or(1)
+pub(super) fn epoch(clock: Clock) -> Epoch {
+    Epoch::new(u64::try_from(clock.wall().as_unix_micros()).unwrap_or(1))
 }
 
 impl Bus {
-    pub(super) fn new(config: &Config, epoch: u64) -> Result<Self, BusError> {
+    pub(super) fn new(config: &Config, epoch: Epoch) -> Result<Self, BusError> {
         Ok(match config.bus.mode {
             BusMode::Embedded => Self::Embedded,
             BusMode::Nats => {

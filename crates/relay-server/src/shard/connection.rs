@@ -16,6 +16,7 @@ use relay_core::cursor::{Cursor, Told};
 use relay_core::id::Name;
 use relay_core::moment::Moment;
 use relay_core::outbox::{Outbox, SubscriptionId};
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
 use relay_core::quality::Quality;
 use relay_core::recovery::Known;
@@ -112,7 +113,7 @@ pub(super) struct Extras {
 #[derive(Debug, Default)]
 pub(super) struct Carried {
     /// The life of the bus it is of. Which one this is may not be known yet, so any is kept.
-    pub(super) epoch: u64,
+    pub(super) epoch: Epoch,
     pub(super) told: Vec<Told>,
 }
 
@@ -220,7 +221,7 @@ impl Connection {
 
     /// What cursors handed out in this epoch still say of topics that are not (yet) live on this
     /// connection.
-    pub(super) fn carried(&self, epoch: u64) -> &[Told] {
+    pub(super) fn carried(&self, epoch: Epoch) -> &[Told] {
         let carried = self.extras.as_ref().map(|extras| &extras.carried);
         carried
             .filter(|carried| carried.epoch == epoch)
@@ -228,7 +229,7 @@ impl Connection {
     }
 
     /// What its numbers say that the client was told.
-    pub(super) fn known(&self, epoch: u64) -> Known<'_> {
+    pub(super) fn known(&self, epoch: Epoch) -> Known<'_> {
         Known {
             session: &self.session,
             carried: self.carried(epoch),
@@ -236,10 +237,10 @@ impl Connection {
     }
 
     /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.
-    pub(super) fn carry(&mut self, cursor: &Cursor, epoch: u64) {
+    pub(super) fn carry(&mut self, cursor: &Cursor, epoch: Epoch) {
         if self.carried(epoch).is_empty() {
             self.extras().carried = Carried {
-                epoch: cursor.epoch,
+                epoch: cursor.position.epoch,
                 told: cursor.told().to_vec(),
             };
         }
@@ -247,7 +248,7 @@ impl Connection {
 
     /// Whether what waits for it is not due yet, and its timer will see to it.
     pub(super) fn is_paced(&self, now: Moment) -> bool {
-        let due = self.outbox.next_due(u64::MAX);
+        let due = self.outbox.next_due(Seq::MAX);
         due.zip(self.timer)
             .is_some_and(|(due, timer)| now < due && timer <= due)
     }

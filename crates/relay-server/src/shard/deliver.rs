@@ -12,6 +12,7 @@ use bytes::Bytes;
 use relay_core::cursor::Cursor;
 use relay_core::moment::Moment;
 use relay_core::outbox::{SubscriptionId, Taken, Telling};
+use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
 
@@ -30,7 +31,7 @@ const MAX_OFFERS: u32 = 6;
 /// What of a shard's state a frame depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    epoch: u64,
+    epoch: Epoch,
     stale: bool,
 }
 
@@ -309,7 +310,7 @@ impl Shard {
 }
 
 /// What a connection may be told up to while jobs it watches are being repaired.
-pub(super) fn ceiling(holds: &Holds, connection: &Connection) -> u64 {
+pub(super) fn ceiling(holds: &Holds, connection: &Connection) -> Seq {
     let subscriptions = connection.session.subscriptions().iter();
     holds.ceiling(subscriptions.map(|each| &each.topic))
 }
@@ -336,7 +337,7 @@ pub(super) fn frame_of(connection: &Connection, taken: &Taken, place: Place) -> 
 pub(super) fn render<'a>(
     connection: &Connection,
     publication: &'a Publication,
-    (via, position): (SubscriptionId, u64),
+    (via, position): (SubscriptionId, Seq),
     place: Place,
 ) -> Cow<'a, Bytes> {
     let Some(subscription) = connection.session.subscription(via) else {
@@ -352,21 +353,25 @@ pub(super) fn render<'a>(
     if in_step {
         return Cow::Borrowed(frame::in_step(publication, topic, wire));
     }
-    let cursor = cursor_at(connection, (place.epoch, position));
+    let cursor = cursor_at(connection, Position::new(place.epoch, position));
     let frame = frame::at_cursor(publication, topic, &cursor, wire, place.stale);
     Cow::Owned(frame)
 }
 
-pub(super) fn cursor_at(connection: &Connection, place: (u64, u64)) -> Cursor {
+pub(super) fn cursor_at(connection: &Connection, place: Position) -> Cursor {
     let behind = |id| connection.outbox.behind(id);
     connection
         .session
-        .cursor(place, behind, connection.carried(place.0))
+        .cursor(place, behind, connection.carried(place.epoch))
 }
 
 /// Where a connection stands now.
-pub(super) fn cursor_of(connection: &Connection, epoch: u64) -> String {
-    cursor_at(connection, (epoch, connection.outbox.position())).to_string()
+pub(super) fn cursor_of(connection: &Connection, epoch: Epoch) -> String {
+    cursor_at(
+        connection,
+        Position::new(epoch, connection.outbox.position()),
+    )
+    .to_string()
 }
 
 /// The close code and sentence for a reason; `None` where the client is past hearing.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_core::moment::Moment;
+use relay_core::position::Seq;
 use relay_core::session::CloseReason;
 
 use super::connection::Transport;
@@ -81,7 +82,7 @@ impl Shard {
     /// `first` none was handed out, and whoever is there waits for it.
     pub(super) fn on_new_epoch(&self, state: &mut State, first: bool) {
         state.epoch = self.common.hub.epoch();
-        state.frontier = 0;
+        state.frontier = Seq::ZERO;
         if !first {
             self.end_all(state, CloseReason::Drain);
         }

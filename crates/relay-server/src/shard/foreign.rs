@@ -237,7 +237,7 @@ impl Shard {
         if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
             return Err(ApiError::forbidden_topic(&topic));
         }
-        let etag = format!("\"{}\"", Cursor::at(state.epoch, state.seq, [&topic]));
+        let etag = format!("\"{}\"", Cursor::at(state.position(), [&topic]));
         let body = if has(visit.request.headers(), &etag) {
             None
         } else {
@@ -429,7 +429,7 @@ fn tag_of(topic: &Topic, survey: &Survey) -> String {
     let tally = &survey.tally;
     let counts = Status::ALL.map(|status| tally.count(status).to_string());
     let (counts, progress) = (counts.join("."), tally.progress().unwrap_or_default());
-    format!("W/\"{:x}-{topic}-{counts}-{progress}\"", survey.epoch)
+    format!("W/\"{:x}-{topic}-{counts}-{progress}\"", survey.epoch.get())
 }
 
 /// Whether a client shows that it has what a tag stands for.

@@ -6,6 +6,7 @@
 use hashbrown::HashMap;
 use relay_bus::inbox::{Hold, Repairing};
 use relay_core::id::JobId;
+use relay_core::position::Seq;
 use relay_core::topic::Topic;
 
 /// The holds a shard knows of; nearly always none.
@@ -17,7 +18,7 @@ pub(super) struct Holds {
     /// Held jobs whose group is not known: they may be of any.
     groupless: Vec<JobId>,
     /// Up to where anybody may be told anything while the bus is compared with what is known.
-    all: Option<u64>,
+    all: Option<Seq>,
 }
 
 /// Who may go on.
@@ -51,9 +52,9 @@ impl Holds {
         }
     }
 
-    /// The highest number somebody who watches `topics` may be told; `u64::MAX` where nothing holds.
-    pub(super) fn ceiling<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> u64 {
-        let all = self.all.unwrap_or(u64::MAX);
+    /// The highest number somebody who watches `topics` may be told; `Seq::MAX` where nothing holds.
+    pub(super) fn ceiling<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> Seq {
+        let all = self.all.unwrap_or(Seq::MAX);
         if self.jobs.is_empty() {
             return all;
         }
@@ -67,7 +68,7 @@ impl Holds {
         };
         let jobs = topics.into_iter().flat_map(held);
         let seqs = jobs.filter_map(|job| Some(self.jobs.get(job)?.seq));
-        seqs.min().unwrap_or(u64::MAX).min(all)
+        seqs.min().unwrap_or(Seq::MAX).min(all)
     }
 
     fn add(&mut self, mut hold: Hold) {
@@ -114,7 +115,7 @@ mod tests {
             job: name(job),
             owner: owner.map(name),
             parent: parent.map(name),
-            seq,
+            seq: Seq::new(seq),
         })
     }
 
@@ -123,11 +124,15 @@ mod tests {
         let mut holds = Holds::default();
         holds.take(hold("j1", Some("alice"), None, 7));
         for held in ["job:j1", "user:alice", "group:any"] {
-            assert_eq!(holds.ceiling([&topic("job:j2"), &topic(held)]), 7, "{held}");
+            assert_eq!(
+                holds.ceiling([&topic("job:j2"), &topic(held)]),
+                Seq::new(7),
+                "{held}"
+            );
         }
         assert_eq!(
             holds.ceiling([&topic("job:j2"), &topic("user:bob")]),
-            u64::MAX
+            Seq::MAX
         );
         assert!(matches!(
             holds.take(Repairing::Release(Name::parse("j1").unwrap())),
@@ -135,7 +140,7 @@ mod tests {
         ));
         assert_eq!(
             holds.ceiling([&topic("job:j1"), &topic("group:any")]),
-            u64::MAX
+            Seq::MAX
         );
     }
 
@@ -144,18 +149,18 @@ mod tests {
         let mut holds = Holds::default();
         holds.take(hold("j1", None, None, 7));
         holds.take(hold("j1", Some("alice"), Some("g"), 20));
-        assert_eq!(holds.ceiling([&topic("user:alice")]), 7);
-        assert_eq!(holds.ceiling([&topic("group:other")]), u64::MAX);
+        assert_eq!(holds.ceiling([&topic("user:alice")]), Seq::new(7));
+        assert_eq!(holds.ceiling([&topic("group:other")]), Seq::MAX);
     }
 
     #[test]
     fn while_all_is_held_nobody_is_told_anything_newer() {
         let mut holds = Holds::default();
-        holds.take(Repairing::HoldAll(9));
-        assert_eq!(holds.ceiling([&topic("job:j1")]), 9);
+        holds.take(Repairing::HoldAll(Seq::new(9)));
+        assert_eq!(holds.ceiling([&topic("job:j1")]), Seq::new(9));
         holds.take(hold("j1", None, None, 7));
         holds.take(Repairing::ReleaseAll);
-        assert_eq!(holds.ceiling([&topic("job:j1")]), 7);
-        assert_eq!(holds.ceiling([&topic("job:j2")]), u64::MAX);
+        assert_eq!(holds.ceiling([&topic("job:j1")]), Seq::new(7));
+        assert_eq!(holds.ceiling([&topic("job:j2")]), Seq::MAX);
     }
 }

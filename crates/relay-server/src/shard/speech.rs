@@ -11,6 +11,7 @@ use bytes::Bytes;
 use relay_core::id::JobId;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{OutboxBounds, SubscriptionId, Taken, Telling};
+use relay_core::position::Seq;
 use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::quality::Verdict;
 use relay_core::session::{Action, CloseReason, Command, Event, SessionBounds};
@@ -210,7 +211,7 @@ pub(super) fn endings_within(connection: &Connection, topic: &Topic) -> Option<D
 /// after `since`, when its client was there.
 pub(super) fn leave_out_ended(
     publications: &mut Vec<Arc<Publication>>,
-    since: Option<u64>,
+    since: Option<Seq>,
     within: Duration,
     now: WallTime,
 ) {
@@ -246,7 +247,7 @@ impl Shard {
         &self,
         connection: &mut Connection,
         publication: &Publication,
-        (via, position): (SubscriptionId, u64),
+        (via, position): (SubscriptionId, Seq),
         replayed: bool,
     ) -> Bytes {
         if let Transport::SocketIo(_) = connection.transport {

@@ -8,6 +8,7 @@ use relay_bus::inbox::Joined;
 use relay_core::cursor::Print;
 use relay_core::moment::Moment;
 use relay_core::outbox::GapReason;
+use relay_core::position::Seq;
 use relay_core::publication::JobKey;
 use relay_core::topic::Topic;
 use serde_json::Value;
@@ -31,7 +32,7 @@ impl Shard {
             let connection = &mut state.connections[*slot];
             let known = connection.known(state.epoch);
             let from = known.complete_from(&joined.topic, since, joined.high);
-            let since = since.unwrap_or(0);
+            let since = since.unwrap_or_default();
             connection.session.joined(joined.subscription, since, from)
         });
         let Some(slot) = live else {
@@ -103,7 +104,7 @@ impl Shard {
             // start anew, wants the snapshot.
             let id = joined.subscription;
             let states = joined.publications.iter().filter(|each| each.is_state());
-            let latest: HashMap<JobKey, u64> = states.map(|state| (state.key, state.seq)).collect();
+            let latest: HashMap<JobKey, Seq> = states.map(|state| (state.key, state.seq)).collect();
             let mut told = Vec::new();
             joined.publications.retain(|publication| {
                 let state = latest.get(&publication.key);

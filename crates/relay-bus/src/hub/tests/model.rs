@@ -30,19 +30,19 @@ struct Client {
     node: usize,
     live: bool,
     /// Up to where another node may have told it, before it connected.
-    since: u64,
+    since: Seq,
     outbox: Outbox,
     cursor: Option<Cursor>,
     /// Above this number it must have heard everything that is not a superseded state.
-    from: u64,
-    heard: BTreeSet<u64>,
-    last: BTreeMap<JobId, u64>,
+    from: Seq,
+    heard: BTreeSet<Seq>,
+    last: BTreeMap<JobId, Seq>,
     /// Jobs that were announced as incomplete.
     gaps: BTreeSet<JobId>,
     /// The highest number it came back with.
-    resumed: u64,
+    resumed: Seq,
     /// The highest number a cursor named since it began with a snapshot.
-    named: u64,
+    named: Seq,
 }
 
 impl Client {
@@ -52,15 +52,15 @@ impl Client {
             connection: None,
             node: 0,
             live: false,
-            since: 0,
+            since: Seq::ZERO,
             outbox: Outbox::default(),
             cursor: None,
-            from: 0,
+            from: Seq::ZERO,
             heard: BTreeSet::new(),
             last: BTreeMap::new(),
             gaps: BTreeSet::new(),
-            resumed: 0,
-            named: 0,
+            resumed: Seq::ZERO,
+            named: Seq::ZERO,
         }
     }
 
@@ -69,13 +69,13 @@ impl Client {
         self.live && is_news && publication.topics().any(|topic| topic == self.topic)
     }
 
-    fn ceiling(&self, world: &Holds) -> u64 {
+    fn ceiling(&self, world: &Holds) -> Seq {
         let held = world
             .jobs
             .values()
             .filter(|hold| hold.concerns(&self.topic));
-        let jobs = held.map(|hold| hold.seq).min().unwrap_or(u64::MAX);
-        jobs.min(world.all.unwrap_or(u64::MAX))
+        let jobs = held.map(|hold| hold.seq).min().unwrap_or(Seq::MAX);
+        jobs.min(world.all.unwrap_or(Seq::MAX))
     }
 
     fn on_joined(&mut self, joined: &Joined) {
@@ -90,7 +90,7 @@ impl Client {
             // It replaces what it shows.
             None => {
                 self.from = joined.high;
-                self.named = 0;
+                self.named = Seq::ZERO;
                 self.last.clear();
                 self.heard.clear();
                 self.gaps.clear();
@@ -103,7 +103,7 @@ impl Client {
     }
 
     /// Hears what is due; `most` cuts it short.
-    fn hear(&mut self, holds: &Holds, frontier: u64, most: usize) {
+    fn hear(&mut self, holds: &Holds, frontier: Seq, most: usize) {
         let ceiling = self.ceiling(holds);
         for _ in 0..most {
             let taken = self.outbox.take(Moment::default(), ceiling, &BOUNDS);
@@ -130,7 +130,7 @@ impl Client {
             let at = behind.unwrap_or(self.outbox.position());
             // A frame that was sent is not taken back when something older turns up.
             self.named = self.named.max(at);
-            self.cursor = Some(Cursor::at(EPOCH, self.named, [&self.topic]));
+            self.cursor = Some(Cursor::at(Position::new(EPOCH, self.named), [&self.topic]));
         }
     }
 }
@@ -138,7 +138,7 @@ impl Client {
 #[derive(Debug, Default)]
 struct Holds {
     jobs: BTreeMap<JobId, Hold>,
-    all: Option<u64>,
+    all: Option<Seq>,
 }
 
 impl Holds {
@@ -160,7 +160,6 @@ impl Holds {
 /// Jobs `m*` have states and milestones and lose messages only while the bus is away; jobs `s*` have states
 /// alone and lose any.
 const JOBS: [&str; 5] = ["m1", "m2", "s1", "s2", "s3"];
-const EPOCH: u64 = 1;
 
 /// A hub, its way to the stream, and what a shard of it knows.
 struct Node {
@@ -172,7 +171,7 @@ struct Node {
     /// What the stream has sent it and it has not taken in.
     on_the_way: VecDeque<Incoming>,
     holds: Holds,
-    frontier: u64,
+    frontier: Seq,
 }
 
 impl Node {
@@ -186,7 +185,7 @@ impl Node {
             asleep: false,
             on_the_way: VecDeque::new(),
             holds: Holds::default(),
-            frontier: 0,
+            frontier: Seq::ZERO,
         }
     }
 
@@ -221,7 +220,7 @@ struct World {
     connections: u64,
     marks: BTreeMap<&'static str, (u32, u64, bool)>,
     /// Numbers that were lost while the bus was there, of which a cursor cannot know.
-    lost: BTreeSet<u64>,
+    lost: BTreeSet<Seq>,
 }
 
 impl World {
@@ -511,7 +510,10 @@ async fn regression_what_came_live_first_is_told_after_what_was_missed_before_it
     world.nodes[0].come_back();
     world.nodes[0].hub.ingest(&mut vec![state(2)]);
     world.pass(Duration::from_secs(2)).await;
-    assert_eq!(world.clients[0].heard, BTreeSet::from([1, 2, 3]));
+    assert_eq!(
+        world.clients[0].heard,
+        BTreeSet::from([1, 2, 3].map(Seq::new))
+    );
 }
 
 /// Milestones were missed while the bus was away, of a job of which nothing was known, and which an ending has
@@ -531,6 +533,10 @@ async fn regression_milestones_of_a_job_that_began_while_the_bus_was_away_are_to
         stream.append("m1", What::State, state("completed"), true);
         world.nodes[0].come_back();
         world.pass(Duration::from_secs(2)).await;
-        assert_eq!(world.clients[0].heard, BTreeSet::from([2, 3]), "{topic}");
+        assert_eq!(
+            world.clients[0].heard,
+            BTreeSet::from([2, 3].map(Seq::new)),
+            "{topic}"
+        );
     }
 }

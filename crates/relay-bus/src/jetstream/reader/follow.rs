@@ -9,6 +9,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use relay_core::position::{Epoch, Seq};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::missing::{self, Missing, Range};
@@ -44,7 +45,7 @@ pub(super) enum Trouble {
 /// Done beside reading.
 enum Chore {
     /// The leader's word, and the highest number read when it was asked.
-    Checked(Result<Facts, AskError>, u64),
+    Checked(Result<Facts, AskError>, Seq),
     Fetched(Range, Result<Vec<Incoming>, AskError>),
 }
 
@@ -54,9 +55,9 @@ pub(super) struct Follow<'r, 'a> {
     subscription: Subscriber,
     connects: u64,
     created: u64,
-    epoch: u64,
+    epoch: Epoch,
     /// The number of the last live message, to see order.
-    last: u64,
+    last: Seq,
     /// What was read and is not handed on yet; empty whenever something else is looked at.
     burst: Vec<Incoming>,
     /// A message out of order. Nothing is read on until the stream is known to be the same: a new one's
@@ -74,12 +75,12 @@ pub(super) struct Follow<'r, 'a> {
 }
 
 impl<'r, 'a> Follow<'r, 'a> {
-    pub(super) fn new(reader: &'r mut Reader<'a>, attached: Attached, epoch: u64) -> Self {
+    pub(super) fn new(reader: &'r mut Reader<'a>, attached: Attached, epoch: Epoch) -> Self {
         Self {
             connects: attached.connects,
             created: attached.facts.created,
             epoch,
-            last: 0,
+            last: Seq::ZERO,
             burst: Vec::with_capacity(BURST),
             held: None,
             is_about_held: false,
@@ -188,12 +189,12 @@ impl<'r, 'a> Follow<'r, 'a> {
         Ok(())
     }
 
-    fn accept(&mut self, seq: u64, message: &Message) {
+    fn accept(&mut self, seq: Seq, message: &Message) {
         let shared = self.reader.shared;
         if let Some(range) = self.missing.saw(seq) {
             self.fetch(range);
         }
-        shared.seen.fetch_max(seq, Ordering::AcqRel);
+        shared.seen.fetch_max(seq.get(), Ordering::AcqRel);
         match decode::live(&shared.subjects, seq, message) {
             Ok(Some(update)) => {
                 self.reader.marks.push(seq, update.stored_at);
@@ -247,14 +248,14 @@ impl<'r, 'a> Follow<'r, 'a> {
 
     fn fetch(&mut self, range: Range) {
         self.hand_on();
-        self.reader.intake.missing(range.first - 1);
+        self.reader.intake.missing(range.first.before());
         if self.chores.len() >= CHORES {
             self.missing.compare();
             return;
         }
         tracing::debug!(
-            from = range.first,
-            to = range.last,
+            from = range.first.get(),
+            to = range.last.get(),
             "live messages are missing; fetching them"
         );
         let (asker, subjects) = (self.reader.asker, &self.reader.shared.subjects);
@@ -271,7 +272,7 @@ impl<'r, 'a> Follow<'r, 'a> {
                 Ok(())
             }
             Chore::Fetched(range, Err(error)) => {
-                tracing::debug!(from = range.first, %error, "could not fetch missing messages");
+                tracing::debug!(from = range.first.get(), %error, "could not fetch missing messages");
                 self.missing.compare();
                 Ok(())
             }
@@ -279,7 +280,7 @@ impl<'r, 'a> Follow<'r, 'a> {
         }
     }
 
-    fn checked(&mut self, facts: Result<Facts, AskError>, seen: u64) -> Result<(), Trouble> {
+    fn checked(&mut self, facts: Result<Facts, AskError>, seen: Seq) -> Result<(), Trouble> {
         let now = Instant::now();
         self.checking = false;
         self.next_check = now + self.reader.shared.settings.check_interval;

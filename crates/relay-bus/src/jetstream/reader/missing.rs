@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use relay_core::position::Seq;
 use tokio::time::Instant;
 
 use crate::jetstream::ask::{AskError, Asker};
@@ -24,24 +25,24 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// Numbers of the stream, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
-    pub(super) first: u64,
-    pub(super) last: u64,
+    pub(super) first: Seq,
+    pub(super) last: Seq,
 }
 
 /// What has come by and what has not.
 #[derive(Debug)]
 pub(super) struct Missing {
     /// Everything up to here has come by, is being fetched, or awaits a comparison.
-    seen: u64,
+    seen: Seq,
     /// A number that must come by until then.
-    expected: Option<(u64, Instant)>,
+    expected: Option<(Seq, Instant)>,
     compare: bool,
     compared: Option<Instant>,
 }
 
 impl Missing {
     /// Nothing is missing up to `seq`.
-    pub(super) fn after(seq: u64) -> Self {
+    pub(super) fn after(seq: Seq) -> Self {
         Self {
             seen: seq,
             expected: None,
@@ -50,23 +51,23 @@ impl Missing {
         }
     }
 
-    pub(super) fn seen(&self) -> u64 {
+    pub(super) fn seen(&self) -> Seq {
         self.seen
     }
 
     /// A message came by; what is to be fetched before it.
-    pub(super) fn saw(&mut self, seq: u64) -> Option<Range> {
-        let first = self.seen + 1;
+    pub(super) fn saw(&mut self, seq: Seq) -> Option<Range> {
+        let first = self.seen.next();
         self.seen = self.seen.max(seq);
         if seq > first {
-            self.missed(first, seq - 1)
+            self.missed(first, seq.before())
         } else {
             None
         }
     }
 
     /// The leader has stored messages up to `seq`.
-    pub(super) fn expect(&mut self, seq: u64, now: Instant) {
+    pub(super) fn expect(&mut self, seq: Seq, now: Instant) {
         if seq > self.seen && self.expected.is_none() {
             self.expected = Some((seq, now + PATIENCE));
         }
@@ -76,7 +77,7 @@ impl Missing {
     pub(super) fn overdue(&mut self, now: Instant) -> Option<Range> {
         let (seq, _) = self.expected.filter(|(_, until)| now >= *until)?;
         self.expected = None;
-        let first = self.seen + 1;
+        let first = self.seen.next();
         self.seen = self.seen.max(seq);
         if seq >= first {
             self.missed(first, seq)
@@ -85,13 +86,13 @@ impl Missing {
         }
     }
 
-    fn missed(&mut self, first: u64, last: u64) -> Option<Range> {
-        if last - first < FETCHED {
+    fn missed(&mut self, first: Seq, last: Seq) -> Option<Range> {
+        if last.since(first) < FETCHED {
             return Some(Range { first, last });
         }
         tracing::warn!(
-            first,
-            last,
+            first = first.get(),
+            last = last.get(),
             "many live messages are missing; everything is compared with the stream"
         );
         self.compare = true;
@@ -129,13 +130,14 @@ pub(super) async fn fetch(
     let mut updates = Vec::new();
     let mut next = range.first;
     while let Some(message) = asker.leader_next(&filter, next).await? {
-        if message.sequence > range.last {
+        let seq = Seq::new(message.sequence);
+        if seq > range.last {
             break;
         }
-        next = message.sequence + 1;
+        next = seq.next();
         let update = decode::from_leader(subjects, message).update;
         updates.extend(update.map(|update| Incoming {
-            previous: Some(update.seq - 1),
+            previous: Some(update.seq.before()),
             ..update
         }));
     }
@@ -148,47 +150,47 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_number_left_out_is_fetched() {
-        let mut missing = Missing::after(10);
+        let mut missing = Missing::after(Seq::new(10));
         // Came between the subscription and the leader's word.
-        assert_eq!(missing.saw(9), None);
-        assert_eq!(missing.saw(11), None);
+        assert_eq!(missing.saw(Seq::new(9)), None);
+        assert_eq!(missing.saw(Seq::new(11)), None);
         assert_eq!(
-            missing.saw(15),
+            missing.saw(Seq::new(15)),
             Some(Range {
-                first: 12,
-                last: 14
+                first: Seq::new(12),
+                last: Seq::new(14),
             })
         );
-        assert_eq!(missing.seen(), 15);
+        assert_eq!(missing.seen(), Seq::new(15));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_end_is_fetched_when_its_time_is_over() {
-        let mut missing = Missing::after(10);
+        let mut missing = Missing::after(Seq::new(10));
         let now = Instant::now();
-        missing.expect(12, now);
-        assert_eq!(missing.saw(11), None);
+        missing.expect(Seq::new(12), now);
+        assert_eq!(missing.saw(Seq::new(11)), None);
         assert_eq!(missing.overdue(now), None);
         assert_eq!(
             missing.overdue(now + PATIENCE),
             Some(Range {
-                first: 12,
-                last: 12
+                first: Seq::new(12),
+                last: Seq::new(12),
             })
         );
         assert_eq!(missing.overdue(now + PATIENCE), None);
-        missing.expect(13, now);
-        assert_eq!(missing.saw(13), None);
+        missing.expect(Seq::new(13), now);
+        assert_eq!(missing.saw(Seq::new(13)), None);
         assert_eq!(missing.overdue(now + PATIENCE), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn too_much_to_fetch_is_compared_and_not_too_often() {
-        let mut missing = Missing::after(0);
+        let mut missing = Missing::after(Seq::new(0));
         let now = Instant::now();
-        assert_eq!(missing.saw(1000), None);
+        assert_eq!(missing.saw(Seq::new(1000)), None);
         assert!(missing.wants_compare(now));
-        assert_eq!(missing.saw(2000), None);
+        assert_eq!(missing.saw(Seq::new(2000)), None);
         assert!(!missing.wants_compare(now));
         assert!(missing.wants_compare(now + COMPARE_EVERY));
         assert!(!missing.wants_compare(now + 2 * COMPARE_EVERY));

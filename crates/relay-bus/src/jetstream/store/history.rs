@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use futures_util::future::try_join_all;
 use relay_core::id::JobId;
+use relay_core::position::Seq;
 
 use super::Reading;
 use super::lasts::{FIRST_PAUSE, Lasts, TRIES};
@@ -22,11 +23,11 @@ const LEADER_STEPS: usize = 4096;
 /// Some of a job's history: what a filter finds, and the number it must reach to be complete.
 struct Part {
     filter: String,
-    reach: u64,
+    reach: Seq,
 }
 
 impl Part {
-    fn new(filter: String, reach: u64) -> Self {
+    fn new(filter: String, reach: Seq) -> Self {
         Self { filter, reach }
     }
 
@@ -41,7 +42,7 @@ impl Part {
 }
 
 impl Reading<'_> {
-    pub(super) async fn job(&self, job: JobId, at_least: u64) -> Result<Vec<Incoming>, StoreError> {
+    pub(super) async fn job(&self, job: JobId, at_least: Seq) -> Result<Vec<Incoming>, StoreError> {
         let everywhere = self.subjects.of_job(None, &job);
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
@@ -58,7 +59,7 @@ impl Reading<'_> {
                         Lasts::TooMany => Part::owners(self.subjects, &job, &last),
                         Lasts::Are(..) | Lasts::Stale => Part::new(everywhere.clone(), last.seq),
                     });
-                    (part.into_iter().collect(), u64::MAX)
+                    (part.into_iter().collect(), Seq::MAX)
                 }
             };
             let reading = parts.iter().map(|part| self.part_of_history(part));
@@ -95,10 +96,10 @@ impl Reading<'_> {
     /// replica has the stream up to some number, without holes; so reaching the last is reaching all.
     async fn part_of_history(&self, part: &Part) -> Result<Option<Window>, AskError> {
         let mut window = Window::default();
-        let mut reached = 0;
+        let mut reached = Seq::ZERO;
         loop {
             let get = DirectGet {
-                seq: Some(reached + 1),
+                seq: Some(reached.next()),
                 next_by_subj: Some(&part.filter),
                 batch: Some(MESSAGES_PER_GET),
                 ..DirectGet::default()
@@ -128,15 +129,15 @@ impl Reading<'_> {
     async fn leader_history(
         &self,
         filter: &str,
-        at_least: u64,
+        at_least: Seq,
     ) -> Result<Vec<Incoming>, StoreError> {
         let mut window = Window::default();
-        let mut next = 1;
+        let mut next = Seq::new(1);
         for _ in 0..LEADER_STEPS {
             let Some(message) = self.asker.leader_next(filter, next).await? else {
                 return Ok(window.finish());
             };
-            next = message.sequence + 1;
+            next = Seq::new(message.sequence).next();
             window.push(decode::from_leader(self.subjects, message));
         }
         Err(AskError::Stale { at_least }.into())

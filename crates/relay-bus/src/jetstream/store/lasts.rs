@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use relay_core::position::Seq;
+
 use super::Reading;
 use crate::jetstream::ask::{AskError, DirectAnswer, DirectGet};
 use crate::jetstream::decode::{self, Stored};
@@ -13,7 +15,7 @@ pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// The last messages of some subjects.
 pub(super) enum Lasts {
     /// Fresh, as of the number given; empty in the leader's word that there are none.
-    Are(Vec<Stored>, u64),
+    Are(Vec<Stored>, Seq),
     /// More subjects match than can be answered for.
     TooMany,
     /// No replica was fresh.
@@ -22,7 +24,7 @@ pub(super) enum Lasts {
 
 impl Reading<'_> {
     /// The last message of each subject that matches, as of message `at_least` or later.
-    pub(super) async fn lasts(&self, filters: &[String], at_least: u64) -> Result<Lasts, AskError> {
+    pub(super) async fn lasts(&self, filters: &[String], at_least: Seq) -> Result<Lasts, AskError> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
             match self.lasts_of_a_replica(filters).await {
@@ -52,9 +54,9 @@ impl Reading<'_> {
     async fn lasts_of_a_replica(
         &self,
         filters: &[String],
-    ) -> Result<Option<(Vec<Stored>, u64)>, AskError> {
+    ) -> Result<Option<(Vec<Stored>, Seq)>, AskError> {
         let mut lasts = Vec::new();
-        let mut up_to = u64::MAX;
+        let mut up_to = Seq::MAX;
         let mut from = None;
         loop {
             let get = DirectGet {
@@ -78,7 +80,7 @@ impl Reading<'_> {
             if batch.pending == 0 || read == 0 {
                 return Ok(Some((lasts, up_to)));
             }
-            from = Some(batch.last + 1);
+            from = Some(batch.last.next());
         }
     }
 

@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use relay_core::position::Seq;
+
 use crate::jetstream::decode::Stored;
 use crate::seam::Incoming;
 
@@ -39,13 +41,13 @@ impl Window {
     }
 
     /// Whether it has something up to that number.
-    pub(super) fn begins_by(&self, seq: u64) -> bool {
+    pub(super) fn begins_by(&self, seq: Seq) -> bool {
         self.kept.front().is_some_and(|oldest| oldest.seq <= seq)
     }
 
     /// The histories of different subjects as one, up to the number as of which all are known: what came
     /// later on one of them may have come on another after that was read.
-    pub(super) fn merge(windows: Vec<Self>, up_to: u64) -> Self {
+    pub(super) fn merge(windows: Vec<Self>, up_to: Seq) -> Self {
         let mut merged = Self::default();
         let mut all = Vec::new();
         for window in windows {
@@ -66,10 +68,10 @@ impl Window {
         }
         let mut all: Vec<Stored> = self.states.into_values().chain(self.kept).collect();
         all.sort_unstable_by_key(|stored| stored.seq);
-        let mut last: HashMap<String, u64> = HashMap::new();
+        let mut last: HashMap<String, Seq> = HashMap::new();
         let with_previous = all.into_iter().filter_map(|stored| {
             let update = stored.update?;
-            let previous = last.insert(stored.subject, stored.seq).unwrap_or(0);
+            let previous = last.insert(stored.subject, stored.seq).unwrap_or_default();
             Some(Incoming {
                 previous: Some(previous),
                 ..update
@@ -94,13 +96,13 @@ mod tests {
             .unwrap();
         Stored {
             subject,
-            seq,
+            seq: Seq::new(seq),
             update: Some(Incoming {
                 owner: address.owner,
                 job: address.job,
                 what: address.what,
                 payload: bytes::Bytes::from_static(b"{}"),
-                seq,
+                seq: Seq::new(seq),
                 previous: None,
                 stored_at: WallTime::default(),
             }),
@@ -116,7 +118,7 @@ mod tests {
         let chain: Vec<_> = window
             .finish()
             .iter()
-            .map(|each| (each.seq, each.previous))
+            .map(|each| (each.seq.get(), each.previous.map(Seq::get)))
             .collect();
         assert_eq!(
             chain,
@@ -133,8 +135,8 @@ mod tests {
             }
             window
         });
-        let merged = Window::merge(windows.into(), 9).finish();
-        let numbers: Vec<_> = merged.iter().map(|each| each.seq).collect();
+        let merged = Window::merge(windows.into(), Seq::new(9)).finish();
+        let numbers: Vec<_> = merged.iter().map(|each| each.seq.get()).collect();
         assert_eq!(numbers, [1, 2, 5, 6, 9]);
     }
 
@@ -148,8 +150,8 @@ mod tests {
         }
         let updates = window.finish();
         assert_eq!(updates.len(), MESSAGES + 1);
-        assert_eq!((updates[0].seq, &updates[0].what), (2, &What::State));
-        assert_eq!(updates[1].seq, 10_000 - MESSAGES as u64);
-        assert_eq!(updates[MESSAGES].seq, 9_999);
+        assert_eq!((updates[0].seq.get(), &updates[0].what), (2, &What::State));
+        assert_eq!(updates[1].seq.get(), 10_000 - MESSAGES as u64);
+        assert_eq!(updates[MESSAGES].seq.get(), 9_999);
     }
 }

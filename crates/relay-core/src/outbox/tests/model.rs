@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::cursor::{Cursor, Print, Told};
 use crate::job::{Job, JobBounds, Place, Subject};
+use crate::position::Position;
 use crate::recovery::Known;
 use crate::session::{Session, SessionBounds};
 use crate::topic::Topic;
 
 const JOBS: usize = 3;
 const NODES: usize = 2;
-const EPOCH: u64 = 7;
+const EPOCH: Epoch = Epoch::new(7);
 const HISTORY: usize = 6;
 const SESSION: SessionBounds = SessionBounds {
     subscriptions: 10,
@@ -99,36 +100,41 @@ enum Kind {
 }
 
 /// What was published: its number, its job, and the words.
-type Update = (u64, usize, Kind, String);
+type Update = (Seq, usize, Kind, String);
 
 /// What one node knows.
 struct Node {
     jobs: Vec<Job>,
     /// The highest number it has heard of.
-    high: u64,
+    high: Seq,
     away: bool,
     /// What came while it was away, and what came after it of the same jobs.
     missed: Vec<Update>,
     /// Nothing above this is told while something is missed.
-    ceiling: u64,
+    ceiling: Seq,
 }
 
 impl Node {
     fn new() -> Self {
         let job = |n: usize| {
             let id = Name::parse(&format!("j{n}")).unwrap();
-            Job::new(JobKey(n as u64), id, Name::parse("alice").unwrap(), 0)
+            Job::new(
+                JobKey(n as u64),
+                id,
+                Name::parse("alice").unwrap(),
+                Seq::ZERO,
+            )
         };
         Self {
             jobs: (0..JOBS).map(job).collect(),
-            high: 0,
+            high: Seq::ZERO,
             away: false,
             missed: Vec::new(),
-            ceiling: u64::MAX,
+            ceiling: Seq::MAX,
         }
     }
 
-    fn seen(&self) -> u64 {
+    fn seen(&self) -> Seq {
         self.high.min(self.ceiling)
     }
 
@@ -160,7 +166,7 @@ impl Node {
 
 struct World {
     now: Moment,
-    seq: u64,
+    seq: Seq,
     nodes: Vec<Node>,
     /// The node that the client is connected to.
     at: usize,
@@ -171,28 +177,28 @@ struct World {
     /// What a node that misses nothing knows.
     truth: Node,
     attempts: Vec<u32>,
-    published: Vec<(u64, usize, Kind)>,
+    published: Vec<(Seq, usize, Kind)>,
     outbox: Outbox,
     session: Session,
     carried: Vec<Told>,
     cursor: Option<Cursor>,
     /// Topics the client watches, and from which number on it must have everything.
-    watched: BTreeMap<usize, u64>,
+    watched: BTreeMap<usize, Seq>,
     /// How far the bus was when each began.
-    began: BTreeMap<usize, u64>,
+    began: BTreeMap<usize, Seq>,
     /// How far it was when one began on a node that had heard less: of what was told before, no cursor says then
     /// from where on it was whole.
-    unsure: u64,
-    arrived: BTreeSet<u64>,
+    unsure: Seq,
+    arrived: BTreeSet<Seq>,
     /// The last number that arrived of each job, but for what a snapshot told again.
-    last: Vec<u64>,
+    last: Vec<Seq>,
     /// The same of this connection.
-    here: Vec<u64>,
+    here: Vec<Seq>,
     /// Up to where milestones of each job were announced as lost, if they were.
-    gaps: Vec<Option<u64>>,
+    gaps: Vec<Option<Seq>>,
     /// Jobs that the answers to this connection left something out of, and up to where: `recovered: false` has
     /// said so, also to who is cut before the gap itself is told.
-    left_out: Vec<(usize, u64)>,
+    left_out: Vec<(usize, Seq)>,
     /// Subscriptions that asked for a snapshot, which may repeat what was told under another topic.
     snapshots: Vec<SubscriptionId>,
 }
@@ -201,7 +207,7 @@ impl World {
     fn new() -> Self {
         Self {
             now: START,
-            seq: 0,
+            seq: Seq::ZERO,
             nodes: (0..NODES).map(|_| Node::new()).collect(),
             at: 0,
             returned: None,
@@ -215,10 +221,10 @@ impl World {
             cursor: None,
             watched: BTreeMap::new(),
             began: BTreeMap::new(),
-            unsure: 0,
+            unsure: Seq::ZERO,
             arrived: BTreeSet::new(),
-            last: vec![0; JOBS],
-            here: vec![0; JOBS],
+            last: vec![Seq::ZERO; JOBS],
+            here: vec![Seq::ZERO; JOBS],
             gaps: vec![None; JOBS],
             left_out: Vec::new(),
             snapshots: Vec::new(),
@@ -261,7 +267,7 @@ impl World {
     }
 
     fn publish(&mut self, n: usize, kind: Kind, status: &str) {
-        self.seq += 1;
+        self.seq = self.seq.next();
         let (seq, attempt) = (self.seq, self.attempts[n]);
         let group = if n < 2 { r#","parent_id":"g""# } else { "" };
         let payload = match kind {
@@ -332,10 +338,10 @@ impl World {
         for update in std::mem::take(&mut self.nodes[at].missed) {
             self.take_in(at, update);
         }
-        self.nodes[at].ceiling = u64::MAX;
+        self.nodes[at].ceiling = Seq::MAX;
     }
     fn cursor(&self) -> Cursor {
-        let place = (EPOCH, self.outbox.position());
+        let place = Position::new(EPOCH, self.outbox.position());
         let behind = |id| self.outbox.behind(id);
         self.session.cursor(place, behind, &self.carried)
     }
@@ -362,7 +368,7 @@ impl World {
         let n = usize::try_from(publication.key.0).unwrap();
         // A snapshot tells again what was told under another topic, or before the topic was left; and what it told
         // of the time before, only the node knows that gave it.
-        let in_snapshot = |(topic_n, began): (&usize, &u64)| {
+        let in_snapshot = |(topic_n, began): (&usize, &Seq)| {
             covers(&topic(*topic_n), n) && publication.seq <= *began
         };
         let in_snapshot = self.began.iter().any(in_snapshot) || publication.seq <= self.unsure;
@@ -400,8 +406,8 @@ impl World {
         // What was told under the topic that was left may be told again under another: that one had shed it, and
         // nothing remembers any more that the client has it.
         for job in (0..JOBS).filter(|job| covers(&topic(n), *job)) {
-            self.last[job] = 0;
-            self.here[job] = 0;
+            self.last[job] = Seq::ZERO;
+            self.here[job] = Seq::ZERO;
         }
     }
 
@@ -418,7 +424,7 @@ impl World {
         let members = (0..JOBS).filter(|job| covers(&topic, *job));
         let jobs: Vec<&Job> = members.clone().map(|job| &node.jobs[job]).collect();
         let since = cursor.and_then(|cursor| cursor.since(&topic));
-        let all_known = |since: &u64| jobs.iter().all(|job| *since >= job.known_from());
+        let all_known = |since: &Seq| jobs.iter().all(|job| *since >= job.known_from());
         let recovered = since.filter(all_known);
         let mut publications: Vec<_> = jobs
             .iter()
@@ -427,7 +433,7 @@ impl World {
         publications.sort_by_key(|each| each.seq);
         let complete_from = self.known().complete_from(&topic, recovered, node.high);
         self.session
-            .joined(id, recovered.unwrap_or(0), complete_from);
+            .joined(id, recovered.unwrap_or_default(), complete_from);
         if let Some(since) = recovered {
             self.outbox.resume(since.min(node.ceiling));
         } else {
@@ -440,7 +446,7 @@ impl World {
             }
             self.snapshots.push(id);
             for job in jobs.iter().filter(|_| since.is_some()) {
-                if let Some(seq) = job.left_out_since(since.unwrap_or(0)) {
+                if let Some(seq) = job.left_out_since(since.unwrap_or_default()) {
                     let who = (job.key, job.id.clone());
                     let (now, why) = (self.now, GapReason::History);
                     self.outbox.announce_gap(who, seq, why, id, now);
@@ -481,7 +487,7 @@ impl World {
         self.session = Session::open(None, self.now, &SESSION);
         self.at = node;
         self.snapshots.clear();
-        self.here.fill(0);
+        self.here.fill(Seq::ZERO);
         for (job, seq) in self.left_out.drain(..) {
             self.gaps[job] = self.gaps[job].max(Some(seq));
         }

@@ -14,6 +14,7 @@ use relay_core::cursor::{Cursor, Print};
 use relay_core::job::Again;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
+use relay_core::position::Position;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use serde_json::Value;
@@ -155,13 +156,12 @@ impl Shard {
         // While a client is told nothing, where it was before stays all that is known of it.
         let mut known = returns.into_iter().flat_map(Return::cursors);
         let known = known.find(|cursor| {
-            let means_something = state.stale || cursor.epoch == state.epoch;
+            let means_something = state.stale || cursor.position.epoch == state.epoch;
             means_something && topics.iter().all(|topic| cursor.since(topic).is_some())
         });
-        let cursor = known.cloned().unwrap_or_else(|| {
-            let (epoch, seq) = self.common.hub.place();
-            Cursor::at(epoch, seq, topics)
-        });
+        let cursor = known
+            .cloned()
+            .unwrap_or_else(|| Cursor::at(self.common.hub.place(), topics));
         Some(format!("{socket_id}{SEPARATOR}{cursor}"))
     }
 
@@ -222,5 +222,5 @@ pub(in crate::shard) fn cursor_for(connection: &Connection, topic: &str) -> Opti
     let carried = &connection.extras.as_ref()?.carried;
     let print = Print::of(&Topic::parse(topic).ok()?);
     let told = carried.told.iter().find(|told| told.print == print)?;
-    Some(Cursor::new(carried.epoch, told.seq, [*told]).to_string())
+    Some(Cursor::new(Position::new(carried.epoch, told.seq), [*told]).to_string())
 }

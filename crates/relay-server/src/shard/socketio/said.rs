@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use relay_core::outbox::SubscriptionId;
+use relay_core::position::{Position, Seq};
 use relay_core::publication::Publication;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -83,7 +84,7 @@ impl Shard {
         &self,
         connection: &mut Connection,
         publication: &Publication,
-        (via, position): (SubscriptionId, u64),
+        (via, position): (SubscriptionId, Seq),
         replayed: bool,
     ) -> Bytes {
         let (Transport::SocketIo(link), Some(speech)) =
@@ -100,7 +101,8 @@ impl Shard {
         let offset = &link.rooms[at].offset;
         let is_wanted = offset.is_wanted(publication, is_change, &texts);
         let status = is_wanted.then(|| speech.told_of(publication.key));
-        let cursor = is_wanted.then(|| cursor_at(connection, (publication.epoch, position)));
+        let cursor =
+            is_wanted.then(|| cursor_at(connection, Position::new(publication.epoch, position)));
         let Transport::SocketIo(link) = &mut connection.transport else {
             return Bytes::new();
         };
