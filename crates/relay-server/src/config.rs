@@ -9,8 +9,6 @@ mod auth;
 mod bounds;
 mod dialects;
 pub mod problem;
-#[cfg(test)]
-mod reference;
 mod secret;
 pub mod sections;
 pub mod source;

@@ -21,6 +21,8 @@ pub mod logging;
 pub mod node;
 pub mod origin;
 pub mod readiness;
+#[cfg(test)]
+mod reference;
 pub mod refused;
 pub mod serve;
 pub mod shard;

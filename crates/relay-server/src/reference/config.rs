@@ -1,15 +1,15 @@
 //! Keeps `config/relay.toml` and `docs/reference/config.md` what the code says.
 //!
-//! Both are written from the comments, types and defaults of `sections`; `RELAY_BLESS=1` writes them anew.
+//! Both are written from the comments, types and defaults of `config::sections`; `RELAY_BLESS=1` writes them anew.
 //!
 //! Invariant: neither file is edited by hand.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Config, env_name, known_keys};
+use super::assert_written;
+use crate::config::{Config, env_name, known_keys};
 
 /// One key as a person is told about it.
 struct Entry {
@@ -172,7 +172,7 @@ fn config_md() -> String {
            it is written in a variable. A **path** is taken from the directory the relay is started in.\n\
          - A **secret** is never printed. Each has a `_file` beside it, for secrets that are mounted as files.\n\
          - An unknown key, in the file or in a `RELAY__` variable, is a mistake and stops the start.\n\n\
-         This page is written from the code; `RELAY_BLESS=1 cargo test -p relay-server --lib config::reference` writes it anew.\n",
+         This page is written from the code; `RELAY_BLESS=1 cargo test -p relay-server --lib reference` writes it anew.\n",
     );
     let mut open = String::new();
     for entry in entries() {
@@ -198,23 +198,6 @@ fn config_md() -> String {
         .unwrap();
     }
     out
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn assert_written(path: &str, expected: &str) {
-    let path = root().join(path);
-    if std::env::var_os("RELAY_BLESS").is_some() {
-        std::fs::write(&path, expected).unwrap();
-    }
-    let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == expected,
-        "{} is not what the code says; write it anew with RELAY_BLESS=1",
-        path.display()
-    );
 }
 
 #[test]

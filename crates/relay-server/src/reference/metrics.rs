@@ -1,0 +1,281 @@
+//! Writes `docs/reference/metrics.md` from the metrics the relay defines.
+//!
+//! A family without a value is not gathered, so each is given one first; what is not on the page then stands in
+//! `telemetry.rs` and was forgotten here, and the test says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+
+use relay_bus::hub::HubStats;
+use relay_core::outbox::GapReason;
+use relay_core::quality::Verdict;
+use relay_core::session::CloseReason;
+
+use super::assert_written;
+use crate::telemetry::Telemetry;
+
+const PAGE: &str = "docs/reference/metrics.md";
+
+const HEAD: &str = "\
+# Metrics
+
+`GET /metrics` on the operators' listener (`admin.listen`, `127.0.0.1:9090` by default) answers in the text format of Prometheus. \
+Every metric of the relay begins with `relay_`; counters end with `_total`; times are seconds, sizes are bytes. \
+No job, user, address or token is ever a label. On Linux the usual `process_…` metrics (CPU, memory, file descriptors) are there as well.
+
+Which of them to look at first: [Run in production](../how-to/run-in-production.md#4-watch-it). \
+Alerts: [deploy/prometheus/relay.rules.yml](../../deploy/prometheus/relay.rules.yml).
+
+This page is written from the code; `RELAY_BLESS=1 cargo test -p relay-server --lib reference` writes it anew.
+
+## All metrics
+
+| Metric | Type | Labels | Counts or measures |
+|---|---|---|---|
+";
+
+/// What a label's values are, in words; `*` where a label means the same in every metric.
+const VALUES: &[(&str, &str, &str)] = &[
+    ("*", "class", "`state`, `milestone`, `ending`"),
+    ("*", "dialect", "a dialect's name, as in `dialects.enabled`"),
+    (
+        "*",
+        "mapping",
+        "the mapping's key in the dialect's file, such as `frames.state`",
+    ),
+    ("*", "shard", "the number of a shard, from 0"),
+    (
+        "*",
+        "transport",
+        "`websocket`, `sse`, `poll`, `socketio_websocket`, `socketio_polling`",
+    ),
+    ("*", "verdict", VERDICTS),
+    ("*", "version", "the relay's version"),
+    (
+        "*",
+        "limit",
+        "`connections` (`limits.connections`), `jobs` (`history.jobs`)",
+    ),
+    (
+        "relay_client_errors_total",
+        "code",
+        "an error code of a frame ([Errors](errors.md#in-frames)); besides, `protocol` (broken framing or packets) and \
+         `unanswered` (a worker did not answer a dialect's request)",
+    ),
+    (
+        "relay_connection_checks_total",
+        "result",
+        "`answered`, `missed`",
+    ),
+    ("relay_connections_closed_total", "reason", REASONS),
+    (
+        "relay_connections_refused_total",
+        "reason",
+        "an error code of an HTTP answer ([Errors](errors.md#over-http)); `accept` (a socket could not be accepted); \
+         `engineio_…` (what was wrong with an Engine.IO request)",
+    ),
+    ("relay_gaps_total", "reason", GAPS),
+    (
+        "relay_http_requests_total",
+        "code",
+        "the status of the answer",
+    ),
+    (
+        "relay_http_requests_total",
+        "route",
+        "the route's pattern, such as `/v1/jobs/{id}`; `other`",
+    ),
+    (
+        "relay_resumes_total",
+        "result",
+        "`recovered` (what was missed was sent), `snapshot` (the cursor was too old or from another epoch)",
+    ),
+    (
+        "relay_updates_total",
+        "result",
+        "`accepted`; `duplicate` and `repeated` (the same once more); `deferred` (waits for a repair); `unwatched` (not \
+         read further, because nobody watches the job and something before it is missing); `resynced` (found by a \
+         comparison with the stream); `expired`; `slow_consumer`, `bad_subject`, `not_from_stream` (dropped before \
+         they were read); or the code with which an update is rejected \
+         ([Errors](errors.md#publishing))",
+    ),
+];
+
+const VERDICTS: &str = "VERDICTS";
+const REASONS: &str = "REASONS";
+const GAPS: &str = "GAPS";
+
+/// Every reason for which a connection ends.
+pub(super) const CLOSE_REASONS: [CloseReason; 13] = [
+    CloseReason::Client,
+    CloseReason::Dead,
+    CloseReason::Slow,
+    CloseReason::Overflow,
+    CloseReason::Expired,
+    CloseReason::Unauthenticated,
+    CloseReason::TooLarge,
+    CloseReason::TooFrequent,
+    CloseReason::Protocol,
+    CloseReason::Drain,
+    CloseReason::Ended,
+    CloseReason::Idle,
+    CloseReason::InternalError,
+];
+
+fn in_words(values: &str) -> String {
+    let list = |words: Vec<&str>| {
+        let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+        words.join(", ")
+    };
+    match values {
+        VERDICTS => list(Verdict::ALL.map(Verdict::as_str).to_vec()),
+        REASONS => format!(
+            "{}; see [Errors](errors.md#websocket-close-codes)",
+            list(CLOSE_REASONS.map(CloseReason::as_str).to_vec())
+        ),
+        GAPS => list(vec![
+            GapReason::Outbox.as_str(),
+            GapReason::History.as_str(),
+        ]),
+        text => text.to_owned(),
+    }
+}
+
+/// One metric.
+struct Family {
+    kind: &'static str,
+    labels: Vec<String>,
+    help: String,
+}
+
+fn families() -> BTreeMap<String, Family> {
+    let telemetry = Telemetry::new().unwrap();
+    // Each gets one value.
+    telemetry.transport("websocket").opened.inc();
+    let _ = telemetry.class("state");
+    telemetry.closed("websocket", "client");
+    telemetry.refused("draining");
+    telemetry.request("other", 404);
+    telemetry.gap("outbox");
+    telemetry.resume(true);
+    telemetry.client_error("bad_json");
+    telemetry.mapping_run("a", "b");
+    telemetry.mapping_failure("a", "b");
+    let _ = telemetry.dialect_connections("a");
+    telemetry.quality_change(Verdict::Good);
+    telemetry.check("answered");
+    telemetry.endings(0, 0, Duration::ZERO);
+    telemetry.bound("jobs", 0, 1);
+    let hub = HubStats {
+        counts: vec![("accepted", 1)],
+        inboxes: vec![(0, 0, 0)],
+        ..HubStats::default()
+    };
+    let text = String::from_utf8(telemetry.scrape(&hub).unwrap()).unwrap();
+    let mut families = BTreeMap::new();
+    for line in text.lines() {
+        if let Some((name, help)) = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            families.insert(
+                name.to_owned(),
+                Family {
+                    kind: "",
+                    labels: Vec::new(),
+                    help: help.to_owned(),
+                },
+            );
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            families.get_mut(name).unwrap().kind = match kind {
+                "counter" => "counter",
+                "gauge" => "gauge",
+                "histogram" => "histogram",
+                other => panic!("{name} is a {other}"),
+            };
+        } else if let Some((series, rest)) = line.split_once('{') {
+            let name = series
+                .strip_suffix("_bucket")
+                .filter(|name| families.contains_key(*name))
+                .unwrap_or(series);
+            let Some(family) = families.get_mut(name) else {
+                continue;
+            };
+            let labels = rest.split('}').next().unwrap_or_default();
+            family.labels = labels
+                .split(',')
+                .filter_map(|label| Some(label.split_once('=')?.0.to_owned()))
+                .filter(|label| label != "le")
+                .collect();
+        }
+    }
+    families.retain(|name, _| name.starts_with("relay_"));
+    families
+}
+
+fn metrics_md() -> String {
+    let families = families();
+    let mut out = HEAD.to_owned();
+    for (name, family) in &families {
+        let labels: Vec<String> = family
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let labels = if labels.is_empty() {
+            "–".to_owned()
+        } else {
+            labels.join(", ")
+        };
+        let Family { kind, help, .. } = family;
+        writeln!(out, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
+    }
+    out.push_str("\n## Labels\n\n| Label | In | Values |\n|---|---|---|\n");
+    for (metric, label, values) in VALUES {
+        let place = match *metric {
+            "*" => "all metrics that have it".to_owned(),
+            name => format!("`{name}`"),
+        };
+        writeln!(out, "| `{label}` | {place} | {} |", in_words(values)).unwrap();
+    }
+    out.push_str(
+        "\n## Sums that hold\n\n\
+         - `relay_connections_opened_total` − `relay_connections_closed_total` = `relay_connections`, for each transport.\n\
+         - Every update that came in is in exactly one `result` of `relay_updates_total`; one that is `deferred` comes \
+         again when its job is repaired.\n",
+    );
+    out
+}
+
+#[test]
+fn the_page_of_metrics_is_what_the_code_says() {
+    assert_written(PAGE, &metrics_md());
+}
+
+#[test]
+fn no_metric_is_left_out() {
+    let defined = include_str!("../telemetry.rs").split('"').skip(1);
+    let defined: BTreeSet<&str> = defined
+        .step_by(2)
+        .filter(|text| text.starts_with("relay_"))
+        .collect();
+    let found = families();
+    let found: BTreeSet<&str> = found.keys().map(String::as_str).collect();
+    assert_eq!(found, defined);
+}
+
+#[test]
+fn every_label_is_explained() {
+    for (name, family) in families() {
+        for label in &family.labels {
+            let explained = VALUES
+                .iter()
+                .any(|(metric, known, _)| known == label && (*metric == "*" || *metric == name));
+            assert!(explained, "{name}: {label}");
+        }
+    }
+}
