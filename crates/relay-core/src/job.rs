@@ -86,6 +86,9 @@ pub enum Declined {
     /// The job belongs to somebody else.
     #[error("the job belongs to another owner")]
     ForeignOwner,
+    /// The code that reads it panicked; whoever caught that says so with this.
+    #[error("the relay failed while it read this update, and skipped it")]
+    Panicked,
 }
 
 impl Declined {
@@ -97,8 +100,29 @@ impl Declined {
             Self::Repeated => "repeated",
             Self::TooLarge { .. } => "too_large",
             Self::ForeignOwner => "foreign_owner",
+            Self::Panicked => "panicked",
         }
     }
+}
+
+/// An accepted update before the job has taken it: all that may go wrong with its bytes is behind it.
+#[derive(Debug)]
+#[must_use = "the job takes it with Job::enter"]
+pub struct Judged {
+    publication: Arc<Publication>,
+    change: Change,
+}
+
+/// What of a job an accepted update replaces.
+#[derive(Debug)]
+enum Change {
+    State {
+        guard: Guard,
+        eta: EtaEstimator,
+        said: u64,
+        reopened: bool,
+    },
+    Milestone,
 }
 
 /// What a client that comes (back) is owed about one job.
@@ -207,11 +231,55 @@ impl Job {
         place: Place,
         bounds: &JobBounds,
     ) -> Result<Arc<Publication>, Declined> {
+        let judged = self.judge(subject, payload, place, bounds)?;
+        Ok(self.enter(judged, bounds))
+    }
+
+    /// The first half of [`Job::apply`]: reads the update's bytes and changes nothing.
+    ///
+    /// # Errors
+    /// Says why the update goes no further.
+    pub fn judge(
+        &self,
+        subject: Subject<'_>,
+        payload: &[u8],
+        place: Place,
+        bounds: &JobBounds,
+    ) -> Result<Judged, Declined> {
         bounds.admit(payload)?;
         match subject {
-            Subject::State => self.apply_state(payload, place, bounds),
-            Subject::Milestone(name) => self.apply_milestone(name, payload, place, bounds),
+            Subject::State => self.judge_state(payload, place),
+            Subject::Milestone(name) => self.judge_milestone(name, payload, place),
         }
+    }
+
+    /// The second half: remembers what this job, as it is now, has judged.
+    pub fn enter(&mut self, judged: Judged, bounds: &JobBounds) -> Arc<Publication> {
+        let Judged {
+            publication,
+            change,
+        } = judged;
+        match change {
+            Change::State {
+                guard,
+                eta,
+                said,
+                reopened,
+            } => {
+                self.guard = guard;
+                self.eta = eta;
+                self.said = said;
+                self.parent.clone_from(&publication.parent);
+                let previous = self.state.replace(publication.clone());
+                // The ending of an attempt that is being tried again is history, and still owed to whoever
+                // was away.
+                if let Some(ending) = previous.filter(|state| reopened && state.is_terminal()) {
+                    self.remember(ending, bounds);
+                }
+            }
+            Change::Milestone => self.remember(publication.clone(), bounds),
+        }
+        publication
     }
 
     /// Whether [`Job::apply`] would take an update; true if it is an ending.
@@ -251,12 +319,7 @@ impl Job {
         self.state.is_some() && self.said == hash(payload)
     }
 
-    fn apply_state(
-        &mut self,
-        payload: &[u8],
-        place: Place,
-        bounds: &JobBounds,
-    ) -> Result<Arc<Publication>, Declined> {
+    fn judge_state(&self, payload: &[u8], place: Place) -> Result<Judged, Declined> {
         let mut document = JobDocument::parse(payload, &self.id, &self.owner)?;
         if self.has_said(payload) {
             return Err(Declined::Repeated);
@@ -266,30 +329,30 @@ impl Job {
             Verdict::Accepted { reopened } => reopened,
             Verdict::Stale(stale) => return Err(Declined::Stale(stale)),
         };
-        if document.attempt() != self.guard.attempt() {
-            self.eta = EtaEstimator::default();
-        }
-        self.said = hash(payload);
-        self.guard = guard;
-        self.estimate(&mut document, place.received_at);
+        let mut eta = if document.attempt() == self.guard.attempt() {
+            self.eta
+        } else {
+            EtaEstimator::default()
+        };
+        estimate(&mut eta, &mut document, place.received_at);
         let (parent, ts) = (document.parent_id().cloned(), document.ts());
-        self.parent.clone_from(&parent);
-        let publication = self.publication(Body::state(document), parent, ts, place);
-        let previous = self.state.replace(publication.clone());
-        // The ending of an attempt that is being tried again is history, and still owed to whoever was away.
-        if let Some(ending) = previous.filter(|state| reopened && state.is_terminal()) {
-            self.remember(ending, bounds);
-        }
-        Ok(publication)
+        Ok(Judged {
+            publication: self.publication(Body::state(document), parent, ts, place),
+            change: Change::State {
+                guard,
+                eta,
+                said: hash(payload),
+                reopened,
+            },
+        })
     }
 
-    fn apply_milestone(
-        &mut self,
+    fn judge_milestone(
+        &self,
         name: &Name,
         payload: &[u8],
         place: Place,
-        bounds: &JobBounds,
-    ) -> Result<Arc<Publication>, Declined> {
+    ) -> Result<Judged, Declined> {
         let data = MilestoneData::parse(payload)?;
         if self.guard.is_terminal() {
             return Err(Declined::Stale(Stale::AfterEnding));
@@ -300,9 +363,10 @@ impl Job {
             name: name.clone(),
             data: Bytes::from(data.into_json()),
         };
-        let publication = self.publication(body, parent, ts, place);
-        self.remember(publication.clone(), bounds);
-        Ok(publication)
+        Ok(Judged {
+            publication: self.publication(body, parent, ts, place),
+            change: Change::Milestone,
+        })
     }
 
     /// What somebody is owed who has been told everything up to `since`, or nothing yet.
@@ -441,18 +505,6 @@ impl Job {
         Ok(job)
     }
 
-    fn estimate(&mut self, document: &mut JobDocument, now: Moment) {
-        if document.status() != Status::Running {
-            return;
-        }
-        if let Some(progress) = document.progress() {
-            self.eta.observe(progress, now);
-        }
-        if let Some(left) = self.eta.estimate(now) {
-            document.estimate_eta(left.as_secs_f64());
-        }
-    }
-
     fn remember(&mut self, publication: Arc<Publication>, bounds: &JobBounds) {
         self.history.push_back(publication);
         while self.history.len() > bounds.history {
@@ -483,6 +535,19 @@ impl Job {
             stored_at: place.stored_at,
             frames: Frames::default(),
         })
+    }
+}
+
+/// Notes a running job's progress, and says how long it will take where its worker does not.
+fn estimate(eta: &mut EtaEstimator, document: &mut JobDocument, now: Moment) {
+    if document.status() != Status::Running {
+        return;
+    }
+    if let Some(progress) = document.progress() {
+        eta.observe(progress, now);
+    }
+    if let Some(left) = eta.estimate(now) {
+        document.estimate_eta(left.as_secs_f64());
     }
 }
 
