@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use relay_core::id::{JobId, Name, Owner};
-use relay_core::outbox::{GapReason, SubscriptionId};
-use relay_core::position::Seq;
+use relay_core::outbox::GapReason;
 use relay_core::publication::{JobKey, Publication};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
+use relay_core::watcher::beginning::{Joined, LeftOut};
+use relay_core::watcher::holds::Repairing;
 use tokio::sync::Notify;
 
 /// From this many messages on, states are conflated before they reach the shard.
@@ -34,8 +34,8 @@ pub struct ConnectionId(pub u64);
 pub enum Message {
     /// An update was accepted.
     Publish(Arc<Publication>),
-    /// A join was answered.
-    Joined(Box<Joined>),
+    /// A connection's join was answered.
+    Joined(ConnectionId, Box<Joined>),
     /// How the jobs of a user or a group stand, taken together.
     Aggregate(Arc<Aggregate>),
     /// Milestones of a job are lost on their way here.
@@ -51,100 +51,13 @@ pub enum Message {
     },
 }
 
-/// The answer to a join: what the client is told first.
-#[derive(Debug)]
-pub struct Joined {
-    /// Whose join it was.
-    pub connection: ConnectionId,
-    /// The subscription that waited.
-    pub subscription: SubscriptionId,
-    /// What it watches.
-    pub topic: Topic,
-    /// The owner, where the topic is a job somebody owns.
-    pub owner: Option<Owner>,
-    /// The parent, where the topic is a job in a group.
-    pub parent: Option<Name>,
-    /// Where the client's cursor stood, if it meant anything here.
-    pub since: Option<Seq>,
-    /// Whether everything missed since the cursor follows.
-    pub recovered: bool,
-    /// What follows, in ascending order.
-    pub publications: Vec<Arc<Publication>>,
-    /// Jobs with milestones since the cursor that do not follow: the history no longer has them, or they
-    /// are older than a snapshot. Empty where `recovered`.
-    pub left_out: Vec<LeftOut>,
-    /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
-    pub high: Seq,
-}
-
-/// A job some of whose milestones a returning client is not told.
-#[derive(Debug, Clone)]
-pub struct LeftOut {
-    /// The job's number.
-    pub key: JobKey,
-    /// The job.
-    pub job: JobId,
-    /// The number of the last of them, or one above it.
-    pub seq: Seq,
-}
-
-/// A repair as far as a shard is concerned.
-#[derive(Debug, Clone)]
-pub enum Repairing {
-    /// Who watches the job is told nothing above a number until it is released.
-    Hold(Hold),
-    /// The repair is done.
-    Release(JobId),
-    /// Everybody is told nothing above this number until all is released: the bus was away, and what was
-    /// missed is not known yet.
-    HoldAll(Seq),
-    /// The comparison with the store is done; what was missed is held job by job.
-    ReleaseAll,
-}
-
-/// A job being repaired.
-#[derive(Debug, Clone)]
-pub struct Hold {
-    /// The job.
-    pub job: JobId,
-    /// Its owner, where that is known.
-    pub owner: Option<Owner>,
-    /// Its parent; where that is not known, any group may be its own.
-    pub parent: Option<Name>,
-    /// What its watchers have been told up to.
-    pub seq: Seq,
-}
-
-impl Hold {
-    /// Whether the job may be seen under `topic`.
-    pub fn concerns(&self, topic: &Topic) -> bool {
-        match topic {
-            Topic::Job(job) => *job == self.job,
-            Topic::User(owner) => Some(owner) == self.owner.as_ref(),
-            Topic::Group(group) => self.parent.as_ref().is_none_or(|parent| parent == group),
-        }
-    }
-
-    /// The topics it is known to be seen under.
-    pub fn topics(&self) -> impl Iterator<Item = Topic> + use<> {
-        let job = Topic::Job(self.job.clone());
-        let owner = self.owner.clone().map(Topic::User);
-        let parent = self.parent.clone().map(Topic::Group);
-        std::iter::once(job).chain(owner).chain(parent)
-    }
-}
-
 /// Which milestones are lost.
 #[derive(Debug)]
 pub struct LostMilestones {
-    /// The job's number.
-    pub key: JobKey,
-    /// The job.
-    pub job: JobId,
+    /// The job, and a number at or above the lost ones.
+    pub what: LeftOut,
     /// The topics it is seen under.
     pub topics: Vec<Topic>,
-    /// A number at or above the lost ones.
-    pub seq: Seq,
     /// Why they are lost.
     pub reason: GapReason,
 }
@@ -235,10 +148,12 @@ impl Queue {
         } else if waiting >= HARD_LIMIT {
             self.shed += 1;
             let gap = Message::Gap(Box::new(LostMilestones {
-                key: publication.key,
-                job: publication.job.clone(),
+                what: LeftOut {
+                    key: publication.key,
+                    job: publication.job.clone(),
+                    seq: publication.seq,
+                },
                 topics: publication.topics().collect(),
-                seq: publication.seq,
                 reason: GapReason::Outbox,
             }));
             // One gap a job says as much as many.

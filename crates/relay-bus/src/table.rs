@@ -22,8 +22,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::hub::{HubSettings, JoinRequest, Lookup, Survey};
-use crate::inbox::{Hold, Repairing};
 use crate::seam::{Held, Incoming, What};
+use relay_core::watcher::holds::{Hold, Repairing};
 
 /// Which shards: bit `n` is shard `n`.
 pub(crate) type Shards = u64;

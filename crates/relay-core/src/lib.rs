@@ -22,3 +22,4 @@ pub mod recovery;
 pub mod session;
 pub mod tally;
 pub mod topic;
+pub mod watcher;

@@ -190,7 +190,7 @@ impl Outbox {
         bounds: &OutboxBounds,
     ) -> Offered {
         if self.last_offered == identity(publication) {
-            self.share(publication.seq, via);
+            self.share(publication.key, publication.seq, via);
             return Offered::Duplicate;
         }
         self.last_offered = identity(publication);
@@ -269,14 +269,28 @@ impl Outbox {
         }
     }
 
-    /// Notes that what waits with this number is owed to a further subscription, where it does wait.
-    pub fn share(&mut self, seq: Seq, via: SubscriptionId) {
+    /// Notes that what was offered of a job with this number is owed to a further subscription, where it waits,
+    /// or where a gap stands for it.
+    pub fn share(&mut self, key: JobKey, seq: Seq, via: SubscriptionId) {
         let waiting = self.items.iter_mut().rev();
         let mut same = waiting
             .skip_while(|item| item.seq > seq)
             .take_while(|item| item.seq == seq);
         if let Some(item) = same.find(|item| item.publication().is_some()) {
-            item.owe_to(via);
+            return item.owe_to(via);
+        }
+        let mut gaps = self.items.iter_mut().filter(|item| {
+            item.key == key
+                && matches!(
+                    item.telling,
+                    Telling::Gap {
+                        reason: GapReason::Outbox,
+                        ..
+                    }
+                )
+        });
+        if let Some(gap) = gaps.next() {
+            gap.owe_to(via);
         }
     }
 
@@ -378,6 +392,12 @@ impl Outbox {
             !item.vias.is_empty()
         });
         self.recount();
+    }
+
+    /// How many live milestones wait.
+    #[cfg(test)]
+    pub(crate) fn milestones(&self) -> usize {
+        self.items.iter().filter(|item| item.counts()).count()
     }
 
     /// How many things wait.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::cursor::{Cursor, Print, Told};
+use crate::job::Again;
 use crate::moment::Moment;
 use crate::outbox::SubscriptionId;
 use crate::position::{Position, Seq};
@@ -37,6 +38,10 @@ pub enum Command {
         topic: String,
         /// Where it left off.
         cursor: Option<String>,
+        /// Whether endings shall be sent again until they are acknowledged.
+        ack: bool,
+        /// What of the time before its cursor it is sent again.
+        again: Again,
     },
     /// Watch it no longer.
     Unsubscribe {
@@ -79,14 +84,7 @@ pub enum Event {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// Join the topic; the first word about it follows when the bus has answered.
-    Join {
-        /// The new subscription.
-        subscription: SubscriptionId,
-        /// What it watches.
-        topic: Topic,
-        /// Where the client left off.
-        cursor: Option<Cursor>,
-    },
+    Join(Join),
     /// Leave the topic and say so.
     Leave {
         /// The subscription that ended.
@@ -112,6 +110,22 @@ pub enum Action {
     /// End the connection.
     Close(CloseReason),
 }
+
+/// A subscription that wants its first word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// What it watches.
+    pub topic: Topic,
+    /// Where the client left off.
+    pub cursor: Option<Cursor>,
+    /// What of the time before that it is sent again.
+    pub again: Again,
+}
+
+/// What a client is told of a topic that it may not watch.
+pub const FORBIDDEN: &str = "this belongs to another user, and your token's topics do not grant it";
 
 /// Why a command did nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +162,12 @@ pub enum CommandError {
         /// The topic.
         topic: Topic,
     },
+    /// Not the client's to watch.
+    #[error("{FORBIDDEN}")]
+    Forbidden {
+        /// The topic.
+        topic: Topic,
+    },
     /// Before authentication.
     #[error("send {{\"type\":\"auth\",\"token\":\"…\"}} first")]
     Unauthenticated,
@@ -162,6 +182,7 @@ impl CommandError {
             Self::TooManySubscriptions { .. } => "too_many_subscriptions",
             Self::AlreadySubscribed { .. } => "already_subscribed",
             Self::NotSubscribed { .. } => "not_subscribed",
+            Self::Forbidden { .. } => "forbidden",
             Self::Unauthenticated => "unauthenticated",
         }
     }
@@ -439,8 +460,16 @@ impl Session {
             (Command::Auth { token }, _) => Action::Verify(token),
             (Command::Ping, _) => Action::Pong,
             (_, Phase::Unauthenticated { .. }) => Action::Refuse(CommandError::Unauthenticated),
-            (Command::Subscribe { topic, cursor }, _) => self
-                .on_subscribe(&topic, cursor.as_deref(), bounds)
+            (
+                Command::Subscribe {
+                    topic,
+                    cursor,
+                    again,
+                    ack: _,
+                },
+                _,
+            ) => self
+                .on_subscribe(&topic, cursor.as_deref(), again, bounds)
                 .unwrap_or_else(Action::Refuse),
             (Command::Unsubscribe { topic }, _) => {
                 self.on_unsubscribe(&topic).unwrap_or_else(Action::Refuse)
@@ -456,16 +485,18 @@ impl Session {
         &mut self,
         topic: &str,
         cursor: Option<&str>,
+        again: Again,
         bounds: &SessionBounds,
     ) -> Result<Action, CommandError> {
         let topic = parse_topic(topic)?;
         let cursor = cursor.map(parse_cursor).transpose()?;
         let subscription = self.subscribe(topic.clone(), bounds)?;
-        Ok(Action::Join {
+        Ok(Action::Join(Join {
             subscription,
             topic,
             cursor,
-        })
+            again,
+        }))
     }
 
     fn on_unsubscribe(&mut self, topic: &str) -> Result<Action, CommandError> {

@@ -1,5 +1,6 @@
 //! A client's text message, decoded: one command, its id, or a sentence about what is wrong with it.
 
+use relay_core::job::Again;
 use relay_core::session::Command;
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,8 +10,6 @@ use serde_json::Value;
 pub struct Request {
     /// What the client wants to see again in the answer: a string or a number.
     pub id: Option<Value>,
-    /// Whether endings on this subscription shall be offered until they are acknowledged.
-    pub ack: bool,
     /// What it asks.
     pub command: Command,
 }
@@ -73,6 +72,8 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
                 None | Some(Value::Null) => None,
                 some => Some(wanted("cursor", some)?),
             },
+            ack: message.ack.unwrap_or(false),
+            again: Again::Nothing,
         },
         "unsubscribe" => Command::Unsubscribe {
             topic: wanted("topic", message.topic)?,
@@ -93,11 +94,7 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
             return Err(refuse(id, "unknown_type", &message));
         }
     };
-    Ok(Request {
-        id,
-        ack: message.ack.unwrap_or(false),
-        command,
-    })
+    Ok(Request { id, command })
 }
 
 /// The id of a message that is not going to be read further.

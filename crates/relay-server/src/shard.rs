@@ -16,7 +16,6 @@ mod drain;
 mod engineio;
 mod fanout;
 mod foreign;
-mod holds;
 mod inbound;
 mod mail;
 mod metrics;
@@ -48,6 +47,7 @@ use relay_core::moment::Moment;
 use relay_core::position::{Epoch, Seq};
 use relay_core::quality::{Quality, Verdict};
 use relay_core::session::{CloseReason, Session};
+use relay_core::watcher::holds::Holds;
 use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch as channel};
@@ -57,7 +57,6 @@ use crate::admission::Admission;
 use crate::identity::Identity;
 use crate::node::Node;
 use connection::{Connection, Transport, Writer, Written};
-use holds::Holds;
 use metrics::Metrics;
 use registry::Registry;
 use timers::Timers;
@@ -254,11 +253,11 @@ impl Shard {
     fn take(&self, state: &mut State, message: Message, alone: bool, now: Moment) {
         match message {
             Message::Publish(publication) => self.offer(state, &publication, alone, now),
-            Message::Joined(joined) => match Self::find(state, joined.connection) {
+            Message::Joined(connection, joined) => match Self::find(state, connection) {
                 Some(slot) => self.guarded(state, slot, |shard, state| {
-                    shard.on_joined(state, *joined, now);
+                    shard.on_joined(state, connection, *joined, now);
                 }),
-                None => self.on_joined(state, *joined, now),
+                None => self.on_joined(state, connection, *joined, now),
             },
             Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate),
             Message::Gap(lost) => self.on_lost(state, &lost, now),

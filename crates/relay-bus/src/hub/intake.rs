@@ -8,6 +8,7 @@ use relay_core::job::{Declined, Job, Place, Subject};
 use relay_core::outbox::GapReason;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
+use relay_core::watcher::beginning::LeftOut;
 
 use super::{Backing, Hub};
 use crate::inbox::{LostMilestones, Message};
@@ -325,10 +326,12 @@ impl Hub {
         for state in missed {
             self.tell(table.watchers_of(&state), || {
                 Message::Gap(Box::new(LostMilestones {
-                    key: state.key,
-                    job: state.job.clone(),
+                    what: LeftOut {
+                        key: state.key,
+                        job: state.job.clone(),
+                        seq: high,
+                    },
                     topics: state.topics().collect(),
-                    seq: high,
                     reason: GapReason::History,
                 }))
             });

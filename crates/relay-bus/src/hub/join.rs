@@ -11,10 +11,11 @@ use relay_core::job::{Job, Replay};
 use relay_core::outbox::SubscriptionId;
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
+use relay_core::watcher::beginning::{Joined, LeftOut};
 
 use super::ahead::{AHEAD_WAIT, ahead};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
-use crate::inbox::{ConnectionId, Joined, LeftOut, Message};
+use crate::inbox::{ConnectionId, Message};
 use crate::table::{LoadKey, Table, Waiter};
 
 impl Hub {
@@ -130,8 +131,7 @@ impl Hub {
         let state = job.and_then(|job| job.state());
         let left_out = job.filter(|_| !replay.recovered);
         let left_out = left_out.and_then(|job| left_out_since(job, since));
-        self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
-            connection: request.connection,
+        let joined = Box::new(Joined {
             subscription: request.subscription,
             owner: job.map(|job| job.owner.clone()),
             parent: state.and_then(|state| state.parent.clone()),
@@ -141,7 +141,8 @@ impl Hub {
             publications: replay.publications,
             left_out: left_out.into_iter().collect(),
             high: table.high,
-        })));
+        });
+        self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
     }
 
     fn join_many(&self, table: &mut Table, key: LoadKey, complete: bool, request: JoinRequest) {
@@ -227,8 +228,7 @@ impl Hub {
                 .filter_map(|job| left_out_since(job, since))
                 .collect(),
         };
-        self.inboxes[request.shard].push(Message::Joined(Box::new(Joined {
-            connection: request.connection,
+        let joined = Box::new(Joined {
             subscription: request.subscription,
             topic: request.topic,
             owner: None,
@@ -238,7 +238,8 @@ impl Hub {
             publications,
             left_out,
             high: table.high,
-        })));
+        });
+        self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
     }
 }
 

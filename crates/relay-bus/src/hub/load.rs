@@ -15,6 +15,7 @@ use relay_core::job::{Job, Place, Subject};
 use relay_core::outbox::GapReason;
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
+use relay_core::watcher::beginning::LeftOut;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::tally::TALLY_INTERVAL;
@@ -386,10 +387,12 @@ impl Hub {
             if lost {
                 self.tell(shards, || {
                     Message::Gap(Box::new(LostMilestones {
-                        key: publication.key,
-                        job: publication.job.clone(),
+                        what: LeftOut {
+                            key: publication.key,
+                            job: publication.job.clone(),
+                            seq: publication.seq,
+                        },
                         topics: publication.topics().collect(),
-                        seq: publication.seq,
                         reason: GapReason::History,
                     }))
                 });

@@ -19,9 +19,9 @@ use tokio::time::sleep;
 
 use super::load::Loaded;
 use super::*;
-use crate::inbox::Joined;
 use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, What};
 use crate::table::LoadKey;
+use relay_core::watcher::beginning::Joined;
 
 const EPOCH: Epoch = Epoch::new(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(0);
@@ -217,7 +217,7 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
     let answers = messages.iter().filter_map(|message| match message {
-        Message::Joined(joined) => Some((joined.connection.0, seqs(joined))),
+        Message::Joined(connection, joined) => Some((connection.0, seqs(joined))),
         _ => None,
     });
     assert_eq!(
@@ -261,7 +261,7 @@ async fn first_word(hub: &Hub, topic: &str, since: Option<u64>) -> (Vec<u64>, Ve
     let (mut first, mut beside) = (Vec::new(), Vec::new());
     for message in &messages {
         match message {
-            Message::Joined(joined) => first.extend(seqs(joined)),
+            Message::Joined(_, joined) => first.extend(seqs(joined)),
             Message::Publish(publication) => beside.push(publication.seq.get()),
             _ => {}
         }
@@ -325,7 +325,7 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
         let mut messages = Vec::new();
         hub.inbox(0).drain(&mut messages);
         let joined = messages.iter().filter_map(|message| match message {
-            Message::Joined(joined) => Some((seqs(joined), joined.high.get())),
+            Message::Joined(_, joined) => Some((seqs(joined), joined.high.get())),
             _ => None,
         });
         joined.collect::<Vec<_>>()
@@ -389,7 +389,7 @@ fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, again: Again) -> Jo
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
     let joined = messages.into_iter().find_map(|message| match message {
-        Message::Joined(joined) => Some(*joined),
+        Message::Joined(_, joined) => Some(*joined),
         _ => None,
     });
     joined.unwrap()
@@ -555,7 +555,9 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
     hub.inbox(0).drain(&mut messages);
     assert!(matches!(messages[0], Message::NewEpoch { first: true }));
     let answers = messages.iter().filter_map(|message| match message {
-        Message::Joined(joined) => Some((joined.connection.0, (joined.recovered, seqs(joined)))),
+        Message::Joined(connection, joined) => {
+            Some((connection.0, (joined.recovered, seqs(joined))))
+        }
         _ => None,
     });
     let missed = (true, vec![2]);

@@ -1,9 +1,12 @@
 use bytes::Bytes;
 use relay_core::document::Status;
+use relay_core::id::{Name, Owner};
 use relay_core::moment::{Moment, WallTime};
-use relay_core::position::Epoch;
+use relay_core::outbox::SubscriptionId;
+use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{Body, Frames};
 use relay_core::tally::Share;
+use relay_core::topic::Topic;
 
 use super::*;
 use futures_util::FutureExt as _;
@@ -49,8 +52,7 @@ fn milestone(job: u64, seq: u64) -> Message {
 
 fn joined(connection: u64) -> Message {
     let topic = Topic::parse("job:j1").unwrap();
-    Message::Joined(Box::new(Joined {
-        connection: ConnectionId(connection),
+    let joined = Joined {
         subscription: SubscriptionId(0),
         topic,
         owner: None,
@@ -60,7 +62,8 @@ fn joined(connection: u64) -> Message {
         publications: Vec::new(),
         left_out: Vec::new(),
         high: Seq::ZERO,
-    }))
+    };
+    Message::Joined(ConnectionId(connection), Box::new(joined))
 }
 
 /// What comes out: numbers of publications; 0 for anything else.
@@ -138,9 +141,9 @@ fn past_the_last_bound_milestones_are_shed_for_one_gap_a_job_and_joins_never() {
             [
                 Message::Gap(first),
                 Message::Gap(second),
-                Message::Joined(_),
+                Message::Joined(..),
                 Message::Publish(_)
-            ] if first.key == JobKey(1) && second.key == JobKey(2)
+            ] if first.what.key == JobKey(1) && second.what.key == JobKey(2)
         ),
         "{rest:?}"
     );

@@ -11,8 +11,6 @@ use crate::tally::Share;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-mod model;
-
 const BOUNDS: OutboxBounds = OutboxBounds {
     milestones: 3,
     bytes: 1000,
@@ -240,7 +238,7 @@ fn a_shared_publication_keeps_both_subscriptions_behind() {
     let mut outbox = Outbox::default();
     outbox.resume(Seq::new(9));
     outbox.owe(&milestone(1, 5, 1), ONE, START, &BOUNDS);
-    outbox.share(Seq::new(5), TWO);
+    outbox.share(JobKey(1), Seq::new(5), TWO);
     assert_eq!(outbox.behind(TWO), Some(Seq::new(4)));
     assert_eq!(
         outbox

@@ -1,4 +1,5 @@
 use super::*;
+use crate::job::Again;
 use crate::position::Epoch;
 use proptest::prelude::*;
 
@@ -23,7 +24,12 @@ fn open() -> Session {
 
 fn subscribe(topic: &str) -> Event {
     let (topic, cursor) = (topic.to_owned(), None);
-    Event::Command(Command::Subscribe { topic, cursor })
+    Event::Command(Command::Subscribe {
+        topic,
+        cursor,
+        ack: false,
+        again: Again::Nothing,
+    })
 }
 
 fn unsubscribe(topic: &str) -> Event {
@@ -43,7 +49,7 @@ fn a_topic_is_subscribed_once_and_left_once() {
     let mut session = open();
     let now = Moment::default();
     let joined = session.handle(subscribe("job:a"), now, &BOUNDS);
-    assert!(matches!(&joined[..], [Action::Join { .. }]));
+    assert!(matches!(&joined[..], [Action::Join(_)]));
     let again = session.handle(subscribe("job:a"), now, &BOUNDS);
     assert_eq!(refusal(&again), "already_subscribed");
     let left = session.handle(unsubscribe("job:a"), now, &BOUNDS);
@@ -63,7 +69,7 @@ fn subscriptions_are_bounded_and_an_ended_one_makes_room() {
     assert_eq!(refusal(&third), "too_many_subscriptions");
     session.handle(unsubscribe("job:a"), now, &BOUNDS);
     let third = session.handle(subscribe("group:c"), now, &BOUNDS);
-    assert!(matches!(&third[..], [Action::Join { .. }]));
+    assert!(matches!(&third[..], [Action::Join(_)]));
 }
 
 #[test]
@@ -165,7 +171,12 @@ fn event() -> impl Strategy<Value = Event> {
         let topic = topic.to_owned();
         let cursor = (topic.len() % 2 == 0).then(|| "garbage".to_owned());
         match which {
-            0 => Command::Subscribe { topic, cursor },
+            0 => Command::Subscribe {
+                topic,
+                cursor,
+                ack: false,
+                again: Again::Nothing,
+            },
             1 => Command::Unsubscribe { topic },
             2 => Command::Ack {
                 topic,
@@ -203,7 +214,7 @@ proptest! {
             let actions = session.handle(event, after(now), bounds);
             prop_assert!(!closed || actions.is_empty(), "{actions:?} after the close");
             prop_assert!(session.subscriptions().len() <= bounds.subscriptions);
-            let joins = actions.iter().any(|each| matches!(each, Action::Join { .. }));
+            let joins = actions.iter().any(|each| matches!(each, Action::Join(_)));
             prop_assert!(heard || !joins, "joined before it was known who asks");
             closed |= actions.iter().any(|each| matches!(each, Action::Close(_)));
         }

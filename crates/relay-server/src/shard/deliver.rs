@@ -15,9 +15,9 @@ use relay_core::outbox::{SubscriptionId, Taken, Telling};
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
+use relay_core::watcher::holds::Holds;
 
 use super::connection::{Connection, Transport, Unacknowledged, Written};
-use super::holds::Holds;
 use super::metrics::Metrics;
 use super::{Shard, State, speech};
 use crate::frame::{self, Wire};

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use relay_bus::inbox::{LostMilestones, Repairing};
+use relay_bus::inbox::LostMilestones;
 use relay_core::moment::Moment;
 use relay_core::outbox::{Offered, SubscriptionId};
 use relay_core::publication::Publication;
@@ -15,10 +15,10 @@ use relay_core::topic::Topic;
 
 use super::connection::{Connection, Written};
 use super::deliver::{Place, ceiling, render};
-use super::holds::{Holds, Released};
 use super::metrics::Metrics;
 use super::registry::Watcher;
 use super::{Shard, State, speech};
+use relay_core::watcher::holds::{Holds, Released, Repairing};
 
 /// What everybody's delivery of one publication has in common.
 struct Occasion<'a> {
@@ -218,9 +218,9 @@ impl Shard {
                 if !connection.identity.may_watch(topic, owner, parent) {
                     continue;
                 }
-                let job = (lost.key, lost.job.clone());
+                let job = (lost.what.key, lost.what.job.clone());
                 let outbox = &mut connection.outbox;
-                outbox.announce_gap(job, lost.seq, lost.reason, watcher.subscription, now);
+                outbox.announce_gap(job, lost.what.seq, lost.reason, watcher.subscription, now);
                 self.common.telemetry.gap(lost.reason.as_str());
                 self.mark(state, watcher.slot);
             }

@@ -5,7 +5,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::SubscriptionId;
-use relay_core::session::{Action, CloseReason, CommandError, Event};
+use relay_core::session::{Action, CloseReason, Command, CommandError, Event, Join as Joining};
 use relay_core::topic::Topic;
 use serde_json::Value;
 use std::num::NonZeroU32;
@@ -155,9 +155,10 @@ impl Shard {
             }
         };
         let session = &mut state.connections[slot].session;
+        let ack = matches!(request.command, Command::Subscribe { ack: true, .. });
         let actions = session.handle(Event::Command(request.command), now, &self.common.session);
         for action in actions {
-            self.perform(state, slot, action, request.id.as_ref(), request.ack, now);
+            self.perform(state, slot, action, request.id.as_ref(), ack, now);
         }
     }
 
@@ -209,11 +210,12 @@ impl Shard {
         now: Moment,
     ) {
         match action {
-            Action::Join {
+            Action::Join(Joining {
                 subscription,
                 topic,
                 cursor,
-            } => {
+                again: _,
+            }) => {
                 if let Some(id) = id {
                     let extras = state.connections[slot].extras();
                     extras.ids.push((subscription, id.clone()));

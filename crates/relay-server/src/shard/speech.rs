@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_core::id::JobId;
+use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::{OutboxBounds, SubscriptionId, Taken, Telling};
 use relay_core::position::Seq;
 use relay_core::publication::{Frames, JobKey, Publication};
 use relay_core::quality::Verdict;
-use relay_core::session::{Action, CloseReason, Command, Event, SessionBounds};
+use relay_core::session::{Action, CloseReason, Command, Event, Join as Joining, SessionBounds};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use serde::Serialize;
@@ -431,6 +432,8 @@ impl Shard {
             Instruction::Subscribe(topic) => Command::Subscribe {
                 cursor: socketio::cursor_for(&state.connections[slot], &topic),
                 topic,
+                ack: false,
+                again: Again::State,
             },
             Instruction::Unsubscribe(topic) => Command::Unsubscribe { topic },
             Instruction::Auth(token) => Command::Auth { token },
@@ -458,7 +461,7 @@ impl Shard {
             let Some(slot) = Self::find(state, id) else {
                 return;
             };
-            if let Action::Join { subscription, .. } = &action {
+            if let Action::Join(Joining { subscription, .. }) = &action {
                 socketio::note_subscription(&mut state.connections[slot], asked, *subscription);
             }
             self.perform(state, slot, action, asked, false, now);

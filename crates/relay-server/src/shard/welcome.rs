@@ -4,13 +4,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use relay_bus::inbox::Joined;
+use relay_bus::inbox::ConnectionId;
 use relay_core::cursor::Print;
 use relay_core::moment::Moment;
 use relay_core::outbox::GapReason;
 use relay_core::position::Seq;
 use relay_core::publication::JobKey;
 use relay_core::topic::Topic;
+use relay_core::watcher::beginning::Joined;
 use serde_json::Value;
 
 use super::connection::{Answered, Transport};
@@ -23,10 +24,16 @@ use crate::identity::Sight;
 
 impl Shard {
     /// A join was answered: the subscription is live, and what it starts with goes out at once.
-    pub(super) fn on_joined(&self, state: &mut State, mut joined: Joined, now: Moment) {
+    pub(super) fn on_joined(
+        &self,
+        state: &mut State,
+        connection: ConnectionId,
+        mut joined: Joined,
+        now: Moment,
+    ) {
         state.frontier = state.frontier.max(joined.high);
         state.registry.answered(&joined.topic);
-        let slot = Self::find(state, joined.connection);
+        let slot = Self::find(state, connection);
         let since = joined.since.filter(|_| joined.recovered);
         let live = slot.filter(|slot| {
             let connection = &mut state.connections[*slot];
@@ -113,11 +120,11 @@ impl Shard {
                 let may_watch = |topic: &Topic| connection.identity.may_watch(topic, owner, parent);
                 let known = connection.known(publication.epoch);
                 let is_told = known.is_told(publication, id, newest, may_watch);
-                told.extend(is_told.then_some(publication.seq));
+                told.extend(is_told.then_some((publication.key, publication.seq)));
                 !is_told
             });
-            for seq in told {
-                connection.outbox.share(seq, id);
+            for (key, seq) in told {
+                connection.outbox.share(key, seq, id);
             }
         }
         for left_out in joined.left_out {

@@ -2,23 +2,54 @@
 //! refused or asked for at the wrong moment, in the end every watcher holds what the stream holds
 //! (promises 1, 2, 4, 5, 7 and 8).
 //!
-//! The model keeps its own account of what was published and what arrived; hubs, cursors and outboxes are the
-//! real ones, with the least of a shard around them.
+//! The model keeps its own account of what was published and what arrived. Hubs, horizons and watchers are the real
+//! ones; between them stands only who is connected where.
 
 use std::collections::VecDeque;
 
-use relay_core::outbox::{Outbox, OutboxBounds, Telling};
+use relay_core::cursor::Cursor;
+use relay_core::id::{Name, Owner};
+use relay_core::outbox::{Offered, OutboxBounds, Telling};
+use relay_core::session::SessionBounds;
+use relay_core::watcher::beginning::{Beginning, Joined};
+use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::sight::{Sight, Viewer};
+use relay_core::watcher::{Seen, Watcher, WatcherBounds};
 use tokio::time::Instant;
 
 use super::*;
-use crate::inbox::{Hold, Repairing};
 
-const BOUNDS: OutboxBounds = OutboxBounds {
-    milestones: 1000,
-    bytes: 1 << 20,
-    jobs: 1000,
-    interval: Duration::ZERO,
+const BOUNDS: WatcherBounds = WatcherBounds {
+    session: SessionBounds {
+        subscriptions: 10,
+        auth_timeout: Duration::from_secs(10),
+        ping_interval: Duration::from_secs(25),
+        dead_after: Duration::from_secs(60),
+    },
+    outbox: OutboxBounds {
+        milestones: 1000,
+        bytes: 1 << 20,
+        jobs: 1000,
+        interval: Duration::ZERO,
+    },
+    ack_timeout: Duration::from_secs(5),
+    endings_within: None,
 };
+/// Time does not pass for watchers: what is due and when is not this model's.
+const NOW: Moment = Moment::from_micros(0);
+
+/// A viewer who may see all there is.
+struct Everything;
+
+impl Viewer for Everything {
+    fn sight(&self, _: &Topic) -> Sight {
+        Sight::Yes
+    }
+
+    fn may_watch(&self, _: &Topic, _: Option<&Owner>, _: Option<&Name>) -> bool {
+        true
+    }
+}
 
 /// One watcher of one topic.
 #[derive(Debug)]
@@ -28,10 +59,7 @@ struct Client {
     connection: Option<ConnectionId>,
     /// The node it was connected to last.
     node: usize,
-    live: bool,
-    /// Up to where another node may have told it, before it connected.
-    since: Seq,
-    outbox: Outbox,
+    watcher: Watcher,
     cursor: Option<Cursor>,
     /// Above this number it must have heard everything that is not a superseded state.
     from: Seq,
@@ -51,9 +79,7 @@ impl Client {
             topic: Topic::parse(topic).unwrap(),
             connection: None,
             node: 0,
-            live: false,
-            since: Seq::ZERO,
-            outbox: Outbox::default(),
+            watcher: Watcher::new(None, NOW, &BOUNDS),
             cursor: None,
             from: Seq::ZERO,
             heard: BTreeSet::new(),
@@ -64,50 +90,54 @@ impl Client {
         }
     }
 
-    fn watches(&self, publication: &Publication) -> bool {
-        let is_news = publication.seq > self.since;
-        self.live && is_news && publication.topics().any(|topic| topic == self.topic)
+    /// Whether its join was answered.
+    fn is_live(&self) -> bool {
+        self.watcher.subscriptions().iter().any(|each| each.live)
     }
 
-    fn ceiling(&self, world: &Holds) -> Seq {
-        let held = world
-            .jobs
-            .values()
-            .filter(|hold| hold.concerns(&self.topic));
-        let jobs = held.map(|hold| hold.seq).min().unwrap_or(Seq::MAX);
-        jobs.min(world.all.unwrap_or(Seq::MAX))
-    }
-
-    fn on_joined(&mut self, joined: &Joined) {
-        self.live = true;
-        let since = joined.since.filter(|_| joined.recovered);
-        self.since = since.unwrap_or_default();
+    /// A join was answered; notes what that means for what it must have.
+    fn take_answer(&mut self, joined: Joined, horizon: &Horizon) {
+        let (since, high) = (joined.since.filter(|_| joined.recovered), joined.high);
         match since {
-            Some(since) => {
-                self.resumed = self.resumed.max(since);
-                self.outbox.resume(since);
-            }
+            Some(since) => self.resumed = self.resumed.max(since),
             // It replaces what it shows.
             None => {
-                self.from = joined.high;
+                self.from = high;
                 self.named = Seq::ZERO;
                 self.last.clear();
                 self.heard.clear();
                 self.gaps.clear();
             }
         }
-        for publication in &joined.publications {
-            self.outbox
-                .owe(publication, SUBSCRIPTION, Moment::default(), &BOUNDS);
+        let now = (NOW, WallTime::default());
+        let begun = self
+            .watcher
+            .begin(joined, &Everything, horizon, now, &BOUNDS);
+        assert!(matches!(begun, Beginning::Live(_)), "{begun:?}");
+    }
+
+    /// Takes what was published, if that is for it.
+    fn take_publication(&mut self, publication: &Arc<Publication>, is_news: bool) {
+        for topic in publication.topics() {
+            let live = self
+                .watcher
+                .subscription_to(&topic)
+                .filter(|each| each.live);
+            let Some(via) = live.map(|each| each.id) else {
+                continue;
+            };
+            if self.watcher.sees(publication, via, is_news, &Everything) == Seen::Yes {
+                let offered = self.watcher.offer(publication, via, NOW, &BOUNDS);
+                assert_ne!(offered, Offered::Overflow);
+            }
         }
     }
 
-    /// Hears what is due; `most` cuts it short.
-    fn hear(&mut self, holds: &Holds, frontier: Seq, most: usize) {
-        let ceiling = self.ceiling(holds);
+    /// Reads what is due; `most` cuts it short.
+    fn read(&mut self, horizon: &Horizon, most: usize) {
+        let ceiling = self.watcher.ceiling(horizon);
         for _ in 0..most {
-            let taken = self.outbox.take(Moment::default(), ceiling, &BOUNDS);
-            let Some(taken) = taken else {
+            let Some(taken) = self.watcher.next(NOW, ceiling, &BOUNDS) else {
                 break;
             };
             match taken.telling {
@@ -124,35 +154,14 @@ impl Client {
                 }
             }
         }
-        self.outbox.advance(frontier.min(ceiling));
-        if self.live {
-            let behind = self.outbox.behind(SUBSCRIPTION);
-            let at = behind.unwrap_or(self.outbox.position());
+        self.watcher.settle(horizon, ceiling);
+        if self.is_live() {
+            let cursor = self.watcher.cursor(EPOCH);
+            let at = cursor.since(&self.topic).unwrap_or_default();
             // A frame that was sent is not taken back when something older turns up.
             self.named = self.named.max(at);
-            self.cursor = Some(Cursor::at(Position::new(EPOCH, self.named), [&self.topic]));
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Holds {
-    jobs: BTreeMap<JobId, Hold>,
-    all: Option<Seq>,
-}
-
-impl Holds {
-    fn take(&mut self, repairing: Repairing) {
-        match repairing {
-            Repairing::Hold(mut hold) => {
-                if let Some(known) = self.jobs.get(&hold.job) {
-                    hold.seq = hold.seq.min(known.seq);
-                }
-                self.jobs.insert(hold.job.clone(), hold);
-            }
-            Repairing::Release(job) => drop(self.jobs.remove(&job)),
-            Repairing::HoldAll(seq) => self.all = Some(self.all.map_or(seq, |all| all.min(seq))),
-            Repairing::ReleaseAll => self.all = None,
+            let named = Position::new(EPOCH, self.named);
+            self.cursor = Some(Cursor::at(named, [&self.topic]));
         }
     }
 }
@@ -170,8 +179,7 @@ struct Node {
     asleep: bool,
     /// What the stream has sent it and it has not taken in.
     on_the_way: VecDeque<Incoming>,
-    holds: Holds,
-    frontier: Seq,
+    horizon: Horizon,
 }
 
 impl Node {
@@ -184,8 +192,7 @@ impl Node {
             up: false,
             asleep: false,
             on_the_way: VecDeque::new(),
-            holds: Holds::default(),
-            frontier: Seq::ZERO,
+            horizon: Horizon::new(EPOCH, true),
         }
     }
 
@@ -307,22 +314,25 @@ impl World {
         let connection = ConnectionId(self.connections);
         client.connection = Some(connection);
         client.node = self.random.usize(..self.nodes.len());
-        client.outbox = Outbox::default();
-        self.nodes[client.node].hub.join(JoinRequest {
-            shard: 0,
-            connection,
-            subscription: SUBSCRIPTION,
-            topic: client.topic.clone(),
-            cursor: client.cursor.clone(),
-            again: Again::Nothing,
-        });
+        client.watcher = Watcher::new(None, NOW, &BOUNDS);
+        let node = &self.nodes[client.node];
+        let (topics, cursor) = (vec![client.topic.clone()], client.cursor.as_ref());
+        for join in client.watcher.watch(topics, cursor, &node.horizon, &BOUNDS) {
+            node.hub.join(JoinRequest {
+                shard: 0,
+                connection,
+                subscription: join.subscription,
+                topic: join.topic,
+                cursor: join.cursor,
+                again: join.again,
+            });
+        }
     }
 
     fn cut(&mut self, at: usize) {
         let client = &mut self.clients[at];
         client.connection = None;
-        client.live = false;
-        client.outbox = Outbox::default();
+        client.watcher = Watcher::new(None, NOW, &BOUNDS);
         let (node, topic) = (client.node, client.topic.clone());
         let stays =
             |each: &Client| each.node == node && each.topic == topic && each.connection.is_some();
@@ -352,32 +362,28 @@ impl World {
             let mut clients = self.clients.iter_mut().filter(here);
             match message {
                 Message::Publish(publication) => {
-                    node.frontier = node.frontier.max(publication.seq);
-                    for client in clients.filter(|client| client.watches(&publication)) {
-                        let now = Moment::default();
-                        let outbox = &mut client.outbox;
-                        let offered = outbox.offer(&publication, SUBSCRIPTION, now, &BOUNDS);
-                        assert_ne!(offered, relay_core::outbox::Offered::Overflow);
-                    }
+                    let is_news = node.horizon.hear(publication.seq);
+                    clients.for_each(|client| client.take_publication(&publication, is_news));
                 }
-                Message::Joined(joined) => {
-                    node.frontier = node.frontier.max(joined.high);
-                    let whose = |each: &&mut Client| each.connection == Some(joined.connection);
+                Message::Joined(connection, joined) => {
+                    node.horizon.hear(joined.high);
+                    let whose = |each: &&mut Client| each.connection == Some(connection);
                     if let Some(client) = clients.find(whose) {
-                        client.on_joined(&joined);
+                        client.take_answer(*joined, &node.horizon);
                     }
                 }
                 Message::Gap(lost) => {
                     for client in clients.filter(|client| lost.topics.contains(&client.topic)) {
-                        client.gaps.insert(lost.job.clone());
+                        client.gaps.insert(lost.what.job.clone());
                     }
                 }
-                Message::Repair(repairing) => node.holds.take(repairing),
+                // Everybody reads below; who may go on is not told apart.
+                Message::Repair(repairing) => drop(node.horizon.repair(repairing)),
                 Message::Stale(_) | Message::NewEpoch { .. } | Message::Aggregate(_) => {}
             }
         }
         for client in self.clients.iter_mut().filter(here) {
-            client.hear(&node.holds, node.frontier, most);
+            client.read(&node.horizon, most);
         }
     }
 
@@ -426,8 +432,8 @@ impl World {
         let stored = self.stream.inner.lock();
         for client in &self.clients {
             let topic = &client.topic;
-            assert!(client.live, "{topic}: the join was never answered");
-            assert!(client.outbox.is_empty(), "{topic}: held for ever");
+            assert!(client.is_live(), "{topic}: the join was never answered");
+            assert!(!client.watcher.is_owed(), "{topic}: held for ever");
             let of_topic = stored.messages.iter().filter(|each| match topic {
                 Topic::Job(job) => each.job == *job,
                 Topic::User(_) | Topic::Group(_) => true,

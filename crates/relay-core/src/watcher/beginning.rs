@@ -1,0 +1,224 @@
+//! How a subscription begins: what the bus answered to a join, and what of it the client is sent.
+//!
+//! What a client received already, under another topic or from another node, is not sent again.
+//!
+//! It does not know who else watches, or how the answer came.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cursor::{Cursor, Print};
+use crate::id::{JobId, Name, Owner};
+use crate::moment::{Moment, WallTime};
+use crate::outbox::{GapReason, SubscriptionId};
+use crate::position::Seq;
+use crate::publication::{JobKey, Publication};
+use crate::topic::Topic;
+
+use super::horizon::Horizon;
+use super::sight::{Sight, Viewer};
+use super::{Seen, Watcher, WatcherBounds};
+
+/// The answer to a join: what a subscription begins with.
+#[derive(Debug)]
+pub struct Joined {
+    /// The subscription that waited.
+    pub subscription: SubscriptionId,
+    /// What it watches.
+    pub topic: Topic,
+    /// The owner, where the topic is a job somebody owns.
+    pub owner: Option<Owner>,
+    /// The parent, where the topic is a job in a group.
+    pub parent: Option<Name>,
+    /// Where the client's cursor stood, if it meant anything here.
+    pub since: Option<Seq>,
+    /// Whether everything missed since the cursor follows.
+    pub recovered: bool,
+    /// What follows, in ascending order.
+    pub publications: Vec<Arc<Publication>>,
+    /// Jobs with milestones since the cursor that do not follow: the history no longer has them, or they
+    /// are older than a snapshot. Empty where `recovered`.
+    pub left_out: Vec<LeftOut>,
+    /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
+    pub high: Seq,
+}
+
+/// A job some of whose milestones a client is not sent.
+#[derive(Debug, Clone)]
+pub struct LeftOut {
+    /// The job's number.
+    pub key: JobKey,
+    /// The job.
+    pub job: JobId,
+    /// The number of the last of them, or one above it.
+    pub seq: Seq,
+}
+
+/// What became of the answer to a join.
+#[derive(Debug)]
+#[must_use]
+pub enum Beginning {
+    /// The subscription had ended meanwhile.
+    Left,
+    /// The job is not the client's to watch; the subscription has ended.
+    Forbidden,
+    /// The subscription is live, and what it begins with waits to be sent.
+    Live(Begun),
+}
+
+/// A subscription that has begun.
+#[derive(Debug)]
+pub struct Begun {
+    /// Whether the client came with a cursor.
+    pub resumes: bool,
+    /// Whether everything missed since the cursor follows.
+    pub recovered: bool,
+    /// How many jobs' states follow.
+    pub jobs: usize,
+    /// In how many jobs milestones are missing.
+    pub gaps: usize,
+    /// Where the client stands before what follows.
+    pub cursor: Cursor,
+}
+
+impl Watcher {
+    /// A join was answered: the subscription is live, and what it begins with is owed.
+    pub fn begin(
+        &mut self,
+        mut joined: Joined,
+        viewer: &impl Viewer,
+        horizon: &Horizon,
+        (now, wall): (Moment, WallTime),
+        bounds: &WatcherBounds,
+    ) -> Beginning {
+        let (via, since) = (
+            joined.subscription,
+            joined.since.filter(|_| joined.recovered),
+        );
+        let known = self.known(horizon.epoch());
+        let from = known.complete_from(&joined.topic, since, joined.high);
+        if !self.session.joined(via, since.unwrap_or_default(), from) {
+            return Beginning::Left;
+        }
+        if viewer.sight(&joined.topic) == Sight::WhenKnown {
+            self.rare().unproven.push(via);
+        }
+        if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
+            && !viewer.may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
+        {
+            self.leave(via);
+            return Beginning::Forbidden;
+        }
+        joined
+            .publications
+            .retain(|publication| self.may_see(publication, via, viewer) == Seen::Yes);
+        let old = bounds
+            .endings_within
+            .filter(|_| !matches!(joined.topic, Topic::Job(_)));
+        if let Some(within) = old {
+            // Also where milestones are lost: what ended since is news.
+            leave_out_ended(&mut joined.publications, joined.since, within, wall);
+        }
+        let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
+        joined.left_out.retain(|each| seen.contains(&each.key));
+        let begun = self.owe(joined, viewer, horizon, now, bounds);
+        self.check();
+        Beginning::Live(begun)
+    }
+
+    fn owe(
+        &mut self,
+        mut joined: Joined,
+        viewer: &impl Viewer,
+        horizon: &Horizon,
+        now: Moment,
+        bounds: &WatcherBounds,
+    ) -> Begun {
+        let via = joined.subscription;
+        let ceiling = self.ceiling(horizon);
+        let asked = self
+            .rare
+            .as_mut()
+            .map(|rare| rare.answered(via))
+            .unwrap_or_default();
+        if let Some(since) = joined.since.filter(|_| joined.recovered) {
+            // Of another topic that is being repaired the client has not been sent that much.
+            self.outbox.resume(since.min(ceiling));
+        }
+        let goes_on = asked.resumes && joined.recovered;
+        let begins_with_others = asked.together && !asked.resumes;
+        if goes_on || begins_with_others {
+            // What is sent under one topic is sent. A client that asks for a single one without a cursor, or has
+            // to start anew, wants the snapshot.
+            self.share_what_is_told(&mut joined.publications, via, viewer);
+        }
+        for left_out in &joined.left_out {
+            let who = (left_out.key, left_out.job.clone());
+            let outbox = &mut self.outbox;
+            outbox.announce_gap(who, left_out.seq, GapReason::History, via, now);
+        }
+        for publication in &joined.publications {
+            self.outbox.owe(publication, via, now, &bounds.outbox);
+        }
+        self.outbox.advance(joined.high.min(ceiling));
+        let states = joined.publications.iter().filter(|each| each.is_state());
+        let jobs: HashSet<JobKey> = states.map(|state| state.key).collect();
+        self.put_down(Print::of(&joined.topic));
+        Begun {
+            resumes: asked.resumes,
+            recovered: joined.recovered,
+            jobs: jobs.len(),
+            gaps: joined.left_out.len(),
+            cursor: self.cursor(horizon.epoch()),
+        }
+    }
+
+    /// Takes out what the client was sent already, or will be, under another topic of its own.
+    fn share_what_is_told(
+        &mut self,
+        publications: &mut Vec<Arc<Publication>>,
+        via: SubscriptionId,
+        viewer: &impl Viewer,
+    ) {
+        let states = publications.iter().filter(|each| each.is_state());
+        let latest: HashMap<JobKey, Seq> = states.map(|state| (state.key, state.seq)).collect();
+        let mut told = Vec::new();
+        publications.retain(|publication| {
+            let state = latest.get(&publication.key);
+            let newest = state.is_none_or(|state| publication.seq >= *state);
+            let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+            let may_watch = |topic: &Topic| viewer.may_watch(topic, owner, parent);
+            let known = self.known(publication.epoch);
+            let is_told = known.is_told(publication, via, newest, may_watch);
+            told.extend(is_told.then_some((publication.key, publication.seq)));
+            !is_told
+        });
+        for (key, seq) in told {
+            self.outbox.share(key, seq, via);
+        }
+    }
+}
+
+/// Takes jobs that ended longer ago out of what a topic begins with, their milestones too; not what ended
+/// after `since`, when its client was there.
+fn leave_out_ended(
+    publications: &mut Vec<Arc<Publication>>,
+    since: Option<Seq>,
+    within: Duration,
+    now: WallTime,
+) {
+    let is_old = |ending: &Publication| {
+        if since.is_some_and(|since| ending.seq > since) {
+            return false;
+        }
+        let ago = now.as_unix_micros() - ending.stored_at.as_unix_micros();
+        // The bus has a clock of its own, which may be ahead of ours.
+        within.is_zero() || u128::try_from(ago).is_ok_and(|ago| ago > within.as_micros())
+    };
+    let ended = publications
+        .iter()
+        .filter(|each| each.is_terminal() && is_old(each));
+    let ended: HashSet<JobKey> = ended.map(|each| each.key).collect();
+    publications.retain(|each| !ended.contains(&each.key));
+}
