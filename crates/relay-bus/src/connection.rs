@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, ServerAddr};
+use async_nats::{Client, ConnectOptions, ServerAddr, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
@@ -134,6 +134,9 @@ pub enum ConnectionError {
     /// The client does not start.
     #[error("the NATS client cannot start")]
     Client(#[source] async_nats::ConnectError),
+    /// The client's own task ended, which only a panic in it can do.
+    #[error("the NATS client has stopped and does not come back")]
+    Stopped(#[source] async_nats::SubscribeError),
     /// A file that cannot be used.
     #[error("{key} {path:?} cannot be used: {source}")]
     File {
@@ -362,6 +365,15 @@ impl Link {
         }
     }
 
+    /// Subscribes. The client sends it when it is connected, and again after each reconnect.
+    ///
+    /// # Errors
+    /// When there is no client any more.
+    pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, ConnectionError> {
+        let subscribed = self.client.subscribe(subject).await;
+        subscribed.map_err(ConnectionError::Stopped)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -405,7 +417,7 @@ impl Link {
     /// How many messages were dropped because the reader was slow, beyond those `known`.
     pub(crate) fn newly_dropped(&self, known: &mut u64) -> u64 {
         let now = self.signals.slow_consumers();
-        now - std::mem::replace(known, now)
+        now.saturating_sub(std::mem::replace(known, now))
     }
 
     /// A mark for [`Link::refusal_since`].

@@ -8,6 +8,8 @@
 //! jobs come back in a new epoch, and cursors from before mean a snapshot.
 //!
 //! Knows nothing of the table: a [`History`] goes in and comes out.
+//!
+//! Invariant: an update that makes the reading panic is left out, and its job says that something is missing.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write};
@@ -28,6 +30,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 
 use crate::hub::{History, Hub};
+use crate::poison;
 
 /// The format this version writes, and the only one it reads.
 const FORMAT: u32 = 1;
@@ -89,6 +92,14 @@ pub enum Problem {
     /// A job id, owner or milestone that is none.
     #[error("a name {0}")]
     Name(#[from] relay_core::id::NameError),
+    /// A number above the highest that was given out.
+    #[error("number {seq} is above the highest there may be, {high}")]
+    Number {
+        /// The number.
+        seq: Seq,
+        /// The highest there may be.
+        high: Seq,
+    },
     /// A state or a milestone that would not be accepted.
     #[error("{0}")]
     Update(#[from] relay_core::document::Refusal),
@@ -124,6 +135,28 @@ struct UpdateLine {
     milestone: Option<String>,
     /// The state's document or the milestone's data.
     body: Box<RawValue>,
+}
+
+impl UpdateLine {
+    /// What it says, and when its worker says that it was.
+    fn body(&self, job: &JobId, owner: &Owner) -> Result<(Body, Option<WallTime>), Problem> {
+        #[cfg(test)]
+        poison::fault("panics-when-restored", job.as_str());
+        let text = self.body.get().as_bytes();
+        Ok(match &self.milestone {
+            Some(name) => {
+                let data = MilestoneData::parse(text)?;
+                let (name, ts) = (Name::parse(name)?, data.ts());
+                let data = Bytes::from(data.into_json());
+                (Body::Milestone { name, data }, ts)
+            }
+            None => {
+                let document = JobDocument::parse(text, job, owner)?;
+                let ts = document.ts();
+                (Body::state(document), ts)
+            }
+        })
+    }
 }
 
 /// A history file. One process has it at a time.
@@ -307,6 +340,11 @@ impl Reader<'_> {
                 format: head.relay_history,
             });
         }
+        if head.high == Seq::MAX {
+            // There would be no number for the next update.
+            let (seq, high) = (head.high, head.high.before());
+            return Err(self.broken(Problem::Number { seq, high }));
+        }
         let epoch = if head.complete { head.epoch } else { epoch };
         let mut history = History {
             epoch,
@@ -315,12 +353,16 @@ impl Reader<'_> {
             jobs: Vec::new(),
         };
         for _ in 0..head.jobs {
-            history.jobs.push(self.job(epoch)?);
+            history.jobs.push(self.job(epoch, head.high)?);
         }
         Ok(history)
     }
 
-    fn job(&mut self, epoch: Epoch) -> Result<(JobId, Owner, JobMemory), HistoryFileError> {
+    fn job(
+        &mut self,
+        epoch: Epoch,
+        high: Seq,
+    ) -> Result<(JobId, Owner, JobMemory), HistoryFileError> {
         let line: JobLine = self.next()?;
         let job = self.name(&line.job)?;
         let owner = self.name(&line.owner)?;
@@ -332,8 +374,17 @@ impl Reader<'_> {
         self.next_key += 1;
         for _ in 0..line.updates {
             let update: UpdateLine = self.next()?;
-            let publication = self.publication(update, epoch, &job, &owner)?;
-            memory.publications.push(Arc::new(publication));
+            let seq = update.seq;
+            if seq > high {
+                return Err(self.broken(Problem::Number { seq, high }));
+            }
+            match self.publication(update, epoch, &job, &owner)? {
+                Some(publication) => memory.publications.push(Arc::new(publication)),
+                None => {
+                    memory.known_from = memory.known_from.max(seq);
+                    memory.lost_to = memory.lost_to.max(seq);
+                }
+            }
         }
         Ok((job, owner, memory))
     }
@@ -344,23 +395,13 @@ impl Reader<'_> {
         epoch: Epoch,
         job: &JobId,
         owner: &Owner,
-    ) -> Result<Publication, HistoryFileError> {
-        let text = update.body.get().as_bytes();
-        let (body, worker_at) = match &update.milestone {
-            Some(name) => {
-                let data = MilestoneData::parse(text).map_err(|error| self.broken(error))?;
-                let (name, ts) = (self.name(name)?, data.ts());
-                let data = Bytes::from(data.into_json());
-                (Body::Milestone { name, data }, ts)
-            }
-            None => {
-                let parsed = JobDocument::parse(text, job, owner);
-                let document = parsed.map_err(|error| self.broken(error))?;
-                let ts = document.ts();
-                (Body::state(document), ts)
-            }
+    ) -> Result<Option<Publication>, HistoryFileError> {
+        let body = poison::read(job, Some(update.seq), || update.body(job, owner));
+        let Some(body) = body else {
+            return Ok(None);
         };
-        Ok(Publication {
+        let (body, worker_at) = body.map_err(|problem| self.broken(problem))?;
+        Ok(Some(Publication {
             seq: update.seq,
             epoch,
             key: JobKey(self.next_key),
@@ -372,7 +413,7 @@ impl Reader<'_> {
             worker_at,
             stored_at: WallTime::from_unix_micros(update.stored_at),
             frames: Frames::default(),
-        })
+        }))
     }
 
     fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, HistoryFileError> {

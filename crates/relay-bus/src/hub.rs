@@ -7,6 +7,10 @@
 //! It knows shards by number and connections by a number the shard gave. It does not know NATS, HTTP or
 //! frames.
 //!
+//! A panic under the lock ends the process if anybody has changed the table since the lock was taken: the
+//! lock does not poison, and a table that is half changed must not be seen by anybody. What reads the bytes of
+//! a message runs apart (`poison`), and its panic costs that message alone.
+//!
 //! Invariant: a shard's inbox holds publications and answers in the order in which the table saw them.
 
 mod ahead;
@@ -266,6 +270,9 @@ impl Hub {
     fn table(&self) -> Locked<'_> {
         Locked {
             table: self.table.lock(),
+            is_changed: false,
+            // A connection's task that panicked says goodbye on its way: that is not a panic in here.
+            was_panicking: std::thread::panicking(),
             _wakes: Wakes(&self.inboxes),
         }
     }
@@ -289,8 +296,15 @@ impl Hub {
 
 /// The table for as long as nobody else has it. Shards that were told something meanwhile are woken once,
 /// after the lock is gone: they find all of it at once, and have nobody to wait for.
+///
+/// Dropped by a panic, it ends the process if the table may be half changed. That is known by the only way to
+/// change it: [`DerefMut`]. Whoever has only read leaves it as it was, and the panic is its own affair.
 struct Locked<'a> {
     table: MutexGuard<'a, Table>,
+    /// Whether anybody may have changed the table under this lock.
+    is_changed: bool,
+    /// Whether this thread was unwinding already when it took the lock.
+    was_panicking: bool,
     /// Dropped after the lock, as fields are in their order.
     _wakes: Wakes<'a>,
 }
@@ -305,7 +319,20 @@ impl Deref for Locked<'_> {
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut Table {
+        self.is_changed = true;
         &mut self.table
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.is_changed && !self.was_panicking && std::thread::panicking() {
+            tracing::error!(
+                "the relay panicked while it changed what it knows of jobs; see the panic above. It ends, because what it knows may be wrong now"
+            );
+            // The lock is still held: nobody sees the table again.
+            std::process::exit(1);
+        }
     }
 }
 

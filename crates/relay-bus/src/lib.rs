@@ -10,6 +10,7 @@ pub mod hub;
 pub mod inbox;
 pub mod jetstream;
 pub mod nats;
+mod poison;
 pub mod seam;
 pub mod subject;
 mod table;

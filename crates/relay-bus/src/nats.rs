@@ -104,7 +104,7 @@ impl NatsReader {
     pub async fn run(self, intake: Arc<dyn Intake>) -> Result<Infallible, ConnectionError> {
         let link = self.prepared.connect().await?;
         let link = self.shared.link.get_or_init(|| link);
-        Ok(reader::read(&self.shared, link, &*intake).await)
+        reader::read(&self.shared, link, &*intake).await
     }
 }
 

@@ -44,6 +44,17 @@ pub struct Incoming {
     pub stored_at: WallTime,
 }
 
+impl fmt::Display for Incoming {
+    /// As its subject reads behind the prefix: for log lines, which never show a payload.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.what {
+            What::Milestone(name) => name.as_str(),
+            What::State | What::Gone => "state",
+        };
+        write!(f, "{}.{}.{what}", self.owner, self.job)
+    }
+}
+
 /// An update to be published, already checked.
 #[derive(Debug, Clone)]
 pub struct Outgoing {

@@ -728,7 +728,8 @@ impl Table {
     /// Jobs that are over for longer than `ended`, or silent for longer than `silent`.
     pub(crate) fn expired(&self, now: WallTime, ended: i64, silent: i64) -> Vec<JobId> {
         let old = |state: &Arc<Publication>| {
-            let age = now.as_unix_micros() - state.stored_at.as_unix_micros();
+            let stored_at = state.stored_at.as_unix_micros();
+            let age = now.as_unix_micros().saturating_sub(stored_at);
             age > if state.is_terminal() { ended } else { silent }
         };
         let expired = self

@@ -261,6 +261,7 @@ impl From<Declined> for ApiError {
             },
             Declined::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message),
             Declined::ForeignOwner => Self::new(StatusCode::FORBIDDEN, code, message),
+            Declined::Panicked => Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message),
             _ => Self::new(StatusCode::CONFLICT, code, message),
         }
     }

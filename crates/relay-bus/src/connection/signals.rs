@@ -69,7 +69,7 @@ impl Signals {
 
     pub(super) fn refusal_since(&self, mark: u64, about: &str) -> Option<String> {
         let told = self.told.lock();
-        let since = usize::try_from(told.refusals - mark).unwrap_or(usize::MAX);
+        let since = usize::try_from(told.refusals.saturating_sub(mark)).unwrap_or(usize::MAX);
         let mut lately = told.refused_lately.iter().rev().take(since);
         lately.find(|refusal| refusal.contains(about)).cloned()
     }

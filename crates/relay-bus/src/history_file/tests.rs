@@ -194,3 +194,56 @@ async fn a_place_that_cannot_be_written_is_refused_at_once() {
     let refused = HistoryFile::new(path).open(&hub(), EPOCH).unwrap_err();
     assert!(refused.to_string().contains("cannot be used"), "{refused}");
 }
+
+#[tokio::test]
+async fn an_update_that_panics_when_it_is_read_back_is_left_out_and_its_job_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = HistoryFile::new(dir.path().join("history"));
+    let before = hub();
+    publish(&before, "good", What::State, r#"{"status":"running"}"#).await;
+    let poison = "panics-when-restored";
+    publish(&before, poison, What::State, r#"{"status":"running"}"#).await;
+    file.close(&before).unwrap();
+    let after = hub();
+    let file = HistoryFile::new(dir.path().join("history"));
+    file.open(&after, EPOCH).unwrap();
+    let history = after.history();
+    let known: Vec<_> = history
+        .jobs
+        .iter()
+        .map(|(id, _, memory)| {
+            (
+                id.as_str(),
+                memory.known_from.get(),
+                memory.publications.len(),
+            )
+        })
+        .collect();
+    assert_eq!(known, [(poison, 2, 0), ("good", 0, 1)]);
+}
+
+#[tokio::test]
+async fn a_number_above_the_highest_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history");
+    let before = hub();
+    publish(&before, "good", What::State, r#"{"status":"running"}"#).await;
+    HistoryFile::new(path.clone()).close(&before).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let forged = |high: &str, seq: &str| {
+        text.replace("\"high\":1,", &format!("\"high\":{high},"))
+            .replace("\"seq\":1,", &format!("\"seq\":{seq},"))
+    };
+    for forged in [forged("1", "2"), forged("18446744073709551615", "1")] {
+        fs::write(&path, forged).unwrap();
+        let refused = HistoryFile::new(path.clone()).open(&hub(), EPOCH);
+        let broken = matches!(
+            refused,
+            Err(HistoryFileError::Broken {
+                problem: Problem::Number { .. },
+                ..
+            })
+        );
+        assert!(broken, "{refused:?}");
+    }
+}

@@ -7,6 +7,7 @@ use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Body;
 
 use super::Hub;
+use crate::poison;
 use crate::seam::What;
 
 /// Jobs copied at a time, so that nobody waits long for the table.
@@ -63,7 +64,16 @@ impl Hub {
                 .first()
                 .map_or_else(|| table.new_key(), |first| first.key);
             table.keep_key(key);
-            let job = Job::restore(key, id.clone(), owner, memory)?;
+            let last = publications.last().map_or(Seq::ZERO, |last| last.seq);
+            let restored = poison::read(&id, Some(last), || {
+                #[cfg(test)]
+                poison::fault("panics-when-rebuilt", id.as_str());
+                Job::restore(key, id.clone(), owner, memory)
+            });
+            let Some(job) = restored.transpose()? else {
+                table.known_from = table.known_from.max(last);
+                continue;
+            };
             let entry = table.entry(&id);
             entry.job = Some(Box::new(job));
             for publication in publications {

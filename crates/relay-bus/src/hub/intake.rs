@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_core::document::JobDocument;
-use relay_core::job::{Declined, Job, Place, Subject};
+use relay_core::id::Name;
+use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Subject};
 use relay_core::outbox::GapReason;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
@@ -12,6 +13,7 @@ use relay_core::watcher::beginning::LeftOut;
 
 use super::{Backing, Hub};
 use crate::inbox::{LostMilestones, Message};
+use crate::poison;
 use crate::seam::{Incoming, Intake, What};
 use crate::table::Table;
 
@@ -33,7 +35,8 @@ impl Intake for Hub {
         let Some(last) = updates.last() else {
             return;
         };
-        let lag = self.clock.wall().as_unix_micros() - last.stored_at.as_unix_micros();
+        let now = self.clock.wall().as_unix_micros();
+        let lag = now.saturating_sub(last.stored_at.as_unix_micros());
         let mut table = self.table();
         table.lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
         for incoming in updates.drain(..) {
@@ -144,25 +147,28 @@ impl Hub {
                 table.count("duplicate");
                 Ok(None)
             }
-            Standing::Hole if self.is_wanted(table, &incoming) => {
-                table.count("deferred");
-                table
-                    .start_repair(&incoming.job)
-                    .queued
-                    .push(incoming.clone());
-                table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
-                self.tell_holds(table);
-                self.work.notify_one();
-                Ok(None)
-            }
-            Standing::Hole => {
-                // Nobody watches: whoever comes next will have it loaded.
-                table.count("unwatched");
-                table.forget(&incoming.job);
-                table.complete = false;
-                table.complete_owners.remove(&incoming.owner);
-                Ok(None)
-            }
+            Standing::Hole => match is_wanted(table, &incoming) {
+                Ok(true) => {
+                    table.count("deferred");
+                    table
+                        .start_repair(&incoming.job)
+                        .queued
+                        .push(incoming.clone());
+                    table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
+                    self.tell_holds(table);
+                    self.work.notify_one();
+                    Ok(None)
+                }
+                unwatched => {
+                    // Nobody watches: whoever comes next will have it loaded.
+                    table.forget(&incoming.job);
+                    table.complete = false;
+                    table.complete_owners.remove(&incoming.owner);
+                    unwatched?;
+                    table.count("unwatched");
+                    Ok(None)
+                }
+            },
         }
     }
 
@@ -185,41 +191,45 @@ impl Hub {
         table: &mut Table,
         incoming: &Incoming,
     ) -> Result<Arc<Publication>, Declined> {
-        let (bounds, known_from) = (table.bounds, table.known_from);
+        let bounds = table.bounds;
         let place = Place {
             epoch: table.epoch,
             seq: incoming.seq,
             received_at: self.clock.now(),
             stored_at: incoming.stored_at,
         };
-        let key = table.new_key();
-        let entry = table.entry(&incoming.job);
-        let fresh = entry.job.is_none();
-        let job = entry.job.get_or_insert_with(|| {
-            Box::new(Job::new(
-                key,
-                incoming.job.clone(),
-                incoming.owner.clone(),
-                known_from,
-            ))
-        });
-        let applied = if job.owner == incoming.owner {
-            let subject = match &incoming.what {
-                What::Milestone(name) => Subject::Milestone(name),
-                What::State | What::Gone => Subject::State,
-            };
-            job.apply(subject, &incoming.payload, place, &bounds)
-        } else {
-            Err(Declined::ForeignOwner)
-        };
-        if job.owner == incoming.owner {
-            entry.note(&incoming.what, incoming.seq);
+        if let Some(entry) = table.jobs.get_mut(&incoming.job)
+            && let Some(job) = &mut entry.job
+        {
+            let judged = judge(job, incoming, place, &bounds);
+            let is_owners = job.owner == incoming.owner;
+            let applied = judged.map(|judged| job.enter(judged, &bounds));
+            if is_owners {
+                entry.note(&incoming.what, incoming.seq);
+            }
+            table.index(&incoming.job);
+            return applied;
         }
-        if applied.is_err() && fresh {
-            table.forget(&incoming.job);
+        let (id, owner) = (incoming.job.clone(), incoming.owner.clone());
+        let mut job = Box::new(Job::new(table.new_key(), id, owner, table.known_from));
+        match judge(&job, incoming, place, &bounds) {
+            Ok(judged) => {
+                let publication = job.enter(judged, &bounds);
+                let entry = table.entry(&incoming.job);
+                #[cfg(test)]
+                poison::fault("panics-when-entered", incoming.job.as_str());
+                entry.job = Some(job);
+                entry.note(&incoming.what, incoming.seq);
+                table.index(&incoming.job);
+                Ok(publication)
+            }
+            Err(declined) => {
+                table.forget(&incoming.job);
+                // The store may hold something of it that was accepted elsewhere.
+                table.complete = false;
+                Err(declined)
+            }
         }
-        table.index(&incoming.job);
-        applied
     }
 
     fn standing(&self, table: &Table, incoming: &Incoming) -> Standing {
@@ -251,25 +261,6 @@ impl Hub {
             _ if previous == Seq::ZERO && incoming.what == What::State => Standing::Next,
             _ => Standing::Hole,
         }
-    }
-
-    /// Whether anybody watches a job about which too little is known to say so from the table alone.
-    fn is_wanted(&self, table: &Table, incoming: &Incoming) -> bool {
-        let known_parent = table
-            .jobs
-            .get(&incoming.job)
-            .and_then(|entry| entry.state())
-            .and_then(|state| state.parent.clone());
-        if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
-            return true;
-        }
-        // Only the body says which group a job belongs to.
-        !table.watched_groups.is_empty()
-            && incoming.what == What::State
-            && JobDocument::parse(&incoming.payload, &incoming.job, &incoming.owner)
-                .ok()
-                .and_then(|document| document.parent_id().cloned())
-                .is_some_and(|parent| table.watched_groups.contains(&parent))
     }
 
     fn gone(&self, table: &mut Table, incoming: &Incoming) {
@@ -353,4 +344,56 @@ impl Hub {
             self.tell_all(|| Message::Repair(repairing.clone()));
         }
     }
+}
+
+/// Reads an update and says what it comes to; nothing is changed yet.
+pub(super) fn judge(
+    job: &Job,
+    incoming: &Incoming,
+    place: Place,
+    bounds: &JobBounds,
+) -> Result<Judged, Declined> {
+    if job.owner != incoming.owner {
+        return Err(Declined::ForeignOwner);
+    }
+    let subject = match &incoming.what {
+        What::Milestone(name) => Subject::Milestone(name),
+        What::State | What::Gone => Subject::State,
+    };
+    let judged = poison::read(incoming, Some(incoming.seq), || {
+        #[cfg(test)]
+        poison::fault("panics-when-judged", incoming.job.as_str());
+        job.judge(subject, &incoming.payload, place, bounds)
+    });
+    judged.unwrap_or(Err(Declined::Panicked))
+}
+
+/// Whether anybody watches a job about which too little is known to say so from the table alone.
+fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
+    let known_parent = table
+        .jobs
+        .get(&incoming.job)
+        .and_then(|entry| entry.state())
+        .and_then(|state| state.parent.clone());
+    if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
+        return Ok(true);
+    }
+    if table.watched_groups.is_empty() || incoming.what != What::State {
+        return Ok(false);
+    }
+    // Only the body says which group a job belongs to.
+    let parent = parent(incoming)?;
+    Ok(parent.is_some_and(|parent| table.watched_groups.contains(&parent)))
+}
+
+/// The group a state names, if it is one that can be read.
+pub(super) fn parent(incoming: &Incoming) -> Result<Option<Name>, Declined> {
+    let parent = poison::read(incoming, Some(incoming.seq), || {
+        #[cfg(test)]
+        poison::fault("panics-when-judged", incoming.job.as_str());
+        JobDocument::parse(&incoming.payload, &incoming.job, &incoming.owner)
+            .ok()
+            .and_then(|document| document.parent_id().cloned())
+    });
+    parent.ok_or(Declined::Panicked)
 }

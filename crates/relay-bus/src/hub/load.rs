@@ -9,15 +9,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hashbrown::HashSet;
-use relay_core::document::JobDocument;
 use relay_core::id::{JobId, Name};
-use relay_core::job::{Job, Place, Subject};
+use relay_core::job::{Job, Place};
 use relay_core::outbox::GapReason;
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::intake::{judge, parent};
 use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
@@ -321,16 +321,15 @@ impl Hub {
                 received_at: self.clock.now(),
                 stored_at: update.stored_at,
             };
-            let subject = match &update.what {
-                What::State => Subject::State,
-                What::Milestone(name) => Subject::Milestone(name),
-                What::Gone => continue,
-            };
+            if update.what == What::Gone {
+                continue;
+            }
             match &mut job {
-                Some(job) if job.owner != update.owner => {}
                 Some(job) => {
                     // What is declined now was declined, and counted, when it came.
-                    drop(job.apply(subject, &update.payload, place, &table.bounds));
+                    if let Ok(judged) = judge(job, update, place, &table.bounds) {
+                        job.enter(judged, &table.bounds);
+                    }
                 }
                 None => {
                     let key = known_key.unwrap_or_else(|| table.new_key());
@@ -340,8 +339,10 @@ impl Hub {
                         first.doubt(discarded);
                     }
                     first.belongs_to(first_parent(updates));
-                    let applied = first.apply(subject, &update.payload, place, &table.bounds);
-                    job = applied.is_ok().then_some(first);
+                    if let Ok(judged) = judge(&first, update, place, &table.bounds) {
+                        first.enter(judged, &table.bounds);
+                        job = Some(first);
+                    }
                 }
             }
         }
@@ -450,8 +451,7 @@ fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<Seq>) -> Vec<Arc<Pub
 /// them, and those who watch the group are owed them too.
 fn first_parent(updates: &[Incoming]) -> Option<Name> {
     let first = updates.iter().find(|each| each.what == What::State)?;
-    let document = JobDocument::parse(&first.payload, &first.job, &first.owner);
-    document.ok()?.parent_id().cloned()
+    parent(first).ok().flatten()
 }
 
 /// Up to which number a subject's messages may have been discarded for want of room.

@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_core::document::{Refusal, merge_patch};
 use relay_core::id::{JobId, Owner};
-use relay_core::job::{Declined, Job, Subject};
+use relay_core::job::{Declined, Job, JobBounds, Subject};
 use relay_core::position::{Position, Seq};
 use relay_core::publication::{Body, JobKey};
 use tokio::time::sleep;
 
 use super::Hub;
+use crate::poison;
 use crate::seam::{Incoming, Outgoing, StoreError, What};
-use crate::table::Table;
 
 /// How often a patch is tried again when somebody else published first.
 const PATCH_TRIES: u32 = 10;
@@ -120,7 +120,7 @@ impl Hub {
     fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
         let table = self.table();
         let entry = table.jobs.get(&request.job);
-        let job = entry.and_then(|entry| entry.job.as_ref());
+        let job = entry.and_then(|entry| entry.job.as_deref());
         let owner = request
             .owner
             .clone()
@@ -129,47 +129,14 @@ impl Hub {
         if job.is_some_and(|job| job.owner != owner) {
             return Err(Declined::ForeignOwner.into());
         }
-        let (what, payload) = match &request.verb {
-            Verb::Put(what) => (what.clone(), request.payload.clone()),
-            Verb::Patch => {
-                let last = entry.and_then(|entry| entry.state());
-                let Some(Body::State { json, .. }) = last.map(|state| &state.body) else {
-                    return Err(PublishError::UnknownJob(request.job.clone()));
-                };
-                let merged = merge_patch(json, &request.payload).map_err(declined)?;
-                (What::State, Bytes::from(merged))
-            }
-        };
-        let expected_last = (request.verb == Verb::Patch)
-            .then(|| entry.map_or(Seq::ZERO, |entry| entry.last(&What::State)));
-        let mut outgoing = Outgoing {
-            owner: owner.clone(),
-            job: request.job.clone(),
-            what,
-            payload,
-            terminal: false,
-            message_id: request.message_id.clone(),
-            expected_last,
-        };
-        outgoing.terminal = self.check(&table, &owner, &outgoing)?;
-        Ok(outgoing)
-    }
-
-    /// Whether the update is an ending, if it is acceptable at all.
-    fn check(&self, table: &Table, owner: &Owner, request: &Outgoing) -> Result<bool, Declined> {
-        let entry = table.jobs.get(&request.job);
-        let subject = match &request.what {
-            What::Milestone(name) => Subject::Milestone(name),
-            What::State | What::Gone => Subject::State,
-        };
-        match entry.and_then(|entry| entry.job.as_ref()) {
-            Some(job) => job.check(subject, &request.payload, &table.bounds),
-            None => Job::new(JobKey(0), request.job.clone(), owner.clone(), Seq::ZERO).check(
-                subject,
-                &request.payload,
-                &table.bounds,
-            ),
-        }
+        let last = entry.map_or(Seq::ZERO, |entry| entry.last(&What::State));
+        let bounds = table.bounds;
+        let outgoing = poison::read(&request.job, None, || {
+            #[cfg(test)]
+            poison::fault("panics-when-published", request.job.as_str());
+            request.outgoing(job, owner, last, &bounds)
+        });
+        outgoing.unwrap_or(Err(Declined::Panicked.into()))
     }
 
     fn publish_here(&self, outgoing: Outgoing) -> Result<Position, PublishError> {
@@ -191,6 +158,47 @@ impl Hub {
                 Err(error.into())
             }
         }
+    }
+}
+
+impl PublishRequest {
+    /// The update as it goes onto the bus; `last` is the number of the job's last state.
+    fn outgoing(
+        &self,
+        job: Option<&Job>,
+        owner: Owner,
+        last: Seq,
+        bounds: &JobBounds,
+    ) -> Result<Outgoing, PublishError> {
+        let (what, payload) = match &self.verb {
+            Verb::Put(what) => (what.clone(), self.payload.clone()),
+            Verb::Patch => {
+                let state = job.and_then(Job::state);
+                let Some(Body::State { json, .. }) = state.map(|state| &state.body) else {
+                    return Err(PublishError::UnknownJob(self.job.clone()));
+                };
+                let merged = merge_patch(json, &self.payload).map_err(declined)?;
+                (What::State, Bytes::from(merged))
+            }
+        };
+        let subject = match &what {
+            What::Milestone(name) => Subject::Milestone(name),
+            What::State | What::Gone => Subject::State,
+        };
+        let terminal = match job {
+            Some(job) => job.check(subject, &payload, bounds)?,
+            None => Job::new(JobKey(0), self.job.clone(), owner.clone(), Seq::ZERO)
+                .check(subject, &payload, bounds)?,
+        };
+        Ok(Outgoing {
+            owner,
+            job: self.job.clone(),
+            what,
+            payload,
+            terminal,
+            message_id: self.message_id.clone(),
+            expected_last: (self.verb == Verb::Patch).then_some(last),
+        })
     }
 }
 

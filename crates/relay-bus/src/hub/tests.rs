@@ -1,6 +1,7 @@
 //! The hub in front of a scripted stream, case by case; what may come together by chance is the model's.
 
 mod model;
+mod poison;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,6 +4,8 @@
 //! (measured on nats-server 2.15), so the last value counts and the first never does. What no header can
 //! protect is a message that did not come through the stream: nobody but the server may be allowed to
 //! publish under the live prefix.
+//!
+//! Invariant: a message that cannot be read costs no other one; neither does one that makes the reading panic.
 
 use async_nats::HeaderMap;
 use async_nats::header::{
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use relay_core::moment::WallTime;
 use relay_core::position::Seq;
 
+use crate::poison;
 use crate::seam::{Incoming, What};
 use crate::subject::{Address, SubjectError, Subjects};
 
@@ -52,6 +55,8 @@ pub(super) enum Flaw {
     NotFromStream,
     #[error(transparent)]
     Subject(#[from] SubjectError),
+    #[error("reading it panicked")]
+    Panicked,
 }
 
 impl Flaw {
@@ -59,18 +64,21 @@ impl Flaw {
         match self {
             Self::NotFromStream => "not_from_stream",
             Self::Subject(_) => "bad_subject",
+            Self::Panicked => poison::PANICKED,
         }
     }
 }
 
 /// The stream's number of a live message, if the stream wrote one.
-pub(super) fn live_seq(stream: &str, message: &async_nats::Message) -> Option<Seq> {
-    let headers = message.headers.as_ref()?;
-    let from = headers.get_last(NATS_STREAM)?;
-    if from.as_str() != stream {
-        return None;
-    }
-    number(headers, NATS_SEQUENCE).map(Seq::new)
+pub(super) fn live_seq(stream: &str, message: &async_nats::Message) -> Result<Seq, Flaw> {
+    let seq = poison::read(&message.subject, None, || {
+        let headers = message.headers.as_ref()?;
+        let from = headers.get_last(NATS_STREAM)?;
+        (from.as_str() == stream)
+            .then(|| sequence(headers))
+            .flatten()
+    });
+    seq.ok_or(Flaw::Panicked)?.ok_or(Flaw::NotFromStream)
 }
 
 /// A republished message. The job is read from its subject alone. `Ok(None)`: nothing about a job.
@@ -79,62 +87,78 @@ pub(super) fn live(
     seq: Seq,
     message: &async_nats::Message,
 ) -> Result<Option<Incoming>, Flaw> {
-    let headers = message.headers.as_ref().ok_or(Flaw::NotFromStream)?;
-    let stored_at = time(headers).ok_or(Flaw::NotFromStream)?;
-    let address = subjects.parse_live(&message.subject)?;
-    let previous = number(headers, NATS_LAST_SEQUENCE).map(Seq::new);
-    let is_marker = is_marker(headers, &message.payload);
-    Ok(
-        update(address, is_marker, message.payload.clone(), seq, stored_at)
-            .map(|update| Incoming { previous, ..update }),
-    )
+    let update = poison::read(&message.subject, Some(seq), || {
+        let headers = message.headers.as_ref().ok_or(Flaw::NotFromStream)?;
+        let stored_at = time(headers).ok_or(Flaw::NotFromStream)?;
+        let address = subjects.parse_live(&message.subject)?;
+        #[cfg(test)]
+        poison::fault("panics-when-decoded", address.job.as_str());
+        let previous = number(headers, NATS_LAST_SEQUENCE).map(Seq::new);
+        let is_marker = is_marker(headers, &message.payload);
+        Ok(
+            update(address, is_marker, message.payload.clone(), seq, stored_at)
+                .map(|update| Incoming { previous, ..update }),
+        )
+    });
+    update.unwrap_or(Err(Flaw::Panicked))
 }
 
 /// A message of a direct get's answer.
 pub(super) fn direct(subjects: &Subjects, message: async_nats::Message) -> Option<Stored> {
     let headers = message.headers.as_ref()?;
-    let subject = headers.get_last(NATS_SUBJECT)?.as_str().to_owned();
-    let seq = Seq::new(number(headers, NATS_SEQUENCE)?);
-    let stored_at = time(headers)?;
-    let is_marker = is_marker(headers, &message.payload);
-    Some(stored(
-        subjects,
-        subject,
-        is_marker,
-        message.payload,
-        seq,
-        stored_at,
-    ))
+    let subject = headers.get_last(NATS_SUBJECT)?.as_str();
+    let seq = sequence(headers)?;
+    let read = poison::read(&subject, Some(seq), || {
+        let stored_at = time(headers)?;
+        let is_marker = is_marker(headers, &message.payload);
+        let payload = message.payload.clone();
+        Some(stored(
+            subjects, subject, is_marker, payload, seq, stored_at,
+        ))
+    });
+    read.flatten()
 }
 
 /// A message as the leader gives it.
 pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored {
-    let micros = message.time.unix_timestamp_nanos() / 1000;
-    let stored_at = WallTime::from_unix_micros(i64::try_from(micros).unwrap_or_default());
-    let is_marker = is_marker(&message.headers, &message.payload);
-    let subject = message.subject.to_string();
-    stored(
-        subjects,
-        subject,
-        is_marker,
-        message.payload,
-        Seq::new(message.sequence),
-        stored_at,
-    )
+    let seq = Seq::new(message.sequence);
+    let read = poison::read(&message.subject, Some(seq), || {
+        let micros = message.time.unix_timestamp_nanos() / 1000;
+        let stored_at = WallTime::from_unix_micros(i64::try_from(micros).unwrap_or_default());
+        let is_marker = is_marker(&message.headers, &message.payload);
+        let payload = message.payload.clone();
+        stored(
+            subjects,
+            &message.subject,
+            is_marker,
+            payload,
+            seq,
+            stored_at,
+        )
+    });
+    read.unwrap_or_else(|| Stored {
+        subject: message.subject.to_string(),
+        seq,
+        update: None,
+    })
 }
 
 fn stored(
     subjects: &Subjects,
-    subject: String,
+    subject: &str,
     is_marker: bool,
     payload: Bytes,
     seq: Seq,
     stored_at: WallTime,
 ) -> Stored {
-    let address = subjects.parse(&subject).ok();
+    let address = subjects.parse(subject).ok();
+    #[cfg(test)]
+    if let Some(address) = &address {
+        poison::fault("panics-when-decoded", address.job.as_str());
+    }
     let update = address.and_then(|address| update(address, is_marker, payload, seq, stored_at));
     Stored {
-        subject,
+        subject: subject.to_owned(),
         seq,
         update,
     }
@@ -170,6 +194,12 @@ fn is_marker(headers: &HeaderMap, payload: &Bytes) -> bool {
 
 fn time(headers: &HeaderMap) -> Option<WallTime> {
     WallTime::parse_rfc3339(headers.get_last(NATS_TIME_STAMP)?.as_str())
+}
+
+/// The message's number in the stream. A server counts from 1, and none has come to the end.
+fn sequence(headers: &HeaderMap) -> Option<Seq> {
+    let seq = number(headers, NATS_SEQUENCE).map(Seq::new)?;
+    (Seq::ZERO < seq && seq < Seq::MAX).then_some(seq)
 }
 
 pub(super) fn number(headers: &HeaderMap, name: async_nats::HeaderName) -> Option<u64> {
@@ -239,13 +269,45 @@ mod tests {
     #[test]
     fn a_message_without_the_streams_headers_is_none_of_its() {
         let none = message("live.progress.u.j.state", &[], "{}");
-        assert_eq!(live_seq("PROGRESS", &none), None);
+        assert!(live_seq("PROGRESS", &none).is_err());
         let other = message(
             "x",
             &[("Nats-Stream", "OTHER"), ("Nats-Sequence", "1")],
             "{}",
         );
-        assert_eq!(live_seq("PROGRESS", &other), None);
+        assert!(live_seq("PROGRESS", &other).is_err());
+    }
+
+    #[test]
+    fn a_number_that_no_server_gives_is_none() {
+        for forged in ["0", "18446744073709551615", "-1", "x", ""] {
+            let headers = [("Nats-Stream", "PROGRESS"), ("Nats-Sequence", forged)];
+            let forged = message("live.progress.u.j.state", &headers, "{}");
+            assert!(live_seq("PROGRESS", &forged).is_err());
+        }
+    }
+
+    #[test]
+    fn a_message_that_makes_the_decoding_panic_is_skipped() {
+        let subjects = Subjects::new("progress", "live").unwrap();
+        let live_message = message("live.progress.u.panics-when-decoded.state", &[AT], "{}");
+        let flaw = live(&subjects, Seq::new(7), &live_message).unwrap_err();
+        assert_eq!(flaw.label(), "panicked");
+        let subject = "progress.u.panics-when-decoded.state";
+        let headers = [AT, ("Nats-Sequence", "7"), ("Nats-Subject", subject)];
+        assert!(direct(&subjects, message("_INBOX.x", &headers, "{}")).is_none());
+        let from_leader = from_leader(
+            &subjects,
+            StreamMessage {
+                subject: subject.into(),
+                sequence: 7,
+                headers: HeaderMap::new(),
+                payload: "{}".into(),
+                time: time::OffsetDateTime::UNIX_EPOCH,
+            },
+        );
+        assert_eq!(from_leader.seq, Seq::new(7));
+        assert!(from_leader.update.is_none());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::Shared;
 use super::ask::Asker;
 use super::decode;
 use super::stream::{self, Facts, StreamError};
-use crate::connection::{BarrierError, Seldom};
+use crate::connection::{BarrierError, ConnectionError, Seldom};
 use crate::seam::Intake;
 use follow::{Follow, Trouble};
 
@@ -52,6 +52,8 @@ enum AttachError {
     #[error("the subscription could not be sent")]
     Unsent,
     #[error(transparent)]
+    Stopped(ConnectionError),
+    #[error(transparent)]
     Barrier(#[from] BarrierError),
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -62,7 +64,7 @@ enum AttachError {
 impl AttachError {
     fn pause(&self) -> Duration {
         match self {
-            Self::Changed => Duration::ZERO,
+            Self::Changed | Self::Stopped(_) => Duration::ZERO,
             Self::Away(_) | Self::Unsent | Self::Barrier(_) => PAUSE,
             Self::Stream(StreamError::Unanswered { .. }) => PAUSE,
             Self::Stream(_) | Self::Refused { .. } => LONG_PAUSE,
@@ -79,11 +81,14 @@ struct Attached {
 }
 
 /// Reads for ever.
-pub(super) async fn read<'a, E>(
+///
+/// # Errors
+/// When there is no client any more.
+pub(super) async fn read<'a>(
     shared: &'a Shared,
     asker: &'a Asker,
     intake: &'a dyn Intake,
-) -> Result<Infallible, E> {
+) -> Result<Infallible, ConnectionError> {
     let mut reader = Reader {
         shared,
         asker,
@@ -106,6 +111,7 @@ pub(super) async fn read<'a, E>(
                     other => other.to_string(),
                 });
             }
+            Err(AttachError::Stopped(error)) => return Err(error),
             Err(error) => {
                 reader.tell(&error);
                 reader.go_away(error.to_string());
@@ -203,11 +209,11 @@ impl Reader<'_> {
         let mark = link.refusals();
         let subject = self.shared.subjects.all_live();
         // A new subscription each time: what waits in an old one may be of another life of the stream.
-        let subscribing = link.client().subscribe(subject.clone());
-        let subscription = tokio::time::timeout(SUBSCRIBE_LIMIT, subscribing).await;
-        let Ok(Ok(subscription)) = subscription else {
-            return Err(AttachError::Unsent);
-        };
+        let subscribing = link.subscribe(subject.clone());
+        let subscribed = tokio::time::timeout(SUBSCRIBE_LIMIT, subscribing).await;
+        let subscription = subscribed
+            .map_err(|_| AttachError::Unsent)?
+            .map_err(AttachError::Stopped)?;
         link.barrier().await?;
         tokio::time::sleep(SETTLE).await;
         if let Some(refusal) = link.refusal_since(mark, &subject) {

@@ -21,6 +21,7 @@ use async_nats::header::{
     NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID, NATS_MESSAGE_TTL,
     NATS_ROLLUP,
 };
+use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -242,6 +243,11 @@ impl Reading<'_> {
         }
     }
 
+    async fn leader_last_of(&self, held: &Held) -> Result<Option<StreamMessage>, AskError> {
+        let filter = self.subjects.of_job(held.owner.as_ref(), &held.job);
+        self.asker.leader_last(&filter).await
+    }
+
     async fn changed_among(
         &self,
         jobs: Vec<Held>,
@@ -267,7 +273,7 @@ impl Reading<'_> {
                 }
                 (Lasts::Stale, _) => return Err(AskError::Stale { at_least }.into()),
                 (Lasts::TooMany, [held]) => {
-                    if let Some(last) = self.asker.leader_last(&filters[0]).await? {
+                    if let Some(last) = self.leader_last_of(held).await? {
                         newest.insert(held.job.clone(), Seq::new(last.sequence));
                     }
                 }

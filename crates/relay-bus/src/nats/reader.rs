@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::{RELAY_ID, Shared};
 use crate::clock::Clock;
-use crate::connection::{BarrierError, Link, Seldom};
+use crate::connection::{BarrierError, ConnectionError, Link, Seldom};
+use crate::poison;
 use crate::seam::{Incoming, Intake};
 
 /// In a cluster the interest in a subscription travels for a moment after its server has confirmed it.
@@ -63,12 +64,19 @@ struct Reader<'a> {
 }
 
 /// Reads for ever.
-pub(super) async fn read(shared: &Shared, link: &Link, intake: &dyn Intake) -> Infallible {
+///
+/// # Errors
+/// When there is no client any more.
+pub(super) async fn read(
+    shared: &Shared,
+    link: &Link,
+    intake: &dyn Intake,
+) -> Result<Infallible, ConnectionError> {
     let mut reader = Reader {
         shared,
         link,
         intake,
-        subscription: subscribe(shared, link).await,
+        subscription: subscribe(shared, link).await?,
         phase: Phase::Away,
         connects: 0,
         refusals: 0,
@@ -81,25 +89,16 @@ pub(super) async fn read(shared: &Shared, link: &Link, intake: &dyn Intake) -> I
         clock: Clock::start(),
     };
     loop {
-        reader.step().await;
+        reader.step().await?;
     }
 }
 
-/// The client sends it when it is connected, and again after each reconnect.
-async fn subscribe(shared: &Shared, link: &Link) -> Subscriber {
-    loop {
-        match link.client().subscribe(shared.subjects.all_live()).await {
-            Ok(subscription) => return subscription,
-            Err(error) => {
-                tracing::warn!(%error, "cannot subscribe; trying again");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
+async fn subscribe(shared: &Shared, link: &Link) -> Result<Subscriber, ConnectionError> {
+    link.subscribe(shared.subjects.all_live()).await
 }
 
 impl Reader<'_> {
-    async fn step(&mut self) {
+    async fn step(&mut self) -> Result<(), ConnectionError> {
         let joining = async {
             match &mut self.phase {
                 Phase::Joining(joined) => joined.await,
@@ -109,12 +108,13 @@ impl Reader<'_> {
         tokio::select! {
             message = self.subscription.next() => match message {
                 Some(message) => self.take_burst(message),
-                None => self.subscription = subscribe(self.shared, self.link).await,
+                None => self.subscription = subscribe(self.shared, self.link).await?,
             },
-            joined = joining => self.joined(joined).await,
+            joined = joining => self.joined(joined).await?,
             () = self.link.changed() => {}
         }
         self.look();
+        Ok(())
     }
 
     /// Follows the connection.
@@ -158,7 +158,7 @@ impl Reader<'_> {
         self.phase = Phase::Joining(joined.boxed());
     }
 
-    async fn joined(&mut self, joined: Result<(), JoinError>) {
+    async fn joined(&mut self, joined: Result<(), JoinError>) -> Result<(), ConnectionError> {
         let Err(error) = joined else {
             self.phase = Phase::Live;
             self.away = None;
@@ -168,7 +168,7 @@ impl Reader<'_> {
                 "reading from NATS"
             );
             self.intake.live(self.shared.settings.epoch, self.seq);
-            return;
+            return Ok(());
         };
         self.go_away(error.to_string());
         if self.often.allow().is_some() {
@@ -177,9 +177,10 @@ impl Reader<'_> {
         if let JoinError::Refused(_) = error {
             // The server has forgotten the one it refused.
             self.refusals = self.link.refusals();
-            self.subscription = subscribe(self.shared, self.link).await;
+            self.subscription = subscribe(self.shared, self.link).await?;
         }
         self.join(PAUSE);
+        Ok(())
     }
 
     /// Takes a message and those that wait behind it, up to a bound, and hands them on together.
@@ -199,11 +200,19 @@ impl Reader<'_> {
     }
 
     fn take(&mut self, message: Message) {
-        let address = match self.shared.subjects.parse_live(&message.subject) {
-            Ok(address) => address,
-            Err(error) => {
+        let subjects = &self.shared.subjects;
+        let address = poison::read(&message.subject, None, || {
+            subjects.parse_live(&message.subject)
+        });
+        let address = match address {
+            Some(Ok(address)) => address,
+            Some(Err(error)) => {
                 tracing::debug!(subject = %message.subject, reason = %error, "dropped a message");
                 self.intake.dropped("bad_subject");
+                return;
+            }
+            None => {
+                self.intake.dropped(poison::PANICKED);
                 return;
             }
         };

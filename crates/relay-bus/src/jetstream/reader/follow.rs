@@ -175,9 +175,12 @@ impl<'r, 'a> Follow<'r, 'a> {
             return Err(Trouble::Reconnected);
         }
         let shared = self.reader.shared;
-        let Some(seq) = decode::live_seq(&shared.settings.stream, &message) else {
-            self.refuse(&Flaw::NotFromStream, &message);
-            return Ok(());
+        let seq = match decode::live_seq(&shared.settings.stream, &message) {
+            Ok(seq) => seq,
+            Err(flaw) => {
+                self.refuse(&flaw, &message);
+                return Ok(());
+            }
         };
         if seq <= self.last {
             self.held = Some(message);
@@ -302,9 +305,11 @@ impl<'r, 'a> Follow<'r, 'a> {
             if self.held.is_some() && !self.is_about_held {
                 self.check();
             } else if let Some(message) = self.held.take() {
-                let seq = decode::live_seq(&self.reader.shared.settings.stream, &message);
-                self.accept(seq.unwrap_or_default(), &message);
-                self.hand_on();
+                // It had a number when it was put aside.
+                if let Ok(seq) = decode::live_seq(&self.reader.shared.settings.stream, &message) {
+                    self.accept(seq, &message);
+                    self.hand_on();
+                }
             }
             return Ok(());
         }
