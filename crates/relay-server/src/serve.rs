@@ -5,6 +5,7 @@
 
 mod bus;
 mod files;
+mod lost;
 mod settings;
 
 use std::io;
@@ -15,6 +16,7 @@ use std::thread::JoinHandle;
 
 use axum::Router;
 use relay_bus::clock::Clock;
+use relay_bus::connection::ConnectionError;
 use relay_bus::history_file::{HistoryFile, HistoryFileError};
 use relay_bus::hub::Hub;
 use tokio::net::TcpListener;
@@ -23,6 +25,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
+
+use lost::{Reports, Tasks};
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Api};
@@ -64,9 +68,15 @@ pub enum ServeError {
     /// Two metrics contradict each other.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
-    /// A thread ended that never should.
-    #[error("a shard's thread ended before it was told to; see the log above")]
+    /// A shard's thread ended that never should.
+    #[error("a worker thread crashed; see the panic above")]
     ShardLost,
+    /// The bus's thread ended, or a task on it, that never should.
+    #[error("the bus thread crashed; see the panic above")]
+    BusLost,
+    /// The reader of NATS gave up.
+    #[error("cannot read from NATS, and retrying will not help; fix the configuration: {0}")]
+    Nats(#[source] ConnectionError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -151,7 +161,8 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     if let Some(routes) = extras.routes {
         router = routes.fallback_service(router);
     }
-    let (lost, mut shard_lost) = watch::channel(());
+    let fit = node.clone();
+    let (reports, mut lost) = Reports::new(move || fit.readiness.drain());
     let mut threads = Vec::new();
     for (number, (listener, mailbox)) in listeners.into_iter().zip(mail).enumerate() {
         let part = ShardThread {
@@ -162,11 +173,16 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
             router: router.clone(),
             drain: drained.clone(),
         };
-        threads.push(part.spawn(node.clone(), lost.clone())?);
+        threads.push(part.spawn(node.clone(), &reports)?);
     }
-    drop(lost);
-    let bus_thread =
-        BusThread::spawn(bus, hub.clone(), history, extras.companion, drained.clone())?;
+    let bus_thread = BusThread::spawn(
+        bus,
+        hub.clone(),
+        history,
+        extras.companion,
+        drained.clone(),
+        reports.clone(),
+    )?;
 
     let admin = Admin {
         node: node.clone(),
@@ -188,7 +204,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
 
     let result = tokio::select! {
         signal = stop_signal() => signal.map_err(ServeError::from),
-        _ = shard_lost.changed() => Err(ServeError::ShardLost),
+        Some(loss) = lost.recv() => Err(loss),
     };
     node.readiness.drain();
     let open = node.admissions.total();
@@ -203,7 +219,8 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         _ = stop_signal() => tracing::warn!("a second signal: stopping at once"),
     }
     bus_thread.stop().await;
-    result
+    // A part may also be lost while the node drains.
+    result.and_then(|()| lost.try_recv().map_or(Ok(()), Err))
 }
 
 fn shard_count(config: &Config) -> usize {
@@ -264,15 +281,14 @@ struct ShardThread {
 }
 
 impl ShardThread {
-    /// Starts the thread. `lost` is dropped, and told, when it ends unasked.
-    fn spawn(self, node: Arc<Node>, lost: watch::Sender<()>) -> io::Result<JoinHandle<()>> {
+    /// Starts the thread, which is lost if it ends unasked.
+    fn spawn(self, node: Arc<Node>, reports: &Reports) -> io::Result<JoinHandle<()>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let name = format!("shard-{}", self.number);
+        let watch = reports.watch(self.drain.clone(), || ServeError::ShardLost);
         std::thread::Builder::new().name(name).spawn(move || {
-            let asked = self.drain.clone();
-            let watchdog = LostUnlessAsked { asked, lost };
             self.run(&runtime, node);
-            drop(watchdog);
+            drop(watch);
         })
     }
 
@@ -300,20 +316,6 @@ impl ShardThread {
     }
 }
 
-/// Tells the main thread when a shard's thread ends, by panic or otherwise, without having been told to.
-struct LostUnlessAsked {
-    asked: watch::Receiver<bool>,
-    lost: watch::Sender<()>,
-}
-
-impl Drop for LostUnlessAsked {
-    fn drop(&mut self) {
-        if !*self.asked.borrow() {
-            self.lost.send_replace(());
-        }
-    }
-}
-
 /// The thread the bus is read on.
 struct BusThread {
     thread: JoinHandle<()>,
@@ -327,33 +329,39 @@ impl BusThread {
         history: Option<Arc<HistoryFile>>,
         companion: Option<Companion>,
         mut drain: watch::Receiver<bool>,
+        reports: Reports,
     ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(false);
+        let watch = reports.watch(stopped.clone(), || ServeError::BusLost);
         let thread = std::thread::Builder::new()
             .name("bus".to_owned())
             .spawn(move || {
                 runtime.block_on(async move {
-                    let mut tasks = JoinSet::new();
-                    tasks.spawn(hub.clone().run());
+                    let mut tasks = Tasks::new();
+                    tasks.spawn(endless(hub.clone().run()));
                     bus.spawn(&hub, &mut tasks);
                     if let Some(file) = &history {
-                        tasks.spawn(file.clone().keep(hub.clone()));
+                        tasks.spawn(endless(file.clone().keep(hub.clone())));
                     }
                     let mut companions = JoinSet::new();
                     if let Some(companion) = companion {
                         companion(hub.clone(), &mut companions);
                     }
-                    // Companions publish no more once clients are leaving; the bus is read to the end.
-                    drop(drain.changed().await);
-                    companions.shutdown().await;
-                    drop(stopped.changed().await);
+                    let asked = async {
+                        // Companions publish no more once clients are leaving; the bus is read to the end.
+                        drop(drain.changed().await);
+                        companions.shutdown().await;
+                        drop(stopped.changed().await);
+                    };
+                    reports.run(&mut tasks, asked).await;
                     tasks.shutdown().await;
                     let closed = history.map(|file| file.close(&hub));
                     if let Some(Err(error)) = closed {
                         tracing::error!(%error, "the history is as old as its file");
                     }
                 });
+                drop(watch);
             })?;
         Ok(Self { thread, stop })
     }
@@ -362,6 +370,12 @@ impl BusThread {
         self.stop.send_replace(true);
         join_all(vec![self.thread]).await;
     }
+}
+
+/// A task that does not end by itself.
+async fn endless(work: impl Future<Output = ()>) -> Option<ConnectionError> {
+    work.await;
+    None
 }
 
 /// Waits for threads without blocking the one that waits.

@@ -1,18 +1,17 @@
 //! The bus a configuration asks for, and the tasks that read it.
 
-use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::sync::Arc;
 
 use relay_bus::clock::Clock;
-use relay_bus::connection::{ConnectionError, ConnectionSettings};
+use relay_bus::connection::ConnectionSettings;
 use relay_bus::hub::{Backing, Hub};
 use relay_bus::jetstream::{self, JetStreamReader, JetStreamSettings, JetStreamStore, Storage};
 use relay_bus::nats::{self, NatsReader, NatsSettings, NatsStore};
 use relay_core::position::Epoch;
-use tokio::task::JoinSet;
 
+use super::lost::Tasks;
 use crate::config::{BusMode, Config, Nats, StreamStorage};
 
 /// Why a bus cannot be set up, whatever NATS says.
@@ -72,24 +71,18 @@ impl Bus {
     }
 
     /// Starts reading.
-    pub(super) fn spawn(self, hub: &Arc<Hub>, tasks: &mut JoinSet<()>) {
+    pub(super) fn spawn(self, hub: &Arc<Hub>, tasks: &mut Tasks) {
         let hub = hub.clone();
         match self {
             Self::Embedded => {}
             Self::Nats(_, reader) => {
-                tasks.spawn(async move { give_up(reader.run(hub).await) });
+                tasks.spawn(async move { reader.run(hub).await.err() });
             }
             Self::JetStream(_, reader) => {
-                tasks.spawn(async move { give_up(reader.run(hub).await) });
+                tasks.spawn(async move { reader.run(hub).await.err() });
             }
         }
     }
-}
-
-/// A reader ends only with what no retry can mend.
-fn give_up(ended: Result<Infallible, ConnectionError>) {
-    let Err(error) = ended;
-    tracing::error!(%error, "NATS cannot be read; nothing will mend that but another configuration");
 }
 
 fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {
