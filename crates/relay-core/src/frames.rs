@@ -9,8 +9,40 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-/// How many differently shaped frames of the native protocol one publication can keep.
-pub const FRAME_SLOTS: usize = 9;
+use crate::topic::Topic;
+
+/// The ways of wrapping a native frame that are worth keeping, because many watchers share what comes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrapping {
+    /// A message by itself.
+    Message,
+    /// An event of a stream.
+    Event,
+}
+
+/// Where a native frame is kept: a place for each kind of topic and each wrapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(usize);
+
+impl Slot {
+    const COUNT: usize = Self::TOPICS * Self::WRAPPINGS;
+    const TOPICS: usize = 3;
+    const WRAPPINGS: usize = 2;
+
+    /// The place for what is told under `topic`.
+    pub fn new(topic: &Topic, wrapping: Wrapping) -> Self {
+        let topic = match topic {
+            Topic::Job(_) => 0,
+            Topic::User(_) => 1,
+            Topic::Group(_) => 2,
+        };
+        let wrapping = match wrapping {
+            Wrapping::Message => 0,
+            Wrapping::Event => 1,
+        };
+        Self(wrapping * Self::TOPICS + topic)
+    }
+}
 
 /// What a publication is in the words of one dialect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,15 +56,15 @@ pub struct Encoded {
 /// The frames encoded from a publication so far; nothing is allocated for jobs nobody watches.
 #[derive(Default)]
 pub struct Frames {
-    native: OnceLock<Box<[OnceLock<Bytes>; FRAME_SLOTS]>>,
+    native: OnceLock<Box<[OnceLock<Bytes>; Slot::COUNT]>>,
     dialects: OnceLock<Box<[OnceLock<Encoded>]>>,
 }
 
 impl Frames {
     /// The native frame kept in `slot`, made by `encode` if this is the first to ask.
-    pub fn native(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> &Bytes {
+    pub fn native(&self, slot: Slot, encode: impl FnOnce() -> Bytes) -> &Bytes {
         let frames = self.native.get_or_init(Box::default);
-        frames[slot].get_or_init(encode)
+        frames[slot.0].get_or_init(encode)
     }
 
     /// What is kept in `slot` of the `slots` that all dialects of a node share, made by `encode` if this is the
@@ -52,5 +84,27 @@ impl Frames {
 impl fmt::Debug for Frames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Frames")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_topic_and_each_wrapping_has_a_place_of_its_own() {
+        let topics = ["job:a", "user:a", "group:a"].map(|text| Topic::parse(text).unwrap());
+        let frames = Frames::default();
+        let mut places = Vec::new();
+        for topic in &topics {
+            for wrapping in [Wrapping::Message, Wrapping::Event] {
+                let slot = Slot::new(topic, wrapping);
+                places.push(slot.0);
+                let made = Bytes::from(format!("{topic} {wrapping:?}"));
+                assert_eq!(frames.native(slot, || made.clone()), &made);
+            }
+        }
+        places.sort_unstable();
+        assert_eq!(places, (0..Slot::COUNT).collect::<Vec<_>>());
     }
 }

@@ -16,7 +16,7 @@ use crate::position::{Epoch, Position, Seq};
 use crate::tally::Share;
 use crate::topic::Topic;
 
-pub use crate::frames::{Encoded, FRAME_SLOTS, Frames};
+pub use crate::frames::{Encoded, Frames, Slot, Wrapping};
 
 /// A job's number on this node: shorter to compare than its id, and never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,7 +132,7 @@ impl Publication {
     /// The frame kept in `slot`, made by `encode` if this is the first to ask.
     ///
     /// The frame in a slot must be the same whoever encodes it.
-    pub fn frame(&self, slot: usize, encode: impl FnOnce(&Self) -> Bytes) -> &Bytes {
+    pub fn frame(&self, slot: Slot, encode: impl FnOnce(&Self) -> Bytes) -> &Bytes {
         self.frames.native(slot, || encode(self))
     }
 

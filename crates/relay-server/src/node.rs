@@ -11,10 +11,10 @@ use std::sync::Arc;
 use relay_bus::hub::Hub;
 use relay_core::outbox::OutboxBounds;
 use relay_core::session::SessionBounds;
+use relay_wire::dialect::{Dialects, PollLimits};
 
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
-use crate::dialect::{Dialects, PollLimits};
 use crate::identity;
 use crate::origin;
 use crate::readiness::Readiness;

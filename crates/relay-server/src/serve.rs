@@ -141,12 +141,14 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         file.open(&hub, epoch)?;
     }
     let (mailboxes, mail) = shard::Mailboxes::new(shards);
+    let telemetry = Telemetry::new()?;
+    let dialects = config.load_dialects(&|dialect, mapping| telemetry.mapping(dialect, mapping))?;
     let node = Arc::new(settings::node(
         config,
         hub.clone(),
         config.identity()?,
-        Telemetry::new()?,
-        config.load_dialects()?,
+        telemetry,
+        dialects,
     ));
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;

@@ -4,6 +4,8 @@
 //! is ever a label. Sums that hold: `opened - closed = open` per transport; every update that came in is
 //! in exactly one `relay_updates_total` result.
 
+mod mapping;
+
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +16,9 @@ use prometheus::{
 };
 use relay_bus::hub::HubStats;
 use relay_core::quality::Verdict;
+use relay_wire::dialect::Meter;
+
+use mapping::MappingMeter;
 
 /// From a tenth of a millisecond, a good delivery, to half a minute, a client asleep.
 const DELIVERY_BUCKETS: &[f64] = &[
@@ -363,17 +368,14 @@ impl Telemetry {
         self.client_errors.with_label_values(&[code]).inc();
     }
 
-    /// A mapping of a dialect runs.
-    pub fn mapping_run(&self, dialect: &str, mapping: &str) {
-        self.dialect_runs
-            .with_label_values(&[dialect, mapping])
-            .inc();
-    }
-
-    /// A run of a dialect's mapping failed.
-    pub fn mapping_failure(&self, dialect: &str, mapping: &str) {
-        let failures = &self.dialect_failures;
-        failures.with_label_values(&[dialect, mapping]).inc();
+    /// The meter of one mapping of a dialect.
+    pub fn mapping(&self, dialect: &str, mapping: &str) -> Box<dyn Meter> {
+        let labels = [dialect, mapping];
+        Box::new(MappingMeter::new(
+            labels,
+            self.dialect_runs.with_label_values(&labels),
+            self.dialect_failures.with_label_values(&labels),
+        ))
     }
 
     /// How many open connections speak a dialect.

@@ -34,7 +34,7 @@ pub struct TokenArgs {
     pub publish: Vec<String>,
 
     /// How long it is good
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = relay_wire::duration::parse)]
     pub ttl: Duration,
 
     /// Audience (aud); by default the one the configuration asks for

@@ -1,6 +1,6 @@
 //! The files of the dialects that `[dialects]` names, and what is wrong with them in the configuration's words.
 //!
-//! Knows where a file is found; what may be written in one is for `dialect`.
+//! Knows where a file is found; what may be written in one is for `relay_wire::dialect`.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,15 +8,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use relay_wire::dialect::{BUILT_IN, Defaults, Dialects, Meters, Mistake, Source};
+
 use super::{Config, ConfigErrors, Place, Problem};
-use crate::dialect::{BUILT_IN, Defaults, Dialects, Mistake, Source};
 
 impl Config {
-    /// Reads, checks and compiles the dialects that are spoken.
+    /// Reads, checks and compiles the dialects that are spoken; `meters` count the runs of their mappings.
     ///
     /// # Errors
     /// All that is wrong in all files, each with its place.
-    pub(crate) fn load_dialects(&self) -> Result<Dialects, ConfigErrors> {
+    pub(crate) fn load_dialects(&self, meters: Meters<'_>) -> Result<Dialects, ConfigErrors> {
         let mut problems = Vec::new();
         let mut sources = Vec::new();
         let mut seen = BTreeSet::new();
@@ -37,7 +38,7 @@ impl Config {
             outbox: self.delivery.outbox_bounds(),
             session: self.session_bounds(),
         };
-        match Dialects::load(&sources, defaults) {
+        match Dialects::load(&sources, defaults, meters) {
             Ok(dialects) if problems.is_empty() => Ok(dialects),
             loaded => {
                 let mistakes = loaded.err().unwrap_or_default();
@@ -85,7 +86,7 @@ fn source(name: &str, directory: Option<&Path>) -> Result<Source, String> {
     }
     match BUILT_IN.iter().find(|(each, _)| *each == name) {
         Some((_, text)) => {
-            let path = format!("config/dialects/{name}.toml");
+            let path = format!("built-in {name}.toml");
             Ok(found(path.into(), Cow::Borrowed(text)))
         }
         None => {
@@ -110,7 +111,7 @@ mod tests {
     fn a_dialect_that_is_not_there_is_named_with_those_that_are() {
         let mut config = Config::default();
         config.dialects.enabled = vec!["klingon".to_owned()];
-        let errors = config.load_dialects().unwrap_err();
+        let errors = config.load_dialects(&|_, _| Box::new(())).unwrap_err();
         let shown = errors.problems()[0].to_string();
         assert!(
             shown.contains("no dialect \"klingon\"") && shown.contains("file-conversion"),
@@ -129,7 +130,7 @@ mod tests {
         let mut config = Config::default();
         config.dialects.enabled = vec!["mine".to_owned(), "a/b".to_owned(), "mine".to_owned()];
         config.dialects.directory = Some(directory.path().to_owned());
-        let errors = config.load_dialects().unwrap_err();
+        let errors = config.load_dialects(&|_, _| Box::new(())).unwrap_err();
         let shown: Vec<_> = errors.problems().iter().map(ToString::to_string).collect();
         let path = directory.path().join("mine.toml");
         assert_eq!(shown.len(), 2, "{shown:?}");

@@ -420,7 +420,7 @@ pub struct Dialects {
 
 impl Default for Dialects {
     fn default() -> Self {
-        let built_in = crate::dialect::BUILT_IN.iter();
+        let built_in = relay_wire::dialect::BUILT_IN.iter();
         Self {
             enabled: built_in.map(|(name, _)| (*name).to_owned()).collect(),
             directory: None,

@@ -10,10 +10,11 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
+use relay_wire::duration;
+
 use super::problem::{Place, Problem};
 use super::value::format_size;
 use super::{BusMode, Config, Nats};
-use crate::duration;
 
 mod auth;
 mod nats;

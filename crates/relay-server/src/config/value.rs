@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use relay_wire::duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use super::secret::Redacted;
 use super::url::ServerUrl;
-use crate::duration;
 
 /// A duration in text: `"10s"`, `"250ms"`, `"24h"`. For `#[serde(with = "DurationText")]`.
 #[derive(Debug)]

@@ -160,8 +160,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.gap("outbox");
     telemetry.resume(true);
     telemetry.client_error("bad_json");
-    telemetry.mapping_run("a", "b");
-    telemetry.mapping_failure("a", "b");
+    let _ = telemetry.mapping("a", "b");
     let _ = telemetry.dialect_connections("a");
     telemetry.quality_change(Verdict::Good);
     telemetry.check("answered");

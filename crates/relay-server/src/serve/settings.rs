@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use relay_bus::hub::{Hub, HubSettings};
 use relay_core::limits::ConnectionLimits;
+use relay_wire::dialect::{Dialects, PollLimits};
 
 use crate::admission::Admissions;
 use crate::config::Config;
-use crate::dialect::{Dialects, PollLimits};
 use crate::identity::Mode;
 use crate::node::Node;
 use crate::origin::Policy;

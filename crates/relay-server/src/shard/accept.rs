@@ -24,6 +24,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use relay_bus::inbox::ConnectionId;
+use relay_wire::engineio::request::is_engine_io;
+use relay_wire::websocket;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -35,8 +37,6 @@ use tower::ServiceExt as _;
 use super::engineio::{Answered, Upgrade};
 use super::watch::Stream;
 use super::{Opening, Shard, Transport};
-use crate::socketio::request::is_engine_io;
-use crate::websocket;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -294,7 +294,7 @@ impl Shard {
         self.guarded(&mut state, slot, |shard, state| {
             shard.reply(state, slot, head);
             if let Some(packet) = shard.open_packet(state, slot) {
-                shard.reply(state, slot, crate::websocket::text(packet.as_bytes()));
+                shard.reply(state, slot, relay_wire::websocket::text(packet.as_bytes()));
             }
             if greets {
                 shard.greet(state, slot);

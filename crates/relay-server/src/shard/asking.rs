@@ -9,6 +9,8 @@
 use bytes::Bytes;
 use relay_bus::inbox::ConnectionId;
 use relay_bus::seam::StoreError;
+use relay_wire::Frame;
+use relay_wire::dialect::{Input, Instruction};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -18,8 +20,6 @@ use tokio::task::JoinSet;
 use super::connection::{Connection, Transport};
 use super::speech::Speech;
 use super::{Shard, State};
-use crate::dialect::jq::Input;
-use crate::dialect::{Frame, Instruction};
 
 /// Questions of one shard's clients under way.
 const MAX_ASKED: usize = 256;
@@ -178,10 +178,7 @@ impl Shard {
     ) -> Vec<Instruction> {
         let context = self.context(connection, &speech.endpoint, &speech.params);
         match (Input::of(outcome), Input::of(&context)) {
-            (Ok(outcome), Ok(relay)) => {
-                let telemetry = &self.common.telemetry;
-                speech.dialect().answered(&outcome, &relay, telemetry)
-            }
+            (Ok(outcome), Ok(relay)) => speech.dialect().answered(&outcome, &relay),
             _ => Vec::new(),
         }
     }

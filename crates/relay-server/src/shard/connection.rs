@@ -27,9 +27,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::admission::Admission;
-use crate::frame::Wire;
 use crate::identity::Identity;
-use crate::websocket::Decoder;
 
 use super::engineio::Link;
 use super::inbound::MessageLimiter;
@@ -37,6 +35,8 @@ use super::poll::Poll;
 use super::speech::Speech;
 
 use relay_bus::inbox::ConnectionId;
+use relay_wire::native::frame::Wire;
+use relay_wire::websocket::Decoder;
 
 /// Replies that may wait for a client that does not read; past it the client is ended.
 const MAX_REPLIES: usize = 64;

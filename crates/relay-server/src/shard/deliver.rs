@@ -16,12 +16,12 @@ use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use relay_core::session::{CloseReason, Event};
 use relay_core::watcher::holds::Holds;
+use relay_wire::native::frame;
+use relay_wire::websocket;
 
 use super::connection::{Connection, Transport, Unacknowledged, Written};
 use super::metrics::Metrics;
 use super::{Shard, State, speech};
-use crate::frame::{self, Wire};
-use crate::websocket;
 
 /// Bytes gathered for one write. More would only copy what the kernel will not take.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -347,11 +347,11 @@ pub(super) fn render<'a>(
     let in_step = connection.session.subscriptions().len() == 1
         && position == publication.seq
         && !place.stale
-        && wire != Wire::Json
         && connection.carried(place.epoch).is_empty()
         && connection.outbox.behind(via).is_none();
-    if in_step {
-        return Cow::Borrowed(frame::in_step(publication, topic, wire));
+    let shared = in_step.then(|| frame::in_step(publication, topic, wire));
+    if let Some(frame) = shared.flatten() {
+        return Cow::Borrowed(frame);
     }
     let cursor = cursor_at(connection, Position::new(place.epoch, position));
     let frame = frame::at_cursor(publication, topic, &cursor, wire, place.stale);

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_core::position::Seq;
 use relay_core::session::CloseReason;
+use relay_wire::native::frame::{Notice, Wire};
 
 use super::connection::Transport;
 use super::{Shard, State};
-use crate::frame::{Notice, Wire};
 
 /// Room each leaving connection gets in the window, until the window is full.
 const ROOM: Duration = Duration::from_millis(5);

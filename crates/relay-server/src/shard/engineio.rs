@@ -20,6 +20,13 @@ use hyper::body::Incoming;
 use relay_core::moment::Moment;
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{CloseReason, Event};
+use relay_wire::dialect::Found;
+use relay_wire::engineio::payload;
+use relay_wire::engineio::request::{self, Wanted};
+use relay_wire::engineio::session::{Fault, Session};
+use relay_wire::engineio::sid::{self, Secret, Sid};
+use relay_wire::engineio::{self, Refusal};
+use relay_wire::websocket::Decoder;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -34,16 +41,9 @@ use super::speech::session_bounds;
 use super::watch::{Stream, handshake, nobody};
 use super::{Opening, Shard, State};
 use crate::answer::ApiError;
-use crate::dialect::Found;
 use crate::identity::{Identity, credential};
 use crate::origin::Standing;
 use crate::refused::Refused;
-use crate::socketio::engine::{self, Refusal};
-use crate::socketio::payload;
-use crate::socketio::request::{self, Wanted};
-use crate::socketio::session::{Fault, Session};
-use crate::socketio::sid::{self, Secret, Sid};
-use crate::websocket::Decoder;
 pub(super) use upgrade::Upgrade;
 
 /// How long a client may take to send the body of a post.
@@ -167,7 +167,7 @@ impl Shard {
             };
             return Answered::Answer(answer);
         }
-        let wants_id = |each: &Arc<crate::dialect::Endpoint>| each.voice.dialect.request_id;
+        let wants_id = |each: &Arc<relay_wire::dialect::Endpoint>| each.voice.dialect.request_id;
         let mut visit = Visit {
             peer,
             standing: Standing::None,
@@ -198,7 +198,11 @@ impl Shard {
                     false => refusal.label(),
                 };
                 self.common.telemetry.refused(label);
-                text(refusal.status(), "application/json", refusal.body(reason))
+                text(
+                    StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST),
+                    "application/json",
+                    refusal.body(reason),
+                )
             }
             Err(No::Api(error)) => {
                 self.common.telemetry.refused(error.code());
@@ -221,7 +225,7 @@ impl Shard {
     ) -> Result<Answered, No> {
         let query = request.uri().query().unwrap_or("").to_owned();
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
-        match request::parse(request.method(), &query, is_upgrade)? {
+        match request::parse(request.method().as_str(), &query, is_upgrade)? {
             Wanted::OpenPolling => {
                 let stream = self.opening(&request, visit, &query, Session::polling())?;
                 let packet = self.open_polling(stream);
@@ -360,7 +364,7 @@ impl Shard {
         let limit = self.common.limits.message_bytes;
         let sid = sid.to_string();
         let polling = link.protocol.is_polling();
-        Some(engine::Open::new(&sid, polling, interval, dead_after, limit).encode())
+        Some(engineio::Open::new(&sid, polling, interval, dead_after, limit).encode())
     }
 
     /// The session an id names, as far as the id says.
@@ -608,7 +612,7 @@ impl Shard {
     /// The client leaves by a packet; a poll that waits is let go first.
     pub(super) fn on_engine_leave(&self, state: &mut State, slot: usize) {
         if let Transport::SocketIo(link) = &mut state.connections[slot].transport {
-            answer_poll(link, engine::NOOP.into());
+            answer_poll(link, engineio::NOOP.into());
         }
         self.end(state, slot, CloseReason::Client);
     }
@@ -624,7 +628,7 @@ impl Shard {
             connection.writer.take_replies(&mut state.frames);
             state
                 .frames
-                .push(Bytes::from_static(engine::CLOSE.as_bytes()));
+                .push(Bytes::from_static(engineio::CLOSE.as_bytes()));
             answer_poll(link, payload::join(&state.frames));
         }
     }
@@ -647,7 +651,7 @@ impl Shard {
         if state.frames.is_empty() && link.protocol.owes_noop(now) {
             state
                 .frames
-                .push(Bytes::from_static(engine::NOOP.as_bytes()));
+                .push(Bytes::from_static(engineio::NOOP.as_bytes()));
         }
         if !state.frames.is_empty() {
             let body = payload::join(&state.frames);

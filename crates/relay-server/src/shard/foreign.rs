@@ -17,6 +17,8 @@ use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::topic::{Topic, TopicError};
+use relay_wire::dialect::{Caller, Dialect, Endpoint, Found, Health, Input, Poll, Unsaid};
+use relay_wire::websocket::Decoder;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -25,12 +27,9 @@ use super::accept::Takeover;
 use super::connection::Transport;
 use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
 use crate::answer::{self, ApiError};
-use crate::dialect::jq::Input;
-use crate::dialect::{Caller, Dialect, Endpoint, Found, Health, Poll, Unsaid};
 use crate::identity::{Identity, Sight, credential};
 use crate::origin::Standing;
 use crate::refused::Refused;
-use crate::websocket::Decoder;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -241,7 +240,7 @@ impl Shard {
         let body = if has(visit.request.headers(), &etag) {
             None
         } else {
-            let body = poll.body(&state, &self.common.telemetry);
+            let body = poll.body(&state);
             let body = Some(body).filter(|body| body.tag != 0);
             Some(body.ok_or_else(ApiError::mapping_failed)?.bytes.to_vec())
         };
@@ -273,7 +272,7 @@ impl Shard {
             None
         } else {
             let (tally, now) = (&survey.tally, self.clock.wall());
-            let body = poll.summary(topic, tally, now, &self.common.telemetry);
+            let body = poll.summary(topic, tally, now);
             Some(body.ok_or_else(ApiError::mapping_failed)?)
         };
         Ok(Told {
@@ -306,7 +305,7 @@ impl Shard {
         let (Ok(input), Ok(relay)) = (input, relay) else {
             return Err(ApiError::mapping_failed());
         };
-        let body = health.body(&input, &relay, &self.common.telemetry);
+        let body = health.body(&input, &relay);
         let body = body.ok_or_else(ApiError::mapping_failed)?;
         let status = match ready {
             true => StatusCode::OK,
@@ -377,10 +376,7 @@ impl Shard {
             "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
         }));
         let body = match (input, relay) {
-            (Ok(input), Ok(relay)) => {
-                let telemetry = &self.common.telemetry;
-                visit.dialect.refusal(&input, &relay, telemetry)
-            }
+            (Ok(input), Ok(relay)) => visit.dialect.refusal(&input, &relay),
             _ => None,
         };
         let limit = (error.code() == "rate_limited").then(|| error.retry_after());

@@ -7,6 +7,10 @@ use relay_core::moment::{Moment, WallTime};
 use relay_core::outbox::SubscriptionId;
 use relay_core::session::{Action, CloseReason, Command, CommandError, Event, Join as Joining};
 use relay_core::topic::Topic;
+use relay_wire::engineio;
+use relay_wire::native::command;
+use relay_wire::native::frame::Notice;
+use relay_wire::websocket::{self, DecodeError, Inbound};
 use serde_json::Value;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,11 +19,7 @@ use tokio::net::TcpStream;
 use super::connection::{Carried, Transport};
 use super::registry::Watcher;
 use super::{Join, READ_BYTES, Shard, State, socketio, speech};
-use crate::command;
-use crate::frame::Notice;
 use crate::identity::{Credential, Sight, Source};
-use crate::socketio::engine;
-use crate::websocket::{self, DecodeError, Inbound};
 
 /// Messages refused in a row for coming too fast, after which the connection ends.
 const MAX_TOO_FREQUENT: u32 = 100;
@@ -397,7 +397,7 @@ impl Shard {
             Transport::EventStream => bytes::Bytes::from_static(b":\n\n"),
             Transport::SocketIo(link) => {
                 connection.pinged = Some(now);
-                socketio::wrap(link.protocol.is_polling(), vec![engine::PING.into()])
+                socketio::wrap(link.protocol.is_polling(), vec![engineio::PING.into()])
             }
             Transport::Poll(_) => return,
         };

@@ -6,10 +6,9 @@
 //! Invariant: a full mailbox refuses; nobody waits for room in one.
 
 use bytes::Bytes;
+use relay_wire::engineio::Refusal;
+use relay_wire::engineio::sid::Sid;
 use tokio::sync::{mpsc, oneshot};
-
-use crate::socketio::engine::Refusal;
-use crate::socketio::sid::Sid;
 
 /// Letters a mailbox holds.
 const MAILBOX: usize = 1024;

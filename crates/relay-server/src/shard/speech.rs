@@ -18,6 +18,10 @@ use relay_core::quality::Verdict;
 use relay_core::session::{Action, CloseReason, Command, Event, Join as Joining, SessionBounds};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
+use relay_wire::Frame;
+use relay_wire::dialect::{Before, Dialect, Endpoint, Input, Instruction, Params, Voice};
+use relay_wire::native::frame::{self, Notice};
+use relay_wire::websocket;
 use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
@@ -26,12 +30,7 @@ use super::connection::{Connection, Transport};
 use super::registry::Watcher;
 use super::socketio::{self, Call};
 use super::{Join, Shard, State};
-use crate::dialect::jq::Input;
-use crate::dialect::{Before, Dialect, Endpoint, Frame, Instruction, Params, Voice};
-use crate::frame::{self, Notice};
 use crate::node::Node;
-use crate::telemetry::Telemetry;
-use crate::websocket;
 
 /// Jobs a connection remembers having been told of; the one told first is forgotten first.
 const MAX_TOLD: usize = 1024;
@@ -113,7 +112,6 @@ impl Speech {
         &mut self,
         voice: Option<&Arc<Voice>>,
         (publication, replayed): (&Publication, bool),
-        telemetry: &Telemetry,
         wrap: fn(Vec<Vec<u8>>) -> Bytes,
     ) -> (Bytes, bool) {
         let (told, voice) = (&mut self.told, voice.unwrap_or(&self.endpoint.voice));
@@ -132,7 +130,7 @@ impl Speech {
             None if replayed => Before::Snapshot,
             None => Before::New,
         };
-        let encoded = voice.encode(publication, before, telemetry, wrap);
+        let encoded = voice.encode(publication, before, wrap);
         if tracks {
             match known {
                 Some(at) => told[at].1 = encoded.tag,
@@ -258,9 +256,7 @@ impl Shard {
             return Bytes::new();
         };
         let told = (publication, replayed);
-        speech
-            .tell(None, told, &self.common.telemetry, text_frames)
-            .0
+        speech.tell(None, told, text_frames).0
     }
 
     /// What was taken from the outbox of a connection that speaks a dialect.
@@ -339,7 +335,7 @@ impl Shard {
         let (Ok(input), Ok(relay)) = (Input::of(input), Input::of(&relay)) else {
             return Bytes::new();
         };
-        text_frames(dialect.map(frame, &input, &relay, &self.common.telemetry))
+        text_frames(dialect.map(frame, &input, &relay))
     }
 
     /// What mappings are told about the connection they speak on.
@@ -407,8 +403,7 @@ impl Shard {
         let Ok(relay) = Input::of(context) else {
             return;
         };
-        let Some(instructions) = dialect.instructions(message, &relay, &self.common.telemetry)
-        else {
+        let Some(instructions) = dialect.instructions(message, &relay) else {
             let sentence = "the message is none that is understood here";
             return self.refuse(state, slot, id, "bad_message", sentence);
         };
@@ -517,7 +512,7 @@ impl Shard {
         let frame = match &connection.speech {
             Some(speech) => {
                 let (voice, wall) = (&speech.endpoint.voice, self.clock.wall());
-                voice.encode_aggregate(aggregate, wall, &self.common.telemetry, text_frames)
+                voice.encode_aggregate(aggregate, wall, text_frames)
             }
             None => frame::aggregate(aggregate, connection.transport.wire()),
         };

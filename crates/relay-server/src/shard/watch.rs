@@ -15,6 +15,9 @@ use http::{Method, Request, Response};
 use relay_core::cursor::Cursor;
 use relay_core::job::Again;
 use relay_core::topic::Topic;
+use relay_wire::dialect::{Endpoint, Params};
+use relay_wire::native::frame::Notice;
+use relay_wire::websocket::{self, Decoder};
 use tokio::time::timeout;
 
 use super::accept::Takeover;
@@ -22,11 +25,8 @@ use super::connection::Transport;
 use super::{Join, Shard, State};
 use crate::admission::Admission;
 use crate::answer::ApiError;
-use crate::dialect::{Endpoint, Params};
-use crate::frame::Notice;
 use crate::identity::{Identity, Sight, credential, credential::SUBPROTOCOL_PREFIX};
 use crate::origin::Standing;
-use crate::websocket::{self, Decoder};
 
 /// How long a request waits for the bus to say whose a job is.
 pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(5);

@@ -12,6 +12,7 @@ use relay_core::position::Seq;
 use relay_core::publication::JobKey;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::Joined;
+use relay_wire::native::frame::Notice;
 use serde_json::Value;
 
 use super::connection::{Answered, Transport};
@@ -19,7 +20,6 @@ use super::deliver::{ceiling, cursor_of};
 use super::fanout::{Seen, seen_by};
 use super::registry::Watcher;
 use super::{Shard, State, speech};
-use crate::frame::Notice;
 use crate::identity::Sight;
 
 impl Shard {

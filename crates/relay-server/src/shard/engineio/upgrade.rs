@@ -7,6 +7,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use relay_bus::inbox::ConnectionId;
+use relay_wire::engineio::session::UPGRADE_TIMEOUT;
+use relay_wire::engineio::sid::Sid;
+use relay_wire::engineio::{self, payload};
+use relay_wire::websocket::{self, Decoder, Inbound};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -15,10 +19,6 @@ use crate::shard::accept::{linger, write_head};
 use crate::shard::connection::Transport;
 use crate::shard::mail::Mail;
 use crate::shard::socketio::wrap;
-use crate::socketio::session::UPGRADE_TIMEOUT;
-use crate::socketio::sid::Sid;
-use crate::socketio::{engine, payload};
-use crate::websocket::{self, Decoder, Inbound};
 
 /// One read of a WebSocket that is about to take over.
 const PROBE_BYTES: usize = 1024;
@@ -99,12 +99,12 @@ impl Shard {
                     Inbound::Pong => continue,
                     Inbound::Binary | Inbound::Close(_) => return None,
                 };
-                match engine::Packet::parse(&text) {
-                    Ok(engine::Packet::Ping(engine::PROBE)) => {
-                        write_head(socket, websocket::text(engine::PROBED.as_bytes())).await?;
+                match engineio::Packet::parse(&text) {
+                    Ok(engineio::Packet::Ping(engineio::PROBE)) => {
+                        write_head(socket, websocket::text(engineio::PROBED.as_bytes())).await?;
                         self.let_poll_go(upgrade.sid)?;
                     }
-                    Ok(engine::Packet::Upgrade) => {
+                    Ok(engineio::Packet::Upgrade) => {
                         return self.moved(upgrade.sid, socket, decoder, inbound);
                     }
                     Ok(_) | Err(_) => return None,
@@ -145,7 +145,7 @@ impl Shard {
             return None;
         }
         if let Some(poll) = poll {
-            drop(poll.send(Ok(engine::NOOP.into())));
+            drop(poll.send(Ok(engineio::NOOP.into())));
         }
         link.decoder = decoder;
         connection.writer.attach(socket.clone(), |payload| {

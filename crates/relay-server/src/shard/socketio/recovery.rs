@@ -17,9 +17,9 @@ use relay_core::outbox::SubscriptionId;
 use relay_core::position::Position;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
+use relay_wire::dialect::Endpoint;
 use serde_json::Value;
 
-use crate::dialect::Endpoint;
 use crate::shard::connection::Connection;
 use crate::shard::{Join, Shard, State};
 

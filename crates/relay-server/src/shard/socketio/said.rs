@@ -7,19 +7,20 @@ use bytes::Bytes;
 use relay_core::outbox::SubscriptionId;
 use relay_core::position::{Position, Seq};
 use relay_core::publication::Publication;
+use relay_wire::Frame;
+use relay_wire::dialect::Input;
+use relay_wire::engineio::payload;
+use relay_wire::native::frame::Notice;
+use relay_wire::socketio::packet;
+use relay_wire::websocket;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{is_polling, room_of};
-use crate::dialect::Frame;
-use crate::dialect::jq::Input;
-use crate::frame::Notice;
 use crate::shard::Shard;
 use crate::shard::connection::{Connection, Transport};
 use crate::shard::deliver::cursor_at;
-use crate::socketio::{packet, payload};
-use crate::websocket;
 
 impl Shard {
     /// A notice in the words of the namespace it is about.
@@ -74,7 +75,7 @@ impl Shard {
         let (Ok(input), Ok(relay)) = (Input::of(input), Input::of(&context)) else {
             return Bytes::new();
         };
-        let texts = dialect.map(frame, &input, &relay, &self.common.telemetry);
+        let texts = dialect.map(frame, &input, &relay);
         packets(connection, call, texts)
     }
 
@@ -97,7 +98,7 @@ impl Shard {
         };
         let voice = Some(&link.rooms[at].endpoint.voice);
         let told = (publication, replayed);
-        let (texts, is_change) = speech.tell(voice, told, &self.common.telemetry, shared_texts);
+        let (texts, is_change) = speech.tell(voice, told, shared_texts);
         let offset = &link.rooms[at].offset;
         let is_wanted = offset.is_wanted(publication, is_change, &texts);
         let status = is_wanted.then(|| speech.told_of(publication.key));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use relay_core::moment::Moment;
 use serde_json::Value;
 
-use super::engine;
-use super::packet::{self, BadPacket};
+use super::Packet;
+use crate::socketio::packet::{self, BadPacket};
 
 /// Namespaces one session may be in at a time.
 pub const MAX_NAMESPACES: usize = 16;
@@ -132,11 +132,6 @@ impl Session {
         matches!(self.carrier, Carrier::Polling { .. })
     }
 
-    /// Whether a poll waits for its answer.
-    pub fn is_polled(&self) -> bool {
-        matches!(self.carrier, Carrier::Polling { polled: true, .. })
-    }
-
     /// Whether a poll is to be answered though there is nothing to say, so that its client can go on over
     /// WebSocket.
     pub fn owes_noop(&self, now: Moment) -> bool {
@@ -251,16 +246,16 @@ impl Session {
 
     /// A packet came as text.
     pub fn text<'a>(&mut self, text: &'a str) -> Step<'a> {
-        let Ok(packet) = engine::Packet::parse(text) else {
+        let Ok(packet) = Packet::parse(text) else {
             return Step::Broken(BrokenRule::NoPacket);
         };
         match packet {
-            engine::Packet::Close => Step::Leave,
-            engine::Packet::Ping(_) => Step::Broken(BrokenRule::Heartbeat),
-            engine::Packet::Pong => Step::Pong,
-            engine::Packet::Upgrade | engine::Packet::Noop => Step::Nothing,
-            engine::Packet::Binary => self.binary(),
-            engine::Packet::Message(text) => self.message(text).unwrap_or_else(Step::Broken),
+            Packet::Close => Step::Leave,
+            Packet::Ping(_) => Step::Broken(BrokenRule::Heartbeat),
+            Packet::Pong => Step::Pong,
+            Packet::Upgrade | Packet::Noop => Step::Nothing,
+            Packet::Binary => self.binary(),
+            Packet::Message(text) => self.message(text).unwrap_or_else(Step::Broken),
         }
     }
 

@@ -5,7 +5,7 @@
 /// Between two packets.
 pub const SEPARATOR: char = '\x1e';
 /// Packets one body may carry; a client of this protocol has little to say.
-pub const MAX_PACKETS: usize = 256;
+const MAX_PACKETS: usize = 256;
 
 /// A body that is no payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

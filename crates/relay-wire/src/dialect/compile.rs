@@ -12,7 +12,8 @@ use toml::Spanned;
 use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};
 use super::jq::Mapping;
 use super::routes::{Endpoint, Health, Poll, Template, params_of};
-use super::{Defaults, Dialect, Dialects, Frame, Request, Voice, Words};
+use super::{Defaults, Dialect, Dialects, Meters, Request, Voice, Words};
+use crate::Frame;
 
 /// Words one dialect may have for statuses: each is a slot in every publication.
 const MAX_WORDS: usize = 24;
@@ -63,16 +64,22 @@ pub struct Mistake {
 }
 
 /// Reads all of `sources`.
-pub(super) fn load(sources: &[Source], defaults: Defaults) -> Result<Dialects, Vec<Mistake>> {
+pub(super) fn load(
+    sources: &[Source],
+    defaults: Defaults,
+    meters: Meters<'_>,
+) -> Result<Dialects, Vec<Mistake>> {
     let mut dialects = Dialects::default();
     let mut mistakes = Vec::new();
     for source in sources {
         let mut reading = Reading {
+            name: &source.name,
             path: &source.path,
             text: &source.text,
+            meters,
             mistakes: &mut mistakes,
         };
-        reading.dialect(&source.name, defaults, &mut dialects);
+        reading.dialect(defaults, &mut dialects);
     }
     if mistakes.is_empty() {
         Ok(dialects)
@@ -83,8 +90,10 @@ pub(super) fn load(sources: &[Source], defaults: Defaults) -> Result<Dialects, V
 
 /// One file being read.
 struct Reading<'a> {
+    name: &'a str,
     path: &'a Path,
     text: &'a str,
+    meters: Meters<'a>,
     mistakes: &'a mut Vec<Mistake>,
 }
 
@@ -100,7 +109,7 @@ impl Reading<'_> {
         });
     }
 
-    fn dialect(&mut self, name: &str, defaults: Defaults, into: &mut Dialects) {
+    fn dialect(&mut self, defaults: Defaults, into: &mut Dialects) {
         let file: DialectFile = match toml::from_str(self.text) {
             Ok(file) => file,
             Err(error) => {
@@ -129,7 +138,7 @@ impl Reading<'_> {
         );
         let refusal = self.mapping("http.refusal", definitions, file.http.refusal.as_ref());
         let dialect = Arc::new(Dialect {
-            name: name.to_owned(),
+            name: self.name.to_owned(),
             words,
             cookie: file.identity.cookie.clone(),
             outbox: outbox(&file, defaults),
@@ -226,7 +235,8 @@ impl Reading<'_> {
     ) -> Option<Mapping> {
         let code = code?;
         let before = definitions.map_or("", |text| text.get_ref().as_str());
-        match Mapping::compile(name, before, code.get_ref()) {
+        let meter = (self.meters)(self.name, name);
+        match Mapping::compile(name, before, code.get_ref(), meter) {
             Ok(mapping) => Some(mapping),
             Err(complaints) => {
                 let start = file::content_start(self.text, &code.span());
@@ -243,7 +253,7 @@ impl Reading<'_> {
     /// Whether the definitions are right by themselves.
     fn check_definitions(&mut self, definitions: &Spanned<String>) -> bool {
         let text = definitions.get_ref();
-        let Err(complaints) = Mapping::compile("definitions", text, ".") else {
+        let Err(complaints) = Mapping::compile("definitions", text, ".", Box::new(())) else {
             return true;
         };
         let start = file::content_start(self.text, &definitions.span());

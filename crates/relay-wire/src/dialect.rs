@@ -11,8 +11,9 @@
 mod builtin;
 mod compile;
 mod file;
-pub mod jq;
+mod jq;
 mod limit;
+mod meter;
 mod routes;
 mod voice;
 
@@ -28,13 +29,15 @@ use relay_core::session::{CloseReason, SessionBounds};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::telemetry::Telemetry;
-use jq::{Failure, Input, Mapping};
+use crate::Frame;
+use jq::Mapping;
 
 pub use builtin::BUILT_IN;
 pub use compile::{Mistake, Source};
 pub use file::Carrier;
+pub use jq::{Failure, Input};
 pub use limit::{Caller, PollLimits};
+pub use meter::{Meter, Meters};
 pub use routes::{Endpoint, Found, Health, Params, Poll, Routes, Unsaid};
 pub use voice::{Before, Voice};
 
@@ -85,68 +88,13 @@ pub struct Request {
     pub timeout: Duration,
 }
 
-/// The things a dialect can have words for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Frame {
-    /// A job's complete state.
-    State,
-    /// A named event.
-    Milestone,
-    /// The job left history.
-    Gone,
-    /// Milestones are lost.
-    Gap,
-    /// First on a connection.
-    Hello,
-    /// A token was accepted.
-    Authenticated,
-    /// A subscription stands.
-    Subscribed,
-    /// A subscription ended as asked.
-    Unsubscribed,
-    /// Something was not done.
-    Error,
-    /// The relay is going away.
-    ServerShutdown,
-    /// Counts over the jobs of a topic.
-    Aggregate,
-    /// The connection is judged differently from now on.
-    Quality,
-    /// A question that only shows whether the client answers.
-    Check,
-    /// What a worker answered to a client's request.
-    Answer,
-}
-
-impl Frame {
-    /// The key in `[frames]`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::State => "state",
-            Self::Milestone => "milestone",
-            Self::Gone => "gone",
-            Self::Gap => "gap",
-            Self::Hello => "hello",
-            Self::Authenticated => "authenticated",
-            Self::Subscribed => "subscribed",
-            Self::Unsubscribed => "unsubscribed",
-            Self::Error => "error",
-            Self::ServerShutdown => "server_shutdown",
-            Self::Aggregate => "aggregate",
-            Self::Quality => "quality",
-            Self::Check => "check",
-            Self::Answer => "answer",
-        }
-    }
-}
-
 /// A front end's words for statuses: the five, then the finer ones it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Words(Vec<String>);
 
 impl Words {
     /// Which word a status has; `detail` is the worker's own word, used where the front end knows it.
-    pub fn index(&self, status: Status, detail: Option<&str>) -> u8 {
+    fn index(&self, status: Status, detail: Option<&str>) -> u8 {
         let fine = detail.filter(|_| !status.is_terminal()).and_then(|detail| {
             let words = self.0.iter().enumerate().skip(Status::ALL.len());
             let mut known = words.filter(|(_, word)| word.eq_ignore_ascii_case(detail));
@@ -157,7 +105,7 @@ impl Words {
     }
 
     /// The word.
-    pub fn get(&self, index: u8) -> Option<&str> {
+    fn get(&self, index: u8) -> Option<&str> {
         self.0.get(usize::from(index)).map(String::as_str)
     }
 
@@ -213,47 +161,29 @@ impl Dialect {
     }
 
     /// Runs the mapping of a frame; nothing where the dialect has no word for it, or the mapping fails.
-    pub fn map(
-        &self,
-        frame: Frame,
-        input: &Input,
-        relay: &Input,
-        telemetry: &Telemetry,
-    ) -> Vec<Vec<u8>> {
+    pub fn map(&self, frame: Frame, input: &Input, relay: &Input) -> Vec<Vec<u8>> {
         match self.frames.get(&frame) {
-            Some(mapping) => self
-                .run(mapping, input, relay, telemetry)
-                .unwrap_or_default(),
+            Some(mapping) => self.run(mapping, input, relay).unwrap_or_default(),
             None => Vec::new(),
         }
     }
 
     /// What a client's message asks. `None`: the mapping failed on it.
-    pub fn instructions(
-        &self,
-        message: &Input,
-        relay: &Input,
-        telemetry: &Telemetry,
-    ) -> Option<Vec<Instruction>> {
+    pub fn instructions(&self, message: &Input, relay: &Input) -> Option<Vec<Instruction>> {
         match &self.command {
-            Some(mapping) => self.instruct(mapping, message, relay, telemetry, |_| true),
+            Some(mapping) => self.instruct(mapping, message, relay, |_| true),
             None => Some(Vec::new()),
         }
     }
 
     /// What a worker's answer to a client's request asks for besides being told.
-    pub fn answered(
-        &self,
-        outcome: &Input,
-        relay: &Input,
-        telemetry: &Telemetry,
-    ) -> Vec<Instruction> {
+    pub fn answered(&self, outcome: &Input, relay: &Input) -> Vec<Instruction> {
         let Some(mapping) = &self.answered else {
             return Vec::new();
         };
         // An answer that asks again could go on for ever.
         let ends = |it: &Instruction| !matches!(it, Instruction::Request { .. });
-        let instructions = self.instruct(mapping, outcome, relay, telemetry, ends);
+        let instructions = self.instruct(mapping, outcome, relay, ends);
         instructions.unwrap_or_default()
     }
 
@@ -262,56 +192,34 @@ impl Dialect {
         mapping: &Mapping,
         input: &Input,
         relay: &Input,
-        telemetry: &Telemetry,
         allowed: fn(&Instruction) -> bool,
     ) -> Option<Vec<Instruction>> {
-        let texts = self.run(mapping, input, relay, telemetry)?;
+        let texts = self.run(mapping, input, relay)?;
         let mut instructions = Vec::with_capacity(texts.len());
         for text in texts {
             match instruction(&text).filter(allowed) {
                 Some(instruction) => instructions.push(instruction),
-                None => self.failed(
-                    mapping,
-                    &Failure::Jq(format!(
-                        "{} is no instruction",
-                        String::from_utf8_lossy(&text[..text.len().min(80)])
-                    )),
-                    telemetry,
-                ),
+                None => mapping.failed(&Failure::Jq(format!(
+                    "{} is no instruction",
+                    String::from_utf8_lossy(&text[..text.len().min(80)])
+                ))),
             }
         }
         Some(instructions)
     }
 
     /// The body of an answer that refuses, where the dialect has its own.
-    pub fn refusal(&self, input: &Input, relay: &Input, telemetry: &Telemetry) -> Option<Vec<u8>> {
+    pub fn refusal(&self, input: &Input, relay: &Input) -> Option<Vec<u8>> {
         let mapping = self.refusal.as_ref()?;
-        self.run(mapping, input, relay, telemetry)?
-            .into_iter()
-            .next()
+        self.run(mapping, input, relay)?.into_iter().next()
     }
 
     /// Runs any mapping of the dialect, and counts what becomes of it.
-    pub fn run(
-        &self,
-        mapping: &Mapping,
-        input: &Input,
-        relay: &Input,
-        telemetry: &Telemetry,
-    ) -> Option<Vec<Vec<u8>>> {
-        telemetry.mapping_run(&self.name, mapping.name());
-        match mapping.run(input, relay) {
-            Ok(texts) => Some(texts),
-            Err(failure) => {
-                self.failed(mapping, &failure, telemetry);
-                None
-            }
-        }
-    }
-
-    fn failed(&self, mapping: &Mapping, failure: &Failure, telemetry: &Telemetry) {
-        telemetry.mapping_failure(&self.name, mapping.name());
-        mapping.report(&self.name, failure);
+    fn run(&self, mapping: &Mapping, input: &Input, relay: &Input) -> Option<Vec<Vec<u8>>> {
+        mapping
+            .run(input, relay)
+            .inspect_err(|failure| mapping.failed(failure))
+            .ok()
     }
 }
 
@@ -372,12 +280,16 @@ pub struct Defaults {
 }
 
 impl Dialects {
-    /// Checks and compiles the dialects of `sources`.
+    /// Checks and compiles the dialects of `sources`. Each mapping is counted on a meter of its own.
     ///
     /// # Errors
     /// All that is wrong in all of them, each with its place.
-    pub fn load(sources: &[Source], defaults: Defaults) -> Result<Self, Vec<Mistake>> {
-        compile::load(sources, defaults)
+    pub fn load(
+        sources: &[Source],
+        defaults: Defaults,
+        meters: Meters<'_>,
+    ) -> Result<Self, Vec<Mistake>> {
+        compile::load(sources, defaults, meters)
     }
 
     /// Sets slots aside in every publication; the number of the first.

@@ -8,9 +8,9 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// Close codes (RFC 6455 section 7.4, and this protocol's own from 4000 on).
 pub mod close {
@@ -21,7 +21,7 @@ pub mod close {
     /// Broken framing.
     pub const PROTOCOL: u16 = 1002;
     /// Text that is not UTF-8.
-    pub const INVALID_PAYLOAD: u16 = 1007;
+    pub(super) const INVALID_PAYLOAD: u16 = 1007;
     /// A message above the limit.
     pub const TOO_LARGE: u16 = 1009;
     /// A bug of the relay.

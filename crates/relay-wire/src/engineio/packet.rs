@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use serde::Serialize;
 
 /// A packet as a client sends it.
@@ -70,15 +69,15 @@ pub const PROBED: &str = "3probe";
 #[serde(rename_all = "camelCase")]
 pub struct Open<'a> {
     /// The session's id.
-    pub sid: &'a str,
+    sid: &'a str,
     /// Transports the client may change to.
-    pub upgrades: &'static [&'static str],
+    upgrades: &'static [&'static str],
     /// Milliseconds between two pings.
-    pub ping_interval: u64,
+    ping_interval: u64,
     /// Milliseconds a client may take to answer one.
-    pub ping_timeout: u64,
+    ping_timeout: u64,
     /// Bytes one payload of the client may have.
-    pub max_payload: usize,
+    max_payload: usize,
 }
 
 impl<'a> Open<'a> {
@@ -161,11 +160,15 @@ impl Refusal {
         }
     }
 
-    /// The HTTP status.
-    pub fn status(self) -> StatusCode {
+    /// The number of the HTTP status.
+    pub fn status(self) -> u16 {
         match self {
-            Self::Forbidden => StatusCode::FORBIDDEN,
-            _ => StatusCode::BAD_REQUEST,
+            Self::Forbidden => 403,
+            Self::TransportUnknown
+            | Self::SessionUnknown
+            | Self::BadHandshakeMethod
+            | Self::BadRequest
+            | Self::UnsupportedVersion => 400,
         }
     }
 
@@ -232,11 +235,8 @@ mod tests {
             String::from_utf8(body).unwrap(),
             r#"{"code":1,"message":"Session ID unknown","reason":"why"}"#
         );
-        assert_eq!(Refusal::Forbidden.status(), StatusCode::FORBIDDEN);
-        assert_eq!(
-            Refusal::UnsupportedVersion.status(),
-            StatusCode::BAD_REQUEST
-        );
+        assert_eq!(Refusal::Forbidden.status(), 403);
+        assert_eq!(Refusal::UnsupportedVersion.status(), 400);
     }
 
     proptest! {

@@ -8,37 +8,37 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use jaq_core::load::{Arena, File, Loader, lex, parse, span};
 use jaq_core::{Compiler, Ctx, Filter, Vars, compile, data, load};
 use jaq_json::{Val, read, write};
 use serde::Serialize;
 
+use super::Meter;
+
 /// Texts one run may give.
-pub const MAX_OUTPUTS: usize = 16;
+const MAX_OUTPUTS: usize = 16;
 /// Bytes one run may give in all.
-pub const MAX_BYTES: usize = 256 * 1024;
+const MAX_BYTES: usize = 256 * 1024;
 /// The deepest nesting a mapping's input may have: values are read, written and dropped recursively.
 const MAX_DEPTH: usize = 128;
 
 type Data = data::JustLut<Val>;
 
 /// A compiled mapping.
-pub struct Mapping {
+pub(super) struct Mapping {
     name: String,
     filter: Filter<Data>,
-    /// Whether a failure was logged; one line a mapping is enough.
-    reported: AtomicBool,
+    meter: Box<dyn Meter>,
 }
 
 /// What is wrong with a program's text, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Complaint {
+pub(super) struct Complaint {
     /// Offset into the text, in bytes.
-    pub offset: usize,
+    pub(super) offset: usize,
     /// What jq says.
-    pub message: String,
+    pub(super) message: String,
 }
 
 /// Why a run gave nothing.
@@ -91,7 +91,7 @@ impl Input {
     }
 
     /// A member of the object this is.
-    pub fn member(&self, name: &str) -> Option<Self> {
+    pub(super) fn member(&self, name: &str) -> Option<Self> {
         let Val::Obj(members) = &self.0 else {
             return None;
         };
@@ -113,7 +113,12 @@ impl Mapping {
     ///
     /// # Errors
     /// What jq says; offsets count from the beginning of `definitions`, one line end and then `code`.
-    pub fn compile(name: &str, definitions: &str, code: &str) -> Result<Self, Vec<Complaint>> {
+    pub(super) fn compile(
+        name: &str,
+        definitions: &str,
+        code: &str,
+        meter: Box<dyn Meter>,
+    ) -> Result<Self, Vec<Complaint>> {
         let text = joined(definitions, code);
         let defs = jaq_core::defs()
             .chain(jaq_std::defs())
@@ -138,20 +143,16 @@ impl Mapping {
         Ok(Self {
             name: name.to_owned(),
             filter,
-            reported: AtomicBool::new(false),
+            meter,
         })
-    }
-
-    /// The mapping's place in its file, `frames.state`.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Runs the program on `input`, with `relay` as `$relay`; each output becomes one JSON text.
     ///
     /// # Errors
     /// When the program fails; what it gave before that is dropped.
-    pub fn run(&self, input: &Input, relay: &Input) -> Result<Vec<Vec<u8>>, Failure> {
+    pub(super) fn run(&self, input: &Input, relay: &Input) -> Result<Vec<Vec<u8>>, Failure> {
+        self.meter.ran();
         let vars = Vars::new([relay.0.clone()]);
         let ctx = Ctx::<Data>::new(&self.filter.lut, vars);
         let mut texts = Vec::new();
@@ -179,16 +180,9 @@ impl Mapping {
         Ok(texts)
     }
 
-    /// Logs a failure, the first time there is one.
-    pub fn report(&self, dialect: &str, failure: &Failure) {
-        if !self.reported.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                dialect,
-                mapping = self.name,
-                %failure,
-                "a mapping failed; further failures of it are only counted (relay_dialect_failures_total)"
-            );
-        }
+    /// Counts that what a run gave is of no use.
+    pub(super) fn failed(&self, failure: &Failure) {
+        self.meter.failed(failure);
     }
 }
 
@@ -331,8 +325,12 @@ fn compile_complaints(text: &str, errors: compile::Errors<&str, ()>) -> Vec<Comp
 mod tests {
     use super::*;
 
+    fn compile(definitions: &str, code: &str) -> Result<Mapping, Vec<Complaint>> {
+        Mapping::compile("test", definitions, code, Box::new(()))
+    }
+
     fn run(code: &str, input: &str) -> Result<Vec<String>, Failure> {
-        let mapping = Mapping::compile("test", "", code).unwrap();
+        let mapping = compile("", code).unwrap();
         let relay = Input::of(&serde_json::json!({"status": "processing"})).unwrap();
         let outputs = mapping.run(&Input::parse(input.as_bytes()).unwrap(), &relay)?;
         let texts = outputs.into_iter().map(String::from_utf8);
@@ -347,9 +345,9 @@ mod tests {
 
     #[test]
     fn a_mistake_is_said_with_its_place() {
-        let complaints = Mapping::compile("test", "def a: 1;", "{x: (a + }").unwrap_err();
+        let complaints = compile("def a: 1;", "{x: (a + }").unwrap_err();
         assert_eq!(complaints[0].offset, "def a: 1;\n{x: (a + ".len());
-        let complaints = Mapping::compile("test", "", "{x: nosuch}").unwrap_err();
+        let complaints = compile("", "{x: nosuch}").unwrap_err();
         assert_eq!(
             complaints[0],
             Complaint {
@@ -357,14 +355,11 @@ mod tests {
                 message: "undefined filter nosuch/0".to_owned()
             }
         );
-        assert!(Mapping::compile("test", "", "{x: $nosuch}").is_err());
-        assert!(Mapping::compile("test", "", "").is_err());
-        assert!(Mapping::compile("test", "", "\"never ends").is_err());
-        assert!(Mapping::compile("test", "", "{a: [}").is_err());
-        assert!(
-            Mapping::compile("test", "", "env").is_err(),
-            "the environment holds secrets"
-        );
+        assert!(compile("", "{x: $nosuch}").is_err());
+        assert!(compile("", "").is_err());
+        assert!(compile("", "\"never ends").is_err());
+        assert!(compile("", "{a: [}").is_err());
+        assert!(compile("", "env").is_err(), "the environment holds secrets");
     }
 
     #[test]

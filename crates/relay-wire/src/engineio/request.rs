@@ -1,8 +1,9 @@
 //! What the query of an Engine.IO request says, checked in the order the official server checks it.
 
-use http::Method;
+use super::Refusal;
 
-use super::engine::Refusal;
+const GET: &str = "GET";
+const POST: &str = "POST";
 
 /// What a request wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub fn is_engine_io(query: &str) -> bool {
 ///
 /// # Errors
 /// Says what is wrong in the words Engine.IO clients know.
-pub fn parse(method: &Method, query: &str, is_upgrade: bool) -> Result<Wanted, Refused> {
+pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Wanted, Refused> {
     let value = |wanted: &str| pairs(query).find(|(key, _)| key == wanted);
     let is_websocket = match value("transport").as_ref().map(|(_, name)| name.as_str()) {
         Some("polling") => false,
@@ -47,7 +48,7 @@ pub fn parse(method: &Method, query: &str, is_upgrade: bool) -> Result<Wanted, R
         return Err((Refusal::BadRequest, "JSONP polling is not spoken here"));
     }
     let sid = value("sid").map(|(_, sid)| sid);
-    if sid.is_none() && *method != Method::GET {
+    if sid.is_none() && method != GET {
         return Err((
             Refusal::BadHandshakeMethod,
             "a session is opened with GET; a POST needs the sid= of one",
@@ -71,8 +72,8 @@ pub fn parse(method: &Method, query: &str, is_upgrade: bool) -> Result<Wanted, R
         (true, None) => Ok(Wanted::OpenWebSocket),
         (true, Some(sid)) => Ok(Wanted::Upgrade(sid)),
         (false, None) => Ok(Wanted::OpenPolling),
-        (false, Some(sid)) if *method == Method::GET => Ok(Wanted::Poll(sid)),
-        (false, Some(sid)) if *method == Method::POST => Ok(Wanted::Post(sid)),
+        (false, Some(sid)) if method == GET => Ok(Wanted::Poll(sid)),
+        (false, Some(sid)) if method == POST => Ok(Wanted::Post(sid)),
         (false, Some(_)) => Err((Refusal::BadRequest, "a session takes GET and POST")),
     }
 }
@@ -88,7 +89,7 @@ fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
 mod tests {
     use super::*;
 
-    fn code(method: &Method, query: &str, is_upgrade: bool) -> u8 {
+    fn code(method: &str, query: &str, is_upgrade: bool) -> u8 {
         parse(method, query, is_upgrade).unwrap_err().0.code()
     }
 
@@ -96,54 +97,46 @@ mod tests {
     fn a_request_says_what_it_wants() {
         let sid = || "abc".to_owned();
         for (method, query, is_upgrade, wanted) in [
+            (GET, "EIO=4&transport=polling", false, Wanted::OpenPolling),
             (
-                Method::GET,
-                "EIO=4&transport=polling",
-                false,
-                Wanted::OpenPolling,
-            ),
-            (
-                Method::GET,
+                GET,
                 "EIO=4&transport=websocket",
                 true,
                 Wanted::OpenWebSocket,
             ),
             (
-                Method::GET,
+                GET,
                 "EIO=4&transport=polling&t=x&sid=abc",
                 false,
                 Wanted::Poll(sid()),
             ),
             (
-                Method::POST,
+                POST,
                 "EIO=4&transport=polling&sid=abc",
                 false,
                 Wanted::Post(sid()),
             ),
             (
-                Method::GET,
+                GET,
                 "EIO=4&transport=websocket&sid=abc",
                 true,
                 Wanted::Upgrade(sid()),
             ),
         ] {
-            assert_eq!(parse(&method, query, is_upgrade), Ok(wanted), "{query}");
+            assert_eq!(parse(method, query, is_upgrade), Ok(wanted), "{query}");
         }
     }
 
     #[test]
     fn what_is_wrong_has_the_official_number() {
-        let get = &Method::GET;
+        let get = GET;
         assert_eq!(code(get, "EIO=4", false), 0);
         assert_eq!(code(get, "EIO=4&transport=tobi", false), 0);
         assert_eq!(code(get, "EIO=4&transport=constructor", false), 0);
-        assert_eq!(code(&Method::POST, "EIO=4&transport=polling", false), 2);
-        assert_eq!(code(&Method::PUT, "EIO=4&transport=polling", false), 2);
+        assert_eq!(code(POST, "EIO=4&transport=polling", false), 2);
+        assert_eq!(code("PUT", "EIO=4&transport=polling", false), 2);
         assert_eq!(code(get, "EIO=4&transport=websocket", false), 3);
-        assert_eq!(
-            code(&Method::PUT, "EIO=4&transport=polling&sid=a", false),
-            3
-        );
+        assert_eq!(code("PUT", "EIO=4&transport=polling&sid=a", false), 3);
         assert_eq!(code(get, "EIO=4&transport=polling&j=0", false), 3);
         for version in ["", "EIO=3&", "EIO=abc&", "EIO=5&", "EIO=%ff&"] {
             let query = format!("{version}transport=polling");

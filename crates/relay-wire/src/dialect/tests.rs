@@ -31,12 +31,13 @@ fn built_in() -> Dialects {
         .iter()
         .map(|(name, text)| source(name, text))
         .collect();
-    Dialects::load(&sources, DEFAULTS).unwrap()
+    Dialects::load(&sources, DEFAULTS, &|_, _| Box::new(())).unwrap()
 }
 
 /// What is wrong with a file of this text, line by line.
 fn problems(text: &str) -> Vec<String> {
-    let Err(mistakes) = Dialects::load(&[source("mine", text)], DEFAULTS) else {
+    let Err(mistakes) = Dialects::load(&[source("mine", text)], DEFAULTS, &|_, _| Box::new(()))
+    else {
         return Vec::new();
     };
     let shown = mistakes.iter().map(|mistake| {

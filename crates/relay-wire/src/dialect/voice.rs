@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use relay_core::document::Status;
 use relay_core::moment::WallTime;
 use relay_core::publication::{Body, Encoded, Publication};
-use relay_core::tally::{Aggregate, Tally};
-use relay_core::topic::Topic;
-use serde_json::{Value, json};
+use relay_core::tally::Aggregate;
+use serde_json::json;
 
 use super::jq::Input;
-use super::{Carrier, Dialect, Frame};
-use crate::telemetry::Telemetry;
+use super::{Carrier, Dialect};
+use crate::Frame;
+use crate::native::frame;
 
 /// What all routes share whose clients get the same bytes.
 pub struct Voice {
@@ -58,7 +57,6 @@ impl Voice {
         &self,
         publication: &Publication,
         before: Before,
-        telemetry: &Telemetry,
         wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
     ) -> Encoded {
         let (before, offset) = match before {
@@ -70,7 +68,7 @@ impl Voice {
         };
         let slot = self.first_slot + offset;
         publication.encoded(self.slots.load(Ordering::Relaxed), slot, |publication| {
-            let (texts, tag) = self.texts(publication, before, telemetry);
+            let (texts, tag) = self.texts(publication, before);
             Encoded {
                 bytes: wrap(texts),
                 tag,
@@ -83,12 +81,11 @@ impl Voice {
         &self,
         aggregate: &Aggregate,
         at: WallTime,
-        telemetry: &Telemetry,
         wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
     ) -> Bytes {
         let slots = self.slots.load(Ordering::Relaxed);
         let make = || {
-            let input = Input::of(&summary(&aggregate.topic, &aggregate.tally));
+            let input = Input::of(&frame::standing(&aggregate.topic, &aggregate.tally));
             let relay = Input::of(&json!({
                 "transport": self.carrier.as_str(),
                 "view": self.view,
@@ -96,10 +93,7 @@ impl Voice {
                 "ms": at.as_unix_micros() / 1000,
             }));
             let texts = match (input, relay) {
-                (Ok(input), Ok(relay)) => {
-                    self.dialect
-                        .map(Frame::Aggregate, &input, &relay, telemetry)
-                }
+                (Ok(input), Ok(relay)) => self.dialect.map(Frame::Aggregate, &input, &relay),
                 _ => Vec::new(),
             };
             Encoded {
@@ -111,17 +105,13 @@ impl Voice {
     }
 
     /// Runs the mapping; the texts of its frames, and the index of the status.
-    fn texts(
-        &self,
-        publication: &Publication,
-        before: Before,
-        telemetry: &Telemetry,
-    ) -> (Vec<Vec<u8>>, u8) {
+    fn texts(&self, publication: &Publication, before: Before) -> (Vec<Vec<u8>>, u8) {
         let dialect = &self.dialect;
-        let (frame, json) = native(publication);
+        let frame = frame::kind_of(publication);
         if !dialect.speaks(frame) && frame != Frame::State {
             return (Vec::new(), 0);
         }
+        let json = frame::without_place(publication);
         let input = match Input::parse(&json) {
             Ok(input) => input,
             // What the relay accepted is JSON and not too deep.
@@ -150,54 +140,10 @@ impl Voice {
             "ms": at.as_unix_micros() / 1000,
         }));
         match relay {
-            Ok(relay) => (dialect.map(frame, &input, &relay, telemetry), index),
+            Ok(relay) => (dialect.map(frame, &input, &relay), index),
             Err(_) => (Vec::new(), index),
         }
     }
-}
-
-/// How the jobs of a topic stand, as a native client would get it.
-pub(super) fn summary(topic: &Topic, tally: &Tally) -> Value {
-    let counts: serde_json::Map<String, Value> = Status::ALL
-        .iter()
-        .map(|status| (status.as_str().to_owned(), tally.count(*status).into()))
-        .collect();
-    json!({
-        "type": "aggregate",
-        "topic": topic.to_string(),
-        "counts": counts,
-        "total": tally.total(),
-        "progress": tally.progress(),
-        "status": tally.worst().map(Status::as_str),
-    })
-}
-
-/// A publication as a native client would get it, without topic and cursor.
-pub(super) fn native(publication: &Publication) -> (Frame, Vec<u8>) {
-    let (job, owner) = (&publication.job, &publication.owner);
-    let mut out = Vec::with_capacity(publication.payload_bytes() + 96);
-    let frame = match &publication.body {
-        Body::State { json, .. } => {
-            out.extend_from_slice(br#"{"type":"state","job":"#);
-            out.extend_from_slice(json);
-            Frame::State
-        }
-        Body::Milestone { name, data } => {
-            let head = format!(
-                r#"{{"type":"milestone","job_id":"{job}","owner":"{owner}","name":"{name}","data":"#
-            );
-            out.extend_from_slice(head.as_bytes());
-            out.extend_from_slice(data);
-            Frame::Milestone
-        }
-        Body::Gone => {
-            let head = format!(r#"{{"type":"gone","job_id":"{job}","owner":"{owner}""#);
-            out.extend_from_slice(head.as_bytes());
-            Frame::Gone
-        }
-    };
-    out.push(b'}');
-    (frame, out)
 }
 
 impl fmt::Debug for Voice {

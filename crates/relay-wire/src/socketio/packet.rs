@@ -23,18 +23,18 @@ const RESERVED: [&str; 6] = [
 
 /// A packet as a client sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet<'a> {
+pub(crate) struct Packet<'a> {
     /// The namespace, `/` unless it says otherwise.
-    pub namespace: &'a str,
+    pub(crate) namespace: &'a str,
     /// The number an answer is to carry.
-    pub ack: Option<u64>,
+    pub(crate) ack: Option<u64>,
     /// What it says.
-    pub body: Body<'a>,
+    pub(crate) body: Body<'a>,
 }
 
 /// What a packet says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Body<'a> {
+pub(crate) enum Body<'a> {
     /// Join the namespace, with an object of credentials perhaps.
     Connect(Option<Value>),
     /// Leave the namespace.
@@ -72,7 +72,7 @@ impl<'a> Packet<'a> {
     ///
     /// # Errors
     /// When it is no packet a client may send.
-    pub fn parse(text: &'a str) -> Result<Self, BadPacket> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, BadPacket> {
         let (kind, mut rest) = text.split_at_checked(1).ok_or(BadPacket::Kind)?;
         let mut attachments = 0;
         if matches!(kind, "5" | "6") {

@@ -5,19 +5,21 @@
 //! PROTOCOL.md shows each of them.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write as _;
 
 use bytes::Bytes;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::outbox::GapReason;
-use relay_core::publication::{Body, Publication};
-use relay_core::tally::Aggregate;
+use relay_core::publication::{Body, Publication, Slot, Wrapping};
+use relay_core::tally::{Aggregate, Tally};
 use relay_core::topic::Topic;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::dialect::Frame;
+use crate::Frame;
 use crate::websocket;
 
 /// How a frame's JSON is wrapped.
@@ -31,12 +33,24 @@ pub enum Wire {
     Json,
 }
 
-/// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once.
-pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> &'a Bytes {
-    publication.frame(slot(topic, wire), |publication| {
+/// What the wrapped frames of a wire are kept as, so that all who watch over it share them.
+fn wrapping(wire: Wire) -> Option<Wrapping> {
+    match wire {
+        Wire::WebSocket => Some(Wrapping::Message),
+        Wire::EventStream => Some(Wrapping::Event),
+        // A list has one reader, and each one another list.
+        Wire::Json => None,
+    }
+}
+
+/// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once; `None`
+/// on a wire whose frames are not shared.
+pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> Option<&'a Bytes> {
+    let slot = Slot::new(topic, wrapping(wire)?);
+    Some(publication.frame(slot, |publication| {
         let cursor = Cursor::at(publication.position(), [topic]);
         at_cursor(publication, topic, &cursor, wire, false)
-    })
+    }))
 }
 
 /// The frame of a publication for a client whose cursor becomes `cursor`.
@@ -47,79 +61,104 @@ pub fn at_cursor(
     wire: Wire,
     stale: bool,
 ) -> Bytes {
-    encode(publication, topic, &cursor.to_string(), wire, stale)
+    let cursor = &cursor.to_string();
+    let place = Place {
+        topic,
+        cursor,
+        stale,
+    };
+    let json = json(publication, Some(&place));
+    wrap(kind_of(publication).as_str(), &json, Some(cursor), wire)
 }
 
-fn slot(topic: &Topic, wire: Wire) -> usize {
-    let kind = match topic {
-        Topic::Job(_) => 0,
-        Topic::User(_) => 1,
-        Topic::Group(_) => 2,
-    };
-    let wire = match wire {
-        Wire::WebSocket => 0,
-        Wire::EventStream => 1,
-        Wire::Json => 2,
-    };
-    wire * 3 + kind
-}
-
-/// How the jobs of a topic stand. Encoded once for all.
+/// How the jobs of a topic stand. Encoded once for all who share a wire.
 pub fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
-    let tally = &aggregate.tally;
-    let counts = Status::ALL.map(|status| (status.as_str(), tally.count(status)));
-    let frame = aggregate.frames.native(slot(&aggregate.topic, wire), || {
-        let notice = Notice::Aggregate {
-            topic: aggregate.topic.to_string(),
-            counts: BTreeMap::from(counts),
-            total: tally.total(),
-            progress: tally.progress(),
-            status: tally.worst().map(Status::as_str),
-        };
-        notice.encode(wire)
-    });
-    frame.clone()
+    let encode = || Notice::aggregate(&aggregate.topic, &aggregate.tally).encode(wire);
+    match wrapping(wire) {
+        Some(wrapping) => {
+            let slot = Slot::new(&aggregate.topic, wrapping);
+            aggregate.frames.native(slot, encode).clone()
+        }
+        None => encode(),
+    }
 }
 
-fn encode(
-    publication: &Publication,
-    topic: &Topic,
-    cursor: &str,
-    wire: Wire,
-    stale: bool,
-) -> Bytes {
-    let mut json = Vec::with_capacity(publication.payload_bytes() + 192);
-    let kind = match &publication.body {
-        Body::State { .. } => "state",
-        Body::Milestone { .. } => "milestone",
-        Body::Gone => "gone",
-    };
-    // Topics, cursors and names are of an alphabet that needs no escaping.
-    let head = format!(r#"{{"type":"{kind}","topic":"{topic}","cursor":"{cursor}""#);
-    json.extend_from_slice(head.as_bytes());
-    if stale {
-        json.extend_from_slice(br#","stale":true"#);
+/// How the jobs of a topic stand, as mappings get it: they find each member, null where there is nothing to say.
+pub(crate) fn standing(topic: &Topic, tally: &Tally) -> Value {
+    // A map with texts for keys cannot fail to be one of JSON.
+    let mut value = serde_json::to_value(Notice::aggregate(topic, tally)).unwrap_or_default();
+    if let Value::Object(members) = &mut value {
+        for name in ["progress", "status"] {
+            members.entry(name).or_insert(Value::Null);
+        }
     }
+    value
+}
+
+/// What the frame of a publication is about.
+pub(crate) fn kind_of(publication: &Publication) -> Frame {
     match &publication.body {
-        Body::State { json: document, .. } => {
-            json.extend_from_slice(br#","job":"#);
-            json.extend_from_slice(document);
+        Body::State { .. } => Frame::State,
+        Body::Milestone { .. } => Frame::Milestone,
+        Body::Gone => Frame::Gone,
+    }
+}
+
+/// A publication as mappings get it: as a native client would, but without topic and cursor, which are each
+/// client's own, and with the owner where no document says it.
+pub(crate) fn without_place(publication: &Publication) -> Vec<u8> {
+    json(publication, None)
+}
+
+/// Where a client stands with a frame.
+struct Place<'a> {
+    topic: &'a Topic,
+    cursor: &'a str,
+    /// The bus is away.
+    stale: bool,
+}
+
+/// The native shape of a publication.
+fn json(publication: &Publication, place: Option<&Place<'_>>) -> Vec<u8> {
+    let mut json = Vec::with_capacity(publication.payload_bytes() + 192);
+    // Topics, cursors, ids and names are of an alphabet that needs no escaping.
+    let mut put = |text: fmt::Arguments<'_>| {
+        // A vector takes all it is given.
+        json.write_fmt(text).ok();
+    };
+    let kind = kind_of(publication).as_str();
+    put(format_args!(r#"{{"type":"{kind}""#));
+    if let Some(place) = place {
+        let Place { topic, cursor, .. } = place;
+        put(format_args!(r#","topic":"{topic}","cursor":"{cursor}""#));
+        if place.stale {
+            put(format_args!(r#","stale":true"#));
+        }
+    }
+    if !publication.is_state() {
+        put(format_args!(r#","job_id":"{}""#, publication.job));
+        if place.is_none() {
+            put(format_args!(r#","owner":"{}""#, publication.owner));
+        }
+    }
+    let carried: &[u8] = match &publication.body {
+        Body::State { json, .. } => {
+            put(format_args!(r#","job":"#));
+            json
         }
         Body::Milestone { name, data } => {
-            let about = format!(r#","job_id":"{}","name":"{name}","data":"#, publication.job);
-            json.extend_from_slice(about.as_bytes());
-            json.extend_from_slice(data);
+            put(format_args!(r#","name":"{name}","data":"#));
+            data
         }
-        Body::Gone => {
-            json.extend_from_slice(format!(r#","job_id":"{}""#, publication.job).as_bytes());
-        }
-    }
+        Body::Gone => b"",
+    };
+    json.extend_from_slice(carried);
     json.push(b'}');
-    wrap(kind, &json, Some(cursor), wire)
+    json
 }
 
 /// Wraps a frame's JSON for its wire. On an event stream `id` becomes the client's `Last-Event-ID`.
-pub fn wrap(kind: &str, json: &[u8], id: Option<&str>, wire: Wire) -> Bytes {
+fn wrap(kind: &str, json: &[u8], id: Option<&str>, wire: Wire) -> Bytes {
     match wire {
         Wire::WebSocket => websocket::text(json),
         Wire::Json => Bytes::copy_from_slice(json),
@@ -240,6 +279,18 @@ pub enum Notice<'a> {
 }
 
 impl Notice<'_> {
+    /// How the jobs of a topic stand.
+    fn aggregate(topic: &Topic, tally: &Tally) -> Self {
+        let counts = Status::ALL.map(|status| (status.as_str(), tally.count(status)));
+        Self::Aggregate {
+            topic: topic.to_string(),
+            counts: BTreeMap::from(counts),
+            total: tally.total(),
+            progress: tally.progress(),
+            status: tally.worst().map(Status::as_str),
+        }
+    }
+
     /// The frame's bytes.
     pub fn encode(&self, wire: Wire) -> Bytes {
         self.encode_as(wire, None)
@@ -297,3 +348,6 @@ pub fn gap(job: &JobId, topic: &Topic, reason: GapReason, wire: Wire) -> Bytes {
     }
     .encode(wire)
 }
+
+#[cfg(test)]
+mod tests;

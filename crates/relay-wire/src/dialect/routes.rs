@@ -14,9 +14,8 @@ use relay_core::topic::{Topic, TopicError};
 use serde_json::json;
 
 use super::jq::{Input, Mapping};
-use super::voice::{native, summary};
 use super::{Carrier, Dialect, Voice};
-use crate::telemetry::Telemetry;
+use crate::native::frame;
 
 /// A route on which clients stay connected.
 #[derive(Debug)]
@@ -295,32 +294,24 @@ impl Poll {
     }
 
     /// The body for how the jobs of a topic stand. `None`: the mapping failed on it.
-    pub fn summary(
-        &self,
-        topic: &Topic,
-        tally: &Tally,
-        at: WallTime,
-        telemetry: &Telemetry,
-    ) -> Option<Vec<u8>> {
-        let input = Input::of(&summary(topic, tally)).ok()?;
+    pub fn summary(&self, topic: &Topic, tally: &Tally, at: WallTime) -> Option<Vec<u8>> {
+        let input = Input::of(&frame::standing(topic, tally)).ok()?;
         let relay = Input::of(&json!({
             "view": self.view,
             "at": at.to_rfc3339(),
             "ms": at.as_unix_micros() / 1000,
         }));
-        let texts = self
-            .dialect
-            .run(&self.body, &input, &relay.ok()?, telemetry)?;
+        let texts = self.dialect.run(&self.body, &input, &relay.ok()?)?;
         texts.into_iter().next()
     }
 
     /// The body for a job's state, run once for each state.
-    pub fn body(&self, state: &Publication, telemetry: &Telemetry) -> Encoded {
+    pub fn body(&self, state: &Publication) -> Encoded {
         state.encoded(self.slots.load(Ordering::Relaxed), self.slot, |state| {
-            let (_, json) = native(state);
+            let json = frame::without_place(state);
             let texts = Input::parse(&json).ok().and_then(|input| {
                 let relay = self.relay(state, &input)?;
-                self.dialect.run(&self.body, &input, &relay, telemetry)
+                self.dialect.run(&self.body, &input, &relay)
             });
             let first = texts.into_iter().flatten().next();
             Encoded {
@@ -351,8 +342,8 @@ impl Poll {
 
 impl Health {
     /// The body for how the relay is; `None` where the mapping fails.
-    pub fn body(&self, input: &Input, relay: &Input, telemetry: &Telemetry) -> Option<Vec<u8>> {
-        let texts = self.dialect.run(&self.body, input, relay, telemetry)?;
+    pub fn body(&self, input: &Input, relay: &Input) -> Option<Vec<u8>> {
+        let texts = self.dialect.run(&self.body, input, relay)?;
         texts.into_iter().next()
     }
 }

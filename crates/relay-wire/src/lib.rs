@@ -1,0 +1,20 @@
+//! Between bytes on the wire and what they mean.
+//!
+//! Everything here is told bytes and says what they ask, or is told what happened and says the bytes for it. It
+//! knows `relay-core` alone: no sockets, no HTTP, no runtime, no clock, no metrics, and not who watches what.
+//!
+//! Read the modules in this order: [`Frame`] names what can be said to a client; [`native`] has the relay's own
+//! words for it, [`dialect`] those of other front ends, as files say them. [`websocket`] frames texts on a
+//! socket of its own; [`socketio`] and below it [`engineio`] are another way for texts to travel.
+//!
+//! Invariant: nothing a client sends makes anything here panic, or take more memory than a bound says.
+
+pub mod dialect;
+pub mod duration;
+pub mod engineio;
+mod kind;
+pub mod native;
+pub mod socketio;
+pub mod websocket;
+
+pub use kind::Frame;

@@ -1,0 +1,6 @@
+//! The native protocol (PROTOCOL.md): what its clients send, and what they are sent.
+//!
+//! JSON both ways, on a WebSocket, on an event stream, or in the list that answers a poll.
+
+pub mod command;
+pub mod frame;
