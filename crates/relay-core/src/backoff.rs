@@ -6,51 +6,28 @@
 
 use std::time::Duration;
 
-/// Exponential backoff with full jitter: each delay is anything from nothing to a ceiling that grows.
+/// Exponential backoff with full jitter: each delay is anything from nothing to a ceiling that doubles.
 ///
 /// Full jitter spreads a herd better than a jitter around the ceiling, for the same total wait.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// The ceiling of the first delay.
-    pub initial: Duration,
+    initial: Duration,
     /// The ceiling no delay passes.
-    pub max: Duration,
-    /// How much the ceiling grows with each attempt; at least 1.
-    pub factor: f64,
-    /// How many attempts there are; `None` for no end.
-    pub attempts: Option<u32>,
+    max: Duration,
 }
 
 impl Backoff {
-    /// A backoff without an end to its attempts, doubling from `initial` to `max`.
+    /// A backoff that doubles from `initial` to `max`, however many attempts there are.
     pub const fn doubling(initial: Duration, max: Duration) -> Self {
-        Self {
-            initial,
-            max,
-            factor: 2.0,
-            attempts: None,
-        }
-    }
-
-    /// The same with an end after `attempts` attempts.
-    #[must_use]
-    pub const fn up_to(self, attempts: u32) -> Self {
-        Self {
-            attempts: Some(attempts),
-            ..self
-        }
-    }
-
-    /// Whether the attempt counted from 0 is past the last one.
-    pub fn is_exhausted(&self, attempt: u32) -> bool {
-        self.attempts.is_some_and(|attempts| attempt >= attempts)
+        Self { initial, max }
     }
 
     /// The longest delay before the attempt counted from 0.
     pub fn ceiling(&self, attempt: u32) -> Duration {
         // Past a thousand doublings nothing finite is left; `max` holds from long before.
         let exponent = attempt.min(1_000) as i32;
-        let grown = self.initial.as_secs_f64() * self.factor.max(1.0).powi(exponent);
+        let grown = self.initial.as_secs_f64() * 2.0_f64.powi(exponent);
         match Duration::try_from_secs_f64(grown) {
             Ok(grown) => grown.min(self.max),
             Err(_) if self.initial.is_zero() => Duration::ZERO,
@@ -82,15 +59,6 @@ mod tests {
     }
 
     #[test]
-    fn attempts_end_where_they_are_told_to() {
-        let backoff = Backoff::doubling(SECOND, SECOND);
-        assert!(!backoff.is_exhausted(u32::MAX));
-        let backoff = backoff.up_to(3);
-        assert!(!backoff.is_exhausted(2));
-        assert!(backoff.is_exhausted(3));
-    }
-
-    #[test]
     fn a_delay_spans_nothing_to_the_ceiling() {
         let backoff = Backoff::doubling(SECOND, 60 * SECOND);
         assert_eq!(backoff.delay(3, 0), Duration::ZERO);
@@ -103,12 +71,11 @@ mod tests {
         fn a_delay_is_bounded_and_its_ceiling_grows(
             initial in 0u64..100_000_000,
             max in 0u64..100_000_000_000,
-            factor in prop_oneof![0.0f64..20.0, any::<f64>()],
             attempt in 0u32..5_000,
             random in any::<u64>(),
         ) {
             let (initial, max) = (Duration::from_micros(initial), Duration::from_micros(max));
-            let backoff = Backoff { initial, max, factor, attempts: None };
+            let backoff = Backoff::doubling(initial, max);
             prop_assert!(backoff.ceiling(attempt) <= max);
             prop_assert!(backoff.ceiling(attempt) <= backoff.ceiling(attempt + 1));
             prop_assert!(backoff.ceiling(0) == initial.min(max));

@@ -1,12 +1,10 @@
 //! How long things take, kept as a mean and a spread that forget slowly.
 //!
-//! Knows durations and clocks' readings, not what they were measured on.
+//! Knows durations, not what they were measured on.
 //!
 //! Invariant: mean and deviation are finite and not negative, whatever is observed.
 
 use std::time::Duration;
-
-use crate::moment::WallTime;
 
 /// A moving mean and mean deviation of durations, as TCP keeps its round trip (RFC 6298): the first
 /// observation is the mean and half of it the deviation; later ones weigh an eighth and a quarter.
@@ -55,28 +53,6 @@ fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// The way of an update from its worker's clock to the relay's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Age {
-    /// How long it took; zero if the clocks say it arrived before it was sent.
-    pub took: Duration,
-    /// The worker's clock is ahead of the relay's, so `took` says little.
-    pub skewed: bool,
-}
-
-/// How old what a worker published at `ts` was when it came in at `ingested`.
-pub fn age(ts: WallTime, ingested: WallTime) -> Age {
-    let (sent, came) = (ts.as_unix_micros(), ingested.as_unix_micros());
-    Age {
-        took: if came > sent {
-            Duration::from_micros(came.abs_diff(sent))
-        } else {
-            Duration::ZERO
-        },
-        skewed: came < sent,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,19 +81,6 @@ mod tests {
         latency.observe(millis(180));
         assert_eq!(latency.mean(), Some(millis(110)));
         assert_eq!(latency.deviation(), Some(Duration::from_micros(57_500)));
-    }
-
-    #[test]
-    fn a_clock_ahead_of_ours_is_called_skewed() {
-        let at = WallTime::from_unix_micros;
-        let took = |took, skewed| Age { took, skewed };
-        assert_eq!(
-            age(at(1_000), at(3_500)),
-            took(Duration::from_micros(2_500), false)
-        );
-        assert_eq!(age(at(1_000), at(1_000)), took(Duration::ZERO, false));
-        assert_eq!(age(at(1_001), at(1_000)), took(Duration::ZERO, true));
-        assert!(!age(at(i64::MIN), at(i64::MAX)).skewed);
     }
 
     proptest! {
