@@ -10,7 +10,7 @@ mod field;
 mod merge;
 mod milestone;
 mod refusal;
-#[cfg(feature = "schema")]
+#[cfg(test)]
 mod schema;
 mod status;
 mod text;
@@ -24,12 +24,10 @@ use crate::moment::WallTime;
 pub use merge::merge_patch;
 pub use milestone::MilestoneData;
 pub use refusal::{MAX_QUOTED_CHARS, Problem, Quoted, Refusal};
-#[cfg(feature = "schema")]
-pub use schema::json_schema;
 pub use status::Status;
 
 use field::Field;
-use text::{Member, push_compact, read_members, read_object, text_of};
+use text::{Member, push_compact, read_object, text_of};
 
 /// The deepest nesting taken. serde_json's own limit does not count inside raw values.
 pub const MAX_DEPTH: usize = 64;
@@ -52,9 +50,6 @@ pub struct JobDocument {
     status: Status,
     attempt: u32,
     progress: Option<f64>,
-    kind: Option<Box<str>>,
-    stage: Option<Box<str>>,
-    message: Option<Box<str>>,
     eta_seconds: Option<f64>,
     parent_id: Option<Name>,
     weight: Option<f64>,
@@ -88,21 +83,6 @@ impl JobDocument {
     /// Which try at the job this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
-    }
-
-    /// What sort of job it is.
-    pub fn kind(&self) -> Option<&str> {
-        self.kind.as_deref()
-    }
-
-    /// What is being done now.
-    pub fn stage(&self) -> Option<&str> {
-        self.stage.as_deref()
-    }
-
-    /// A sentence for a person.
-    pub fn message(&self) -> Option<&str> {
-        self.message.as_deref()
     }
 
     /// The job this one is a part of.
@@ -142,32 +122,13 @@ impl JobDocument {
 
     /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of
     /// the schema, then the others in the order they came.
-    pub fn to_json(&self) -> Vec<u8> {
-        self.json.as_bytes().to_vec()
-    }
-
-    /// The canonical text itself, for whoever is done with the document.
-    pub fn into_json(self) -> Vec<u8> {
-        self.json.into_bytes()
-    }
-
-    /// The canonical text, without a copy.
     pub fn as_json(&self) -> &str {
         &self.json
     }
 
-    /// All fields in the order of the text, each with its value as JSON text.
-    pub fn fields(&self) -> Vec<(Cow<'_, str>, &str)> {
-        let members = read_members(&self.json);
-        debug_assert!(members.is_ok(), "the canonical text is valid");
-        let members = members.unwrap_or_default().into_iter();
-        members.map(|m| (m.name, m.value)).collect()
-    }
-
-    /// The value of one field, known or not, as JSON text.
-    pub fn field(&self, name: &str) -> Option<&str> {
-        let mut fields = self.fields().into_iter();
-        fields.find_map(|(field, value)| (field == name).then_some(value))
+    /// The canonical text itself, where the document is not needed any more.
+    pub fn into_json(self) -> Vec<u8> {
+        self.json.into_bytes()
     }
 }
 
@@ -239,16 +200,18 @@ impl<'a> Draft<'a> {
         let (status, mapped) = sent
             .read(Field::Status, value::status)?
             .ok_or(Refusal::MissingStatus)?;
-        let boxed = |text: Cow<'_, str>| Box::from(&*text);
+        let attempt = sent.read(Field::Attempt, value::attempt)?.unwrap_or(1);
+        let progress = progress(sent, status)?;
+        // Checked and not kept: they leave as they came, and nothing here reads them.
+        for field in [Field::Kind, Field::Stage, Field::Message] {
+            sent.text(field)?;
+        }
         let document = JobDocument {
             json: String::new(),
             eta_place: 0,
             status,
-            attempt: sent.read(Field::Attempt, value::attempt)?.unwrap_or(1),
-            progress: progress(sent, status)?,
-            kind: sent.text(Field::Kind)?.map(boxed),
-            stage: sent.text(Field::Stage)?.map(boxed),
-            message: sent.text(Field::Message)?.map(boxed),
+            attempt,
+            progress,
             eta_seconds: sent.read(Field::EtaSeconds, value::amount)?,
             parent_id: sent.read(Field::ParentId, value::name)?,
             weight: sent.read(Field::Weight, value::amount)?,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever `accepted` is given reads back as itself.
 
+use super::text::read_members;
 use super::*;
 
 pub(super) fn parse(payload: &str) -> Result<JobDocument, Refusal> {
@@ -13,8 +14,16 @@ pub(super) fn accepted(payload: &str) -> JobDocument {
     let doc = parse(payload).unwrap_or_else(|refusal| panic!("{payload}: {refusal}"));
     let again = parse(doc.as_json()).unwrap();
     assert_eq!(again.as_json(), doc.as_json(), "{payload}");
-    assert_eq!(doc.to_json(), doc.as_json().as_bytes());
     doc
+}
+
+/// The value of one field of the text, known or not, as JSON.
+pub(super) fn field<'a>(doc: &'a JobDocument, name: &str) -> Option<&'a str> {
+    let members = read_members(doc.as_json()).unwrap().into_iter();
+    members
+        .filter(|member| member.name == name)
+        .map(|member| member.value)
+        .next()
 }
 
 /// The canonical text of `payload`, without the names that stand in front of each.
@@ -36,7 +45,6 @@ fn a_status_is_enough() {
     assert_eq!(doc.status(), Status::Queued);
     assert_eq!(doc.attempt(), 1);
     assert_eq!(doc.progress(), None);
-    assert_eq!(doc.kind(), None);
 }
 
 #[test]
@@ -58,16 +66,11 @@ fn each_field_is_read_and_written_in_its_place() {
     assert_eq!(doc.status(), Status::Running);
     assert_eq!(doc.progress(), Some(12.5));
     assert_eq!(doc.attempt(), 2);
-    assert_eq!(doc.kind(), Some("conversion"));
-    assert_eq!(doc.stage(), Some("mux"));
-    assert_eq!(doc.message(), Some("café \"x\""));
     assert_eq!(doc.parent_id().map(Name::as_str), Some("p"));
     assert_eq!(doc.weight(), Some(2.0));
     assert_eq!(doc.eta_seconds(), Some(90.0));
     assert_eq!(doc.ts(), WallTime::parse_rfc3339("2026-11-21T10:00:00Z"));
-    assert_eq!(doc.field("alpha"), Some(r#"[1,{"b":"c d"}]"#));
-    assert_eq!(doc.field("nothing"), None);
-    assert_eq!(doc.fields()[0], ("job_id".into(), "\"j1\""));
+    assert_eq!(doc.clone().into_json(), doc.as_json().as_bytes());
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn null_in_a_known_field_is_absence() {
 fn progress_is_derived_when_it_can_be_known() {
     let progress = |fields: &str| {
         let doc = accepted(&format!("{{\"status\":\"running\",{fields}}}"));
-        let written = doc.field("progress").map(|raw| raw.parse::<f64>().unwrap());
+        let written = field(&doc, "progress").map(|raw| raw.parse::<f64>().unwrap());
         assert_eq!(written, doc.progress());
         doc.progress()
     };
@@ -411,7 +414,7 @@ fn an_estimate_is_marked_and_never_replaces_the_worker_word() {
         assert_eq!(doc.eta_seconds(), None);
     }
     doc.estimate_eta(60.0);
-    assert_eq!(doc.field("eta_seconds"), Some("60"));
+    assert_eq!(field(&doc, "eta_seconds"), Some("60"));
     accepted(doc.as_json());
 }
 
