@@ -47,6 +47,7 @@ pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "ok\n"))
+        // The name that many a load balancer asks by default.
         .route("/healthz", get(readyz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))

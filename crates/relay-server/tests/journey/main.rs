@@ -353,8 +353,10 @@ async fn a_relay_that_starts_before_nats_serves_as_soon_as_nats_is_there() {
     let mut relay = RelayServer::start(settings(&nats).only_live())
         .await
         .unwrap();
-    let ready = http::get(&relay.admin_address(), "/readyz").await.unwrap();
-    assert_eq!(ready.status.as_u16(), 503, "{}", ready.text());
+    for path in ["/readyz", "/healthz"] {
+        let ready = http::get(&relay.admin_address(), path).await.unwrap();
+        assert_eq!(ready.status.as_u16(), 503, "{path}: {}", ready.text());
+    }
 
     nats.restart().await.unwrap();
     relay.ready().await.unwrap();
