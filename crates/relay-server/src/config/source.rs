@@ -337,6 +337,9 @@ fn humane(message: &str) -> String {
 }
 
 /// Lays the environment's values over the file's and both over the defaults.
+///
+/// The `config` crate does the laying, which the project has chosen for its layers; the leaves keep what that crate
+/// does not, the place of each value. It takes text, so both layers are written out once more, at start alone.
 pub(super) fn merge(file: &[Leaf], env: &[Leaf]) -> Result<Config, Problem> {
     let layer = |leaves: &[Leaf]| {
         let mut table = Table::new();
