@@ -1,7 +1,10 @@
 //! Servers that go away and streams that are made anew.
 
+use std::path::PathBuf;
+
+use async_nats::jetstream::stream;
 use relay_bus::seam::{Store, StoreError, What};
-use relay_core::position::{Position, Seq};
+use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 
 use crate::support::{Mode, Said, Worker, chain, name, outgoing};
@@ -27,9 +30,7 @@ async fn a_relay_starts_before_nats_and_reads_when_it_comes() {
 #[tokio::test]
 async fn a_server_that_is_killed_is_lost_and_the_same_epoch_goes_on() {
     let mut server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     server.kill();
@@ -61,9 +62,7 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
     // relay's connection goes through a door that can be shut.
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let door = Door::before(&server).await;
-    let mode = Mode::at(&door.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &door.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     door.shut();
@@ -82,23 +81,12 @@ async fn what_was_published_while_the_relay_was_away_is_below_from_seq() {
 #[tokio::test]
 async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
     for _ in 0..5 {
         worker.publish("progress.u.j.state", "{}").await;
     }
     mode.heard.updates_until(5).await;
-    let config = worker
-        .jetstream
-        .get_stream("PROGRESS")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
-    worker.jetstream.delete_stream("PROGRESS").await.unwrap();
-    worker.jetstream.create_stream(config).await.unwrap();
+    make_anew(&worker).await;
     // The number that goes backwards is seen at once, before the next check.
     worker.publish("progress.u.j.state", "{}").await;
     let Position {
@@ -139,19 +127,8 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
 #[tokio::test]
 async fn a_stream_made_anew_while_nobody_publishes_is_seen_by_the_check() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
-    let config = worker
-        .jetstream
-        .get_stream("PROGRESS")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
-    worker.jetstream.delete_stream("PROGRESS").await.unwrap();
-    worker.jetstream.create_stream(config).await.unwrap();
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
+    make_anew(&worker).await;
     let Position {
         epoch: again,
         seq: from_seq,
@@ -164,23 +141,12 @@ async fn a_stream_made_anew_while_nobody_publishes_is_seen_by_the_check() {
 async fn a_stream_made_anew_while_the_relay_is_away_is_a_new_epoch_and_nothing_old_is_read() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let door = Door::before(&server).await;
-    let mode = Mode::at(&door.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &door.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     door.shut();
     mode.heard.lost_with("NATS").await;
-    let config = worker
-        .jetstream
-        .get_stream("PROGRESS")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
-    worker.jetstream.delete_stream("PROGRESS").await.unwrap();
-    worker.jetstream.create_stream(config).await.unwrap();
+    make_anew(&worker).await;
     worker.publish("progress.u.k.state", "1").await;
     worker.publish("progress.u.k.state", "2").await;
     door.open();
@@ -195,9 +161,7 @@ async fn a_stream_made_anew_while_the_relay_is_away_is_a_new_epoch_and_nothing_o
 #[tokio::test]
 async fn a_deleted_stream_is_made_again() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
     worker.jetstream.delete_stream("PROGRESS").await.unwrap();
     let again = mode.heard.live(2).await.epoch;
     assert_ne!(again, epoch);
@@ -206,25 +170,11 @@ async fn a_deleted_stream_is_made_again() {
 #[tokio::test]
 async fn a_message_that_is_stored_and_never_republished_is_fetched() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    mode.heard.live(1).await;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, _) = begin(&server, &server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     // A leader that ends between storing and republishing does this; here the republishing is off.
-    let config = worker
-        .jetstream
-        .get_stream("PROGRESS")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
-    let silent = async_nats::jetstream::stream::Config {
-        republish: None,
-        ..config.clone()
-    };
-    worker.jetstream.update_stream(silent).await.unwrap();
+    let config = silence(&worker).await;
     worker.publish("progress.u.j.state", "2").await;
     worker.publish("progress.u.lost.state", "3").await;
     worker.jetstream.update_stream(config).await.unwrap();
@@ -241,22 +191,8 @@ async fn a_message_that_is_stored_and_never_republished_is_fetched() {
 #[tokio::test]
 async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
-    let config = worker
-        .jetstream
-        .get_stream("PROGRESS")
-        .await
-        .unwrap()
-        .cached_info()
-        .config
-        .clone();
-    let silent = async_nats::jetstream::stream::Config {
-        republish: None,
-        ..config.clone()
-    };
-    worker.jetstream.update_stream(silent).await.unwrap();
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
+    let config = silence(&worker).await;
     for n in 0..400 {
         worker
             .client
@@ -275,23 +211,14 @@ async fn many_messages_that_never_came_by_are_compared_as_a_whole() {
 
 #[tokio::test]
 async fn a_stream_that_lost_its_end_is_a_new_epoch() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, kept) = (
-        directory.path().join("store"),
-        directory.path().join("kept"),
-    );
-    let own_store = format!("jetstream {{ store_dir: {store:?} }}");
-    let mut server = NatsServer::start(Options::core().config(&own_store))
-        .await
-        .unwrap();
-    let mode = Mode::at(&server.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let disk = Disk::new();
+    let mut server = disk.server().await;
+    let (mode, worker, epoch) = begin(&server, &server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     // or it would be among what was missed, and no update
     mode.heard.updates_until(1).await;
     server.kill();
-    copy(&store, &kept);
+    disk.keep();
     server.restart().await.unwrap();
     mode.heard.live(2).await;
     let worker = Worker::at(&server.url()).await;
@@ -302,8 +229,7 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
     }
     mode.heard.updates_until(4).await;
     server.kill();
-    std::fs::remove_dir_all(&store).unwrap();
-    copy(&kept, &store);
+    disk.go_back();
     server.restart().await.unwrap();
     let Position {
         epoch: again,
@@ -315,24 +241,15 @@ async fn a_stream_that_lost_its_end_is_a_new_epoch() {
 
 #[tokio::test]
 async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epoch() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, kept) = (
-        directory.path().join("store"),
-        directory.path().join("kept"),
-    );
-    let own_store = format!("jetstream {{ store_dir: {store:?} }}");
-    let mut server = NatsServer::start(Options::core().config(&own_store))
-        .await
-        .unwrap();
+    let disk = Disk::new();
+    let mut server = disk.server().await;
     let door = Door::before(&server).await;
-    let mode = Mode::at(&door.url());
-    let epoch = mode.heard.live(1).await.epoch;
-    let worker = Worker::at(&server.url()).await;
+    let (mode, worker, epoch) = begin(&server, &door.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     mode.heard.updates_until(1).await;
     door.shut();
     server.kill();
-    copy(&store, &kept);
+    disk.keep();
     server.restart().await.unwrap();
     door.open();
     let same = mode.heard.live(2).await.epoch;
@@ -344,8 +261,7 @@ async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epo
     mode.heard.updates_until(4).await;
     door.shut();
     server.kill();
-    std::fs::remove_dir_all(&store).unwrap();
-    copy(&kept, &store);
+    disk.go_back();
     server.restart().await.unwrap();
     let worker = Worker::at(&server.url()).await;
     for _ in 0..5 {
@@ -358,6 +274,73 @@ async fn a_stream_that_lost_its_end_and_gives_the_numbers_out_again_is_a_new_epo
     } = mode.heard.live(3).await;
     assert_ne!(again, epoch);
     assert_eq!(from_seq, Seq::new(6));
+}
+
+/// A reader that went live at `url`, a worker at the server itself, and the epoch.
+async fn begin(server: &NatsServer, url: &str) -> (Mode, Worker, Epoch) {
+    let mode = Mode::at(url);
+    let epoch = mode.heard.live(1).await.epoch;
+    (mode, Worker::at(&server.url()).await, epoch)
+}
+
+async fn config(worker: &Worker) -> stream::Config {
+    let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
+    stream.cached_info().config.clone()
+}
+
+/// Deletes the stream and creates it again as it was.
+async fn make_anew(worker: &Worker) {
+    let config = config(worker).await;
+    worker.jetstream.delete_stream("PROGRESS").await.unwrap();
+    worker.jetstream.create_stream(config).await.unwrap();
+}
+
+/// Stops the republishing; to update the stream with what this returns starts it again.
+async fn silence(worker: &Worker) -> stream::Config {
+    let config = config(worker).await;
+    let silent = stream::Config {
+        republish: None,
+        ..config.clone()
+    };
+    worker.jetstream.update_stream(silent).await.unwrap();
+    config
+}
+
+/// Where a server has its stream, and a copy of it from before a power cut.
+#[derive(Debug)]
+struct Disk {
+    directory: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.directory.path().join("kept")
+    }
+
+    async fn server(&self) -> NatsServer {
+        let own_store = format!("jetstream {{ store_dir: {:?} }}", self.store());
+        let options = Options::core().config(&own_store);
+        NatsServer::start(options).await.unwrap()
+    }
+
+    fn keep(&self) {
+        copy(&self.store(), &self.kept());
+    }
+
+    fn go_back(&self) {
+        std::fs::remove_dir_all(self.store()).unwrap();
+        copy(&self.kept(), &self.store());
+    }
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {

@@ -80,7 +80,6 @@ async fn a_topic_subscribed_later_begins_with_its_snapshot() {
     }
 }
 
-/// A group says how its jobs stand together; who watches one of them is not told.
 /// Listens until it is told how the jobs of its topic stand, with `count` of them in `status`.
 async fn counted(watcher: &mut Watcher, status: &str, count: u32) -> Frame {
     let counts = |frame: &Frame| frame.kind() == "aggregate" && frame.0["counts"][status] == count;

@@ -6,6 +6,7 @@ use relay_testkit::http::Request;
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::RelayServer;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::settings;
 use crate::transcript::{Heard, Socket};
@@ -19,6 +20,16 @@ async fn until(relay: &RelayServer, series: &str, value: f64) {
     };
     let came = tokio::time::timeout(Duration::from_secs(10), reads).await;
     came.unwrap_or_else(|_| panic!("{series} does not become {value}"));
+}
+
+/// A relay that speaks one dialect, made of this file; the file is gone with what comes beside it.
+async fn speaking(file: &str) -> (RelayServer, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
+    let settings = settings()
+        .set("dialects.enabled", "mine")
+        .set("dialects.directory", directory.path().display());
+    (RelayServer::start(settings).await.unwrap(), directory)
 }
 
 #[tokio::test]
@@ -208,15 +219,10 @@ async fn a_foreign_page_is_refused_in_the_dialects_own_shape() {
 
 #[tokio::test]
 async fn a_connection_ends_some_time_after_its_job_and_is_counted_till_then() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[close]\nafter_ending = \"200ms\"\n[close.codes]\nended = 4000\n\
                 [[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
                 [frames]\nstate = '.job.status'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let mut socket = Socket::open(&relay, "/x/j1").await;
     let open = "relay_dialect_connections{dialect=\"mine\"}";
     until(&relay, open, 1.0).await;
@@ -231,14 +237,9 @@ async fn a_connection_ends_some_time_after_its_job_and_is_counted_till_then() {
 
 #[tokio::test]
 async fn a_mapping_that_fails_on_one_job_is_counted_logged_once_and_hurts_nobody_else() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
                 [frames]\nstate = '.job.meta.a.b'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let mut bad = Socket::open(&relay, "/x/bad").await;
     let mut good = Socket::open(&relay, "/x/good").await;
     for progress in [1, 2] {
@@ -310,15 +311,10 @@ async fn metrics(socket: &mut Socket) -> [u64; 4] {
 
 #[tokio::test]
 async fn a_group_has_its_childrens_weighted_progress_and_worst_status() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[[routes]]\npath = \"/x/{group}\"\ntransport = \"websocket\"\n\
                 topics = [\"group:{group}\"]\n\
                 [frames]\naggregate = '{total, progress, status, failed: .counts.failed}'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let child = |status: &str, progress: u32, weight: u32| json!({"status": status, "progress": progress, "weight": weight, "parent_id": "batch"});
     relay
         .publish("a", "alice", &child("completed", 100, 3))
@@ -341,15 +337,10 @@ async fn a_group_has_its_childrens_weighted_progress_and_worst_status() {
 
 #[tokio::test]
 async fn a_connection_whose_pongs_stay_away_is_called_bad_in_the_dialects_words() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[heartbeat]\nping_interval = \"50ms\"\ndead_after = \"30s\"\n\
                 [[routes]]\npath = \"/x/{job}\"\ntransport = \"websocket\"\ntopics = [\"job:{job}\"]\n\
                 [frames]\nquality = '[.before, .verdict, .job_id]'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let mut socket = Socket::open(&relay, "/x/j1").await;
     // A client that does not read does not answer pings either.
     until(&relay, "relay_connection_quality{verdict=\"bad\"}", 1.0).await;
@@ -362,16 +353,11 @@ async fn a_connection_whose_pongs_stay_away_is_called_bad_in_the_dialects_words(
 
 #[tokio::test]
 async fn check_frames_are_sent_and_their_answers_measured() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[heartbeat]\ncheck_interval = \"100ms\"\n\
                 [[routes]]\npath = \"/x\"\ntransport = \"websocket\"\n\
                 [messages]\ncommand = '{round_trip: true}'\n\
                 [frames]\ncheck = '\"still there?\"'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let mut socket = Socket::open(&relay, "/x").await;
     assert_eq!(
         socket.next().await,
@@ -390,15 +376,10 @@ async fn check_frames_are_sent_and_their_answers_measured() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_one_that_speaks_is_not() {
-    let directory = tempfile::tempdir().unwrap();
     let file = "description = \"x\"\n[heartbeat]\nidle_after = \"400ms\"\n\
                 [[routes]]\npath = \"/x\"\ntransport = \"websocket\"\n\
                 [messages]\ncommand = '{reply: .}'\n";
-    std::fs::write(directory.path().join("mine.toml"), file).unwrap();
-    let settings = settings()
-        .set("dialects.enabled", "mine")
-        .set("dialects.directory", directory.path().display());
-    let relay = RelayServer::start(settings).await.unwrap();
+    let (relay, _directory) = speaking(file).await;
     let opened = std::time::SystemTime::now();
     let mut socket = Socket::open(&relay, "/x").await;
     for n in 0..10 {
