@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::answer::{self, ApiError};
-use crate::identity::{Identity, credential};
+use crate::door::gate::{Arrival, Gate, Head, Outcome, Route};
+use crate::identity::Identity;
 use crate::node::Node;
 
 /// How long a request waits for the bus.
@@ -49,57 +50,35 @@ type Answer = Result<Response<Body>, ApiError>;
 
 /// The routes.
 pub fn router(api: Api) -> Router {
+    let gate = Gate::new(api.node.clone());
     Router::new()
         .route("/v1/jobs/{id}", get(state).post(put).patch(patch))
         .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
         .route("/v1/publish", post(batch))
         .method_not_allowed_fallback(async |method: Method| ApiError::bad_method(method.as_str()))
         .fallback(async || ApiError::no_route())
-        .layer(middleware::from_fn_with_state(api.clone(), admit))
+        .layer(middleware::from_fn_with_state(gate, admit))
         .with_state(api)
 }
 
-/// Checks the origin and the credential of every request, and counts its answer.
-async fn admit(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| path.as_str().to_owned());
-    let origins = &api.node.origins;
-    let headers = request.headers().clone();
-    if request.method() == Method::OPTIONS {
-        return match origins.preflight(&headers) {
-            Ok(answer) => answer.map(|()| Body::empty()),
-            Err(refused) => ApiError::from(refused).into_answer(),
-        };
-    }
-    let standing = match origins.check(&headers) {
-        Ok(standing) => standing,
-        Err(refused) => return ApiError::from(refused).into_answer(),
+/// Leads every request through the gate, and on to its handler with who sends it.
+async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response<Body> {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let label = route.as_ref().map_or("other", MatchedPath::as_str);
+    let (visit, guest) = match gate.receive(Head::of(&request), Route::api(label)) {
+        Arrival::Preflight(answer) => return answer,
+        Arrival::Visit(visit, guest) => (visit, guest),
     };
-    let cookie = standing
-        .may_use_cookie()
-        .then_some(api.node.cookie.as_str());
-    let identity = credential(&headers, request.uri(), cookie).and_then(|credential| {
-        api.node
-            .identity
-            .identify(credential.as_ref(), api.node.hub.clock().wall())
-    });
-    let mut response = match identity {
+    let identified = guest.and_then(|guest| Ok(gate.identify(guest, Head::of(&request), None)?));
+    let answered: Result<Outcome, ApiError> = match identified {
         Ok(identity) => {
             request.extensions_mut().insert(Arc::new(identity));
-            next.run(request).await
+            Ok(Outcome::Answer(next.run(request).await))
         }
-        Err(refused) => ApiError::from(refused).into_answer(),
+        Err(refused) => Err(refused),
     };
-    response
-        .headers_mut()
-        .extend(origins.response_headers(standing, &headers));
-    let route = route.as_deref().unwrap_or("other");
-    api.node
-        .telemetry
-        .request(route, response.status().as_u16());
-    response
+    let Outcome::Answer(answer) = gate.conclude(visit, answered, ApiError::into_answer);
+    answer
 }
 
 /// `GET /v1/jobs/{id}`: the latest state.

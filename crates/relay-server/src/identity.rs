@@ -95,6 +95,14 @@ impl Identity {
         }
     }
 
+    /// An identity that may do nothing yet: of a client that will say later who it is.
+    pub fn nobody() -> Self {
+        Self {
+            anonymous: false,
+            ..Self::anonymous()
+        }
+    }
+
     /// Whether `topic` may be subscribed to, before anything is known of the jobs in it.
     ///
     /// [`Sight::WhenKnown`] means: let the subscription stand, and ask [`Identity::may_see`] for each job

@@ -6,7 +6,7 @@
 mod bus;
 mod files;
 mod lost;
-mod settings;
+pub(crate) mod settings;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -31,6 +31,7 @@ use lost::{Reports, Tasks};
 use crate::admin::{self, Admin};
 use crate::api::{self, Api};
 use crate::config::Config;
+use crate::door::{self, Door};
 use crate::identity::KeyError;
 use crate::node::Node;
 use crate::shard::{self, Shard};
@@ -246,9 +247,9 @@ fn listen(address: SocketAddr, shards: usize) -> Result<Vec<StdListener>, ServeE
     if address.port() != 0 {
         drop(StdListener::bind(address).map_err(failed)?);
     }
-    let first = shard::listen(address).map_err(failed)?;
+    let first = door::listen(address).map_err(failed)?;
     let address = first.local_addr()?;
-    let others = (1..shards).map(|_| shard::listen(address).map_err(failed));
+    let others = (1..shards).map(|_| door::listen(address).map_err(failed));
     std::iter::once(Ok(first)).chain(others).collect()
 }
 
@@ -305,7 +306,8 @@ impl ShardThread {
                     return;
                 }
             };
-            let serving = Rc::clone(&shard).serve(listener, self.router, self.drain.clone());
+            let door = Door::new(Rc::clone(&shard), self.router);
+            let serving = door.serve(listener, self.drain.clone());
             let mail = Rc::clone(&shard).read_mail(self.mailbox);
             // Tasks of their own: what waits here is looked at whenever any connection's task is woken.
             let mut tasks = JoinSet::new();

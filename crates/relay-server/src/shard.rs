@@ -1,6 +1,6 @@
 //! A shard: one thread's connections, and everything about them.
 //!
-//! A shard owns its listener, its sockets, their outboxes, its timers and its part of the registry, on a
+//! A shard owns its sockets, their outboxes, its timers and its part of the registry, on a
 //! single-threaded runtime, so none of these needs a lock. Publications and answers to joins come in
 //! through its inbox; a turn offers all that came to the outboxes and then writes to each connection
 //! once. Each connection has a small task that does nothing but wait for its socket.
@@ -8,26 +8,26 @@
 //! Invariants: the state is never borrowed across an await; a connection in the slab has exactly one task
 //! (a poll has none) and one admission.
 
-mod accept;
 mod asking;
+mod begin;
 mod connection;
 mod deliver;
 mod drain;
-mod engineio;
+pub(crate) mod engineio;
 mod fanout;
-mod foreign;
 mod inbound;
-mod mail;
+pub(crate) mod mail;
 mod metrics;
-mod poll;
+pub(crate) mod poll;
 mod registry;
+pub(crate) mod socket;
 mod socketio;
 mod speech;
 mod timers;
-mod watch;
 mod welcome;
 
-pub use accept::listen;
+pub(crate) use begin::Opening;
+pub(crate) use engineio::Upgrade;
 pub use mail::{Mailbox, Mailboxes};
 
 use std::cell::RefCell;
@@ -53,8 +53,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch as channel};
 use tokio::time::sleep_until;
 
-use crate::admission::Admission;
-use crate::identity::Identity;
 use crate::node::Node;
 use connection::{Connection, Transport, Writer, Written};
 use metrics::Metrics;
@@ -112,8 +110,6 @@ struct State {
     next_gauges: Moment,
     /// Until when the shard sleeps; the beginning of time while it is awake.
     sleeps_until: Moment,
-    /// When the log last said that sessions of other processes are asked for.
-    elsewhere_said: Option<Moment>,
     /// Bytes of several frames put together for one write.
     batch: Vec<u8>,
     /// Frames of one connection about to be written.
@@ -122,16 +118,6 @@ struct State {
     read: Box<[u8]>,
     asking: asking::Asking,
     metrics: Metrics,
-}
-
-/// What a new connection starts as.
-struct Opening {
-    transport: Transport,
-    stream: Option<Rc<TcpStream>>,
-    identity: Arc<Identity>,
-    admission: Admission,
-    authenticated: bool,
-    speech: Option<Box<speech::Speech>>,
 }
 
 impl Shard {
@@ -161,7 +147,6 @@ impl Shard {
                 generation: 0,
                 next_gauges: clock.now(),
                 sleeps_until: Moment::default(),
-                elsewhere_said: None,
                 batch: Vec::with_capacity(64 * 1024),
                 frames: Vec::new(),
                 read: vec![0; READ_BYTES].into_boxed_slice(),
@@ -201,6 +186,16 @@ impl Shard {
                 return;
             }
         }
+    }
+
+    /// What all threads share.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.common
+    }
+
+    /// Whether nobody new is taken in.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.state.borrow().draining
     }
 
     /// Connections on this shard.
@@ -268,8 +263,17 @@ impl Shard {
     }
 
     /// Adds a connection; it is in the slab from now on and has to be given a task if it has a socket.
-    fn open(&self, state: &mut State, opening: Opening, now: Moment) -> (usize, ConnectionId) {
-        let bounds = speech::session_bounds(&opening.speech, &self.common);
+    fn open(
+        &self,
+        state: &mut State,
+        opening: Opening,
+        socket: Option<Rc<TcpStream>>,
+        now: Moment,
+    ) -> (usize, ConnectionId) {
+        let speech = opening
+            .dialect
+            .map(|(endpoint, params)| Box::new(speech::Speech::new(endpoint, params, now)));
+        let bounds = speech::session_bounds(&speech, &self.common);
         let expires_at = opening
             .identity
             .expires_at
@@ -289,7 +293,7 @@ impl Shard {
             transport: opening.transport,
             session,
             outbox: relay_core::outbox::Outbox::default(),
-            writer: Writer::new(opening.stream),
+            writer: Writer::new(socket),
             identity: opening.identity,
             admission: opening.admission,
             extras: None,
@@ -301,7 +305,7 @@ impl Shard {
             ends: None,
             pinged: None,
             quality: Quality::default(),
-            speech: opening.speech,
+            speech,
         });
         let metrics = state.metrics.of(&state.connections[slot].transport);
         metrics.open.inc();
@@ -517,7 +521,12 @@ impl Shard {
     }
 
     /// What a connection's task does: looks whether its socket has bytes, or room if that is waited for.
-    fn attend(&self, id: ConnectionId, stream: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn attend(
+        &self,
+        id: ConnectionId,
+        stream: &TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         loop {

@@ -60,3 +60,14 @@ pub(super) fn node(
         drain: config.drain.clone(),
     }
 }
+
+/// A node without NATS, for tests of what is made with one.
+#[cfg(test)]
+pub(crate) fn test_node(config: &Config) -> Arc<Node> {
+    let clock = relay_bus::clock::Clock::start();
+    let backing = relay_bus::hub::Backing::Embedded;
+    let hub = Hub::new(hub(config, 1), backing, clock, super::bus::epoch(clock));
+    let (identity, telemetry) = (config.identity().unwrap(), Telemetry::new().unwrap());
+    let dialects = config.load_dialects(&|_, _| Box::new(())).unwrap();
+    Arc::new(node(config, hub, identity, telemetry, dialects))
+}

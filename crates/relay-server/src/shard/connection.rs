@@ -43,7 +43,7 @@ const MAX_REPLIES: usize = 64;
 
 /// What a connection speaks, with what only that transport needs.
 #[derive(Debug)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     /// A WebSocket, with what it has sent and is not yet whole.
     WebSocket(Decoder),
     /// An event stream.

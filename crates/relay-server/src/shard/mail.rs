@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 const MAILBOX: usize = 1024;
 
 /// Why a session's shard turns a request away: for programs, and for people.
-pub(super) type Turned = (Refusal, &'static str);
+pub(crate) type Turned = (Refusal, &'static str);
 
 /// What a poll is answered with.
-pub(super) type Payload = Result<Vec<u8>, Turned>;
+pub(crate) type Payload = Result<Vec<u8>, Turned>;
 
 /// A letter to the shard of a session. Dropped answers mean that the shard is gone.
 #[derive(Debug)]
@@ -45,15 +45,15 @@ pub enum Mail {
 
 /// The way back of a poll's answer.
 #[derive(Debug)]
-pub struct PollAnswer(pub(super) oneshot::Sender<Payload>);
+pub struct PollAnswer(pub(crate) oneshot::Sender<Payload>);
 
 /// The way back of a yes, or of why not.
 #[derive(Debug)]
-pub struct Taken(pub(super) oneshot::Sender<Result<(), Turned>>);
+pub struct Taken(pub(crate) oneshot::Sender<Result<(), Turned>>);
 
 impl Taken {
     /// A way back that nobody waits at.
-    pub(super) fn nobody() -> Self {
+    pub(crate) fn nobody() -> Self {
         Self(oneshot::channel().0)
     }
 

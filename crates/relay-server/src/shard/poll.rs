@@ -1,28 +1,25 @@
 //! Long-poll: a connection without a socket, answered once there is news.
+//!
+//! How long the client waits is the door's affair, and so is the shape of the answer.
+//!
+//! Invariant: a poll is answered at most once, and its connection ends with that.
 
-use std::rc::Rc;
-use std::time::Duration;
-
-use axum::body::Body;
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use relay_bus::inbox::ConnectionId;
 use relay_core::moment::Moment;
 use relay_core::session::CloseReason;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::connection::Transport;
 use super::deliver::{Place, ceiling, cursor_of, frame_of};
-use super::watch::{LOOKUP_WAIT, Stream};
 use super::{Opening, Shard, State};
-use crate::answer::{self, ApiError};
 
 /// Frames in one answer to a poll; what is left comes with the next.
 pub(super) const MAX_POLL_FRAMES: usize = 1000;
 
 /// A poll's other end.
 #[derive(Debug)]
-pub(super) struct Poll {
+pub(crate) struct Poll {
     /// Where the answer goes; whoever asked may have stopped waiting.
     pub(super) answer: oneshot::Sender<PollAnswer>,
     /// Topics whose join is not answered yet.
@@ -37,95 +34,47 @@ pub(super) struct Poll {
 
 /// What a poll is answered with.
 #[derive(Debug)]
-pub(super) struct PollAnswer {
+pub(crate) struct PollAnswer {
     /// Frames as JSON.
-    pub(super) frames: Vec<Bytes>,
+    pub(crate) frames: Vec<Bytes>,
     /// Where the client stands then.
-    pub(super) cursor: String,
+    pub(crate) cursor: String,
     /// Whether everything missed since the client's cursor is in `frames`.
-    pub(super) recovered: bool,
+    pub(crate) recovered: bool,
     /// Whether every topic was joined; if not, the bus did not answer.
-    pub(super) joined: bool,
+    pub(crate) joined: bool,
     /// Whether a topic is somebody else's.
-    pub(super) forbidden: bool,
+    pub(crate) forbidden: bool,
     /// Whether the bus is away.
-    pub(super) stale: bool,
+    pub(crate) stale: bool,
     /// The relay is going away.
-    pub(super) shutdown: bool,
+    pub(crate) shutdown: bool,
 }
 
 impl Shard {
-    pub(super) async fn poll_once(
-        self: &Rc<Self>,
-        stream: Stream,
-        wait: Duration,
-    ) -> Result<Response<Body>, ApiError> {
-        let (answer, mut answered) = oneshot::channel();
-        let id = {
-            let mut state = self.state.borrow_mut();
-            let now = self.clock.now();
-            let poll = Poll {
-                answer,
-                waiting: stream.topics.len(),
-                recovered: true,
-                hurried: false,
-                forbidden: false,
-            };
-            let opening = Opening {
-                transport: Transport::Poll(Some(poll)),
-                stream: None,
-                identity: stream.identity,
-                admission: stream.admission,
-                authenticated: true,
-                speech: None,
-            };
-            let (slot, id) = self.open(&mut state, opening, now);
-            self.guarded(&mut state, slot, |shard, state| {
-                shard.watch_topics(state, slot, stream.topics, stream.cursor);
-            });
-            self.flush_dirty(&mut state, now);
-            id
-        };
-        // Dropped when the client goes away, it takes the poll with it.
-        let _cleanup = EndPoll { shard: self, id };
-        let answer = match timeout(wait, &mut answered).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.hurry_poll(id);
-                match timeout(LOOKUP_WAIT, &mut answered).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        self.stop_poll(id);
-                        answered.await
-                    }
-                }
-            }
-        };
-        answer.map_or_else(|_| Err(ApiError::draining()), poll_response)
-    }
-
-    /// The wait for news is over: the poll is answered as soon as every topic has had its first word.
-    fn hurry_poll(&self, id: relay_bus::inbox::ConnectionId) {
+    /// Opens a connection that has no socket, and is gone once it is answered.
+    pub(crate) fn open_poll(&self, mut opening: Opening) -> Polling<'_> {
+        let (answer, answered) = oneshot::channel();
         let mut state = self.state.borrow_mut();
-        let Some(slot) = Self::find(&state, id) else {
-            return;
-        };
-        if let Transport::Poll(Some(poll)) = &mut state.connections[slot].transport {
-            poll.hurried = true;
-        }
-        self.mark(&mut state, slot);
-        self.flush_dirty(&mut state, self.clock.now());
-    }
-
-    /// The bus does not answer: the poll is answered with what there is.
-    fn stop_poll(&self, id: relay_bus::inbox::ConnectionId) {
-        let mut state = self.state.borrow_mut();
-        if let Some(slot) = Self::find(&state, id) {
-            let now = self.clock.now();
-            self.guarded(&mut state, slot, |shard, state| {
-                shard.finish_poll(state, slot, now, false);
-            });
-            self.flush_dirty(&mut state, now);
+        let now = self.clock.now();
+        let topics = std::mem::take(&mut opening.topics);
+        let cursor = opening.cursor.take();
+        opening.transport = Transport::Poll(Some(Poll {
+            answer,
+            waiting: topics.len(),
+            recovered: true,
+            hurried: false,
+            forbidden: false,
+        }));
+        let (slot, id) = self.open(&mut state, opening, None, now);
+        self.guarded(&mut state, slot, |shard, state| {
+            shard.watch_topics(state, slot, topics, cursor);
+        });
+        self.flush_dirty(&mut state, now);
+        Polling {
+            shard: self,
+            id,
+            answered,
         }
     }
 
@@ -178,53 +127,57 @@ impl Shard {
     }
 }
 
-/// Ends a poll whose client went away.
-struct EndPoll<'a> {
-    shard: &'a Rc<Shard>,
-    id: relay_bus::inbox::ConnectionId,
+/// A poll, as the one who waits for its answer holds it. Dropping it ends the poll.
+#[derive(Debug)]
+pub(crate) struct Polling<'a> {
+    shard: &'a Shard,
+    id: ConnectionId,
+    /// The poll holds the other end; it drops that unanswered when the shard goes away.
+    answered: oneshot::Receiver<PollAnswer>,
 }
 
-impl Drop for EndPoll<'_> {
+impl Polling<'_> {
+    /// Waits for the answer. `None`: there will be none, the relay is going away.
+    pub(crate) async fn answered(&mut self) -> Option<PollAnswer> {
+        (&mut self.answered).await.ok()
+    }
+
+    /// The wait for news is over: the poll is answered as soon as every topic has had its first word.
+    pub(crate) fn hurry(&self) {
+        let shard = self.shard;
+        let mut state = shard.state.borrow_mut();
+        let Some(slot) = Shard::find(&state, self.id) else {
+            return;
+        };
+        if let Transport::Poll(Some(poll)) = &mut state.connections[slot].transport {
+            poll.hurried = true;
+        }
+        shard.mark(&mut state, slot);
+        shard.flush_dirty(&mut state, shard.clock.now());
+    }
+
+    /// The bus does not answer: the poll is answered with what there is.
+    pub(crate) fn stop(&self) {
+        let shard = self.shard;
+        let mut state = shard.state.borrow_mut();
+        if let Some(slot) = Shard::find(&state, self.id) {
+            let now = shard.clock.now();
+            shard.guarded(&mut state, slot, |shard, state| {
+                shard.finish_poll(state, slot, now, false);
+            });
+            shard.flush_dirty(&mut state, now);
+        }
+    }
+}
+
+impl Drop for Polling<'_> {
     fn drop(&mut self) {
         // Answered polls are gone already; a request dropped inside a borrow cannot be, it is polled outside.
         if let Ok(mut state) = self.shard.state.try_borrow_mut()
             && let Some(slot) = Shard::find(&state, self.id)
         {
-            let reason = relay_core::session::CloseReason::Client;
-            self.shard.end(&mut state, slot, reason);
+            self.shard.end(&mut state, slot, CloseReason::Client);
             self.shard.sweep(&mut state);
         }
     }
-}
-
-fn poll_response(answer: PollAnswer) -> Result<Response<Body>, ApiError> {
-    if answer.forbidden {
-        return Err(ApiError::forbidden());
-    }
-    if answer.shutdown && answer.frames.is_empty() {
-        return Err(ApiError::draining());
-    }
-    if !answer.joined {
-        return Err(ApiError::bus_unavailable());
-    }
-    let mut body = Vec::with_capacity(128 + answer.frames.iter().map(Bytes::len).sum::<usize>());
-    body.extend_from_slice(
-        format!(
-            r#"{{"cursor":"{}","recovered":{}"#,
-            answer.cursor, answer.recovered
-        )
-        .as_bytes(),
-    );
-    if answer.stale {
-        body.extend_from_slice(br#","stale":true"#);
-    }
-    body.extend_from_slice(br#","frames":["#);
-    for (at, frame) in answer.frames.iter().enumerate() {
-        if at > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(frame);
-    }
-    body.extend_from_slice(b"]}");
-    Ok(answer::json(StatusCode::OK, body))
 }

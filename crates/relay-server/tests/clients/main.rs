@@ -4,6 +4,7 @@
 
 mod browser;
 mod crash;
+mod door;
 mod greed;
 mod identity;
 mod libraries;

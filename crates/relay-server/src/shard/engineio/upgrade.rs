@@ -15,9 +15,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shard;
-use crate::shard::accept::{linger, write_head};
 use crate::shard::connection::Transport;
 use crate::shard::mail::Mail;
+use crate::shard::socket::{linger, write_head};
 use crate::shard::socketio::wrap;
 
 /// One read of a WebSocket that is about to take over.
@@ -25,11 +25,22 @@ const PROBE_BYTES: usize = 1024;
 
 /// A WebSocket that may take a session over.
 #[derive(Debug)]
-pub(in crate::shard) struct Upgrade {
+pub(crate) struct Upgrade {
     pub(super) sid: Sid,
     pub(super) head: Bytes,
     /// Bytes that came behind the request.
-    pub(in crate::shard) early: Bytes,
+    pub(crate) early: Bytes,
+}
+
+impl Upgrade {
+    /// A WebSocket whose request is answered with `head`.
+    pub(crate) fn new(sid: Sid, head: Bytes) -> Self {
+        Self {
+            sid,
+            head,
+            early: Bytes::new(),
+        }
+    }
 }
 
 impl Shard {
@@ -43,7 +54,7 @@ impl Shard {
     }
 
     /// Brings a socket to the shard whose session it may take over, and there through the takeover.
-    pub(in crate::shard) async fn take_over(
+    pub(crate) async fn take_over(
         &self,
         socket: TcpStream,
         upgrade: Upgrade,

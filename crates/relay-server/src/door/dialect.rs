@@ -2,48 +2,41 @@
 //!
 //! The rules are those of `/v1/`: origin, identity, sight and bounds are checked before anything is
 //! upgraded, so that a client's own backoff grows. Only the shape of what is said is the dialect's.
+//!
+//! Invariant: a health path is the only one that answers somebody who was not identified.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use relay_bus::hub::Survey;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::topic::{Topic, TopicError};
 use relay_wire::dialect::{Caller, Dialect, Endpoint, Found, Health, Input, Poll, Unsaid};
-use relay_wire::websocket::Decoder;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::Shard;
-use super::accept::Takeover;
-use super::connection::Transport;
-use super::watch::{LOOKUP_WAIT, Stream, Watched, handshake};
+use super::accept::Departure;
+use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, Route};
+use super::{Door, Outcome, handshake};
 use crate::answer::{self, ApiError};
-use crate::identity::{Identity, Sight, credential};
-use crate::origin::Standing;
+use crate::identity::{Identity, Sight};
 use crate::refused::Refused;
+use crate::shard::Opening;
 
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-/// The longest request id that is taken over.
-const MAX_REQUEST_ID: usize = 128;
 
-/// One request, and what is said in every answer to it.
-struct Visit<'a> {
+/// One request, and what its answer is shaped by.
+struct Call<'a> {
     request: &'a Request<()>,
     peer: IpAddr,
-    /// `None` where the origin is refused, or not checked yet.
-    standing: Option<Standing>,
     dialect: &'a Arc<Dialect>,
     /// The file's own word for the route.
     view: &'a str,
@@ -52,10 +45,48 @@ struct Visit<'a> {
 
 /// What a request on a dialect's path is for.
 #[derive(Clone, Copy)]
-enum Asked<'a> {
+pub(super) enum Asked<'a> {
     Stream(&'a Arc<Endpoint>),
     Poll(&'a Arc<Poll>),
     Health(&'a Arc<Health>),
+}
+
+impl<'a> Asked<'a> {
+    /// What a request is for, by what its path leads to and whether it asks for a WebSocket.
+    pub(super) fn of(headers: &HeaderMap, found: &Found<'a>) -> Option<Self> {
+        let upgrades = headers.contains_key(header::UPGRADE);
+        match (found.websocket, found.poll, found.health) {
+            (Some(endpoint), None, None) => Some(Self::Stream(endpoint)),
+            (Some(endpoint), ..) if upgrades => Some(Self::Stream(endpoint)),
+            (_, Some(poll), _) => Some(Self::Poll(poll)),
+            (_, None, Some(health)) => Some(Self::Health(health)),
+            (None, None, None) => None,
+        }
+    }
+
+    fn dialect(self) -> &'a Arc<Dialect> {
+        match self {
+            Self::Stream(endpoint) => &endpoint.voice.dialect,
+            Self::Poll(poll) => &poll.dialect,
+            Self::Health(health) => &health.dialect,
+        }
+    }
+
+    fn path(self) -> &'a str {
+        match self {
+            Self::Stream(endpoint) => &endpoint.path,
+            Self::Poll(poll) => &poll.path,
+            Self::Health(health) => &health.path,
+        }
+    }
+
+    fn view(self) -> &'a str {
+        match self {
+            Self::Stream(endpoint) => &endpoint.voice.view,
+            Self::Poll(poll) => &poll.view,
+            Self::Health(_) => "",
+        }
+    }
 }
 
 /// What a poll is told.
@@ -68,131 +99,91 @@ struct Told {
     stale: bool,
 }
 
-impl Shard {
+impl Door {
     /// Answers a request on a dialect's path.
-    pub(super) async fn watch_foreign(
-        self: &Rc<Self>,
+    pub(super) async fn dialect(
+        &self,
         request: &Request<()>,
         peer: IpAddr,
+        asked: Asked<'_>,
         found: &Found<'_>,
-    ) -> Watched {
-        let headers = request.headers();
-        if request.method() == Method::OPTIONS {
-            let answer = match self.common.origins.preflight(headers) {
-                Ok(answer) => answer.map(|()| Body::empty()),
-                Err(refused) => ApiError::from(refused).into_answer(),
-            };
-            return Watched::Answer(answer);
-        }
-        let upgrades = headers.contains_key(header::UPGRADE);
-        let asked = match (found.websocket, found.poll, found.health) {
-            (Some(endpoint), None, None) => Asked::Stream(endpoint),
-            (Some(endpoint), ..) if upgrades => Asked::Stream(endpoint),
-            (_, Some(poll), _) => Asked::Poll(poll),
-            (_, None, Some(health)) => Asked::Health(health),
-            (None, None, None) => return Watched::Answer(ApiError::no_route().into_answer()),
+    ) -> Outcome {
+        let dialect = asked.dialect();
+        let route = Route::dialect(asked.path(), dialect.request_id);
+        let (visit, guest) = match self.gate.receive(Head::of(request), route) {
+            Arrival::Preflight(answer) => return Outcome::Answer(answer),
+            Arrival::Visit(visit, guest) => (visit, guest),
         };
-        let (dialect, route, view) = match asked {
-            Asked::Stream(endpoint) => {
-                let voice = &endpoint.voice;
-                (&voice.dialect, &endpoint.path, voice.view.as_str())
-            }
-            Asked::Poll(poll) => (&poll.dialect, &poll.path, poll.view.as_str()),
-            Asked::Health(health) => (&health.dialect, &health.path, ""),
-        };
-        let mut visit = Visit {
+        let call = Call {
             request,
             peer,
-            standing: None,
             dialect,
-            view,
-            request_id: dialect.request_id.then(|| request_id(headers)),
+            view: asked.view(),
+            request_id: visit.request_id().cloned(),
         };
-        let mut watched = match self.common.origins.check(headers) {
-            Ok(standing) => {
-                visit.standing = Some(standing);
-                let answered = match asked {
-                    Asked::Stream(endpoint) => self.open_foreign(&visit, endpoint, found).await,
-                    Asked::Poll(poll) => self.answer_foreign_poll(&visit, poll, found).await,
-                    Asked::Health(health) => self.answer_health(&visit, health),
-                };
-                answered.unwrap_or_else(|error| self.refuse_foreign(&visit, error))
+        let answered = match (guest, asked) {
+            (Ok(guest), Asked::Stream(endpoint)) => {
+                self.open_dialect(&call, guest, endpoint, found).await
             }
-            Err(refused) => self.refuse_foreign(&visit, refused.into()),
+            (Ok(guest), Asked::Poll(poll)) => {
+                self.answer_dialect_poll(&call, guest, poll, found).await
+            }
+            (Ok(_), Asked::Health(health)) => self.answer_health(&call, health),
+            (Err(refused), _) => Err(refused),
         };
-        if let Watched::Answer(answer) = &mut watched {
-            let status = answer.status().as_u16();
-            let headers = answer.headers_mut();
-            if let Some(standing) = visit.standing {
-                let origins = &self.common.origins;
-                headers.extend(origins.response_headers(standing, request.headers()));
-            }
-            headers.extend(visit.request_id.clone().map(|id| (REQUEST_ID, id)));
-            self.common.telemetry.request(route, status);
-        }
-        watched
+        self.gate
+            .conclude(visit, answered, |error| self.refusal(&call, error))
     }
 
     /// Opens a connection that speaks a dialect.
-    async fn open_foreign(
-        self: &Rc<Self>,
-        visit: &Visit<'_>,
+    async fn open_dialect(
+        &self,
+        call: &Call<'_>,
+        guest: Guest,
         endpoint: &Arc<Endpoint>,
         found: &Found<'_>,
-    ) -> Result<Watched, ApiError> {
-        let head = handshake(visit.request.headers())?;
-        if visit.request.method() != Method::GET {
+    ) -> Result<Outcome, ApiError> {
+        let head = handshake::answer(call.request.headers(), call.request_id.as_ref())?;
+        if call.request.method() != Method::GET {
             return Err(ApiError::method_not_allowed("GET"));
         }
-        if self.state.borrow().draining {
+        if self.shard.is_draining() {
             return Err(ApiError::draining());
         }
-        let identity = self.identify_foreign(visit)?.shared();
-        let query = query_of(visit.request)?;
+        let identity = self.identify_for(call, guest)?.shared();
+        let query = query_of(call.request)?;
         let topics = endpoint
             .topics(&found.params, &query, identity.user.as_ref())
             .map_err(|(text, error)| bad_topic(&text, &error))?;
-        self.may_watch_all(&identity, &topics).await?;
-        let admitted = self
-            .common
-            .admissions
-            .admit(identity.user.as_ref(), visit.peer);
-        let admission =
-            admitted.map_err(|refusal| ApiError::limit(refusal.code(), &refusal.to_string()))?;
-        Ok(Watched::Stream(Box::new(Takeover {
-            head: with_header(&head, visit.request_id.as_ref()),
-            stream: Stream {
-                transport: Transport::WebSocket(Decoder::default()),
-                identity,
-                admission,
-                authenticated: true,
-                topics,
-                cursor: None,
-                dialect: Some((endpoint.clone(), found.params.clone())),
-            },
-            early: Bytes::new(),
-        })))
+        self.gate.may_watch(&identity, &topics).await?;
+        let user = identity.user.as_ref();
+        let admission = self.gate.admit(guest, user, call.peer)?;
+        let opening = Opening::websocket(identity, admission)
+            .watching(topics, None)
+            .speaking(endpoint.clone(), found.params.clone());
+        Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
 
     /// Answers a poll in the dialect's words.
-    async fn answer_foreign_poll(
+    async fn answer_dialect_poll(
         &self,
-        visit: &Visit<'_>,
+        call: &Call<'_>,
+        guest: Guest,
         poll: &Arc<Poll>,
         found: &Found<'_>,
-    ) -> Result<Watched, ApiError> {
-        if !matches!(*visit.request.method(), Method::GET | Method::HEAD) {
+    ) -> Result<Outcome, ApiError> {
+        if !matches!(*call.request.method(), Method::GET | Method::HEAD) {
             return Err(ApiError::method_not_allowed("GET, HEAD"));
         }
-        let identity = self.identify_foreign(visit)?;
-        let limits = self.limit_poll(visit, poll, &identity)?;
-        let query = query_of(visit.request)?;
+        let identity = self.identify_for(call, guest)?;
+        let limits = self.limit_poll(call, poll, &identity)?;
+        let query = query_of(call.request)?;
         let topic = poll.topic(&found.params, &query, identity.user.as_ref());
         let topic = topic.map_err(unsaid)?;
         let told = match &topic {
-            Topic::Job(job) => self.poll_state(visit, poll, &identity, job).await?,
+            Topic::Job(job) => self.poll_state(call, poll, &identity, job).await?,
             Topic::User(_) | Topic::Group(_) => {
-                self.poll_tally(visit, poll, &identity, &topic).await?
+                self.poll_tally(call, poll, &identity, &topic).await?
             }
         };
         let mut response = match told.body {
@@ -213,18 +204,18 @@ impl Shard {
         if told.stale {
             headers.insert("relay-stale", HeaderValue::from_static("true"));
         }
-        Ok(Watched::Answer(response))
+        Ok(Outcome::Answer(response))
     }
 
     /// A job's latest state in the dialect's words.
     async fn poll_state(
         &self,
-        visit: &Visit<'_>,
+        call: &Call<'_>,
         poll: &Poll,
         identity: &Identity,
         job: &JobId,
     ) -> Result<Told, ApiError> {
-        let lookup = timeout(LOOKUP_WAIT, self.common.hub.lookup(job)).await;
+        let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
         let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
         let Some(state) = lookup.state else {
             return Err(match lookup.stale {
@@ -237,7 +228,7 @@ impl Shard {
             return Err(ApiError::forbidden_topic(&topic));
         }
         let etag = format!("\"{}\"", Cursor::at(state.position(), [&topic]));
-        let body = if has(visit.request.headers(), &etag) {
+        let body = if has(call.request.headers(), &etag) {
             None
         } else {
             let body = poll.body(&state);
@@ -255,7 +246,7 @@ impl Shard {
     /// How the jobs of a user or a group stand, in the dialect's words.
     async fn poll_tally(
         &self,
-        visit: &Visit<'_>,
+        call: &Call<'_>,
         poll: &Poll,
         identity: &Identity,
         topic: &Topic,
@@ -264,11 +255,11 @@ impl Shard {
         if identity.sight(topic) != Sight::Yes {
             return Err(ApiError::forbidden_topic(topic));
         }
-        let survey = timeout(LOOKUP_WAIT, self.common.hub.survey(topic)).await;
+        let survey = timeout(LOOKUP_WAIT, self.node.hub.survey(topic)).await;
         let survey = survey.ok().flatten();
         let survey = survey.ok_or_else(ApiError::bus_unavailable)?;
         let etag = tag_of(topic, &survey);
-        let body = if has(visit.request.headers(), &etag) {
+        let body = if has(call.request.headers(), &etag) {
             None
         } else {
             let (tally, now) = (&survey.tally, self.clock.wall());
@@ -284,12 +275,12 @@ impl Shard {
     }
 
     /// Says how the relay is, to anybody: who asks before logging in, and balancers, have no credential.
-    fn answer_health(&self, visit: &Visit<'_>, health: &Health) -> Result<Watched, ApiError> {
-        if !matches!(*visit.request.method(), Method::GET | Method::HEAD) {
+    fn answer_health(&self, call: &Call<'_>, health: &Health) -> Result<Outcome, ApiError> {
+        if !matches!(*call.request.method(), Method::GET | Method::HEAD) {
             return Err(ApiError::method_not_allowed("GET, HEAD"));
         }
-        let (hub, now) = (self.common.hub.stats(), self.clock.wall());
-        let readiness = &self.common.readiness;
+        let (hub, now) = (self.node.hub.stats(), self.clock.wall());
+        let readiness = &self.node.readiness;
         let ready = readiness.is_ready(&hub);
         let input = Input::of(&json!({
             "ready": ready,
@@ -300,7 +291,7 @@ impl Shard {
         let relay = Input::of(&json!({
             "at": now.to_rfc3339(),
             "ms": now.as_unix_micros() / 1000,
-            "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            "request_id": call.request_id.as_ref().and_then(|id| id.to_str().ok()),
         }));
         let (Ok(input), Ok(relay)) = (input, relay) else {
             return Err(ApiError::mapping_failed());
@@ -311,13 +302,13 @@ impl Shard {
             true => StatusCode::OK,
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Ok(Watched::Answer(answer::json(status, body)))
+        Ok(Outcome::Answer(answer::json(status, body)))
     }
 
     /// What the path's rate says of this request, as headers.
     fn limit_poll(
         &self,
-        visit: &Visit<'_>,
+        call: &Call<'_>,
         poll: &Poll,
         identity: &Identity,
     ) -> Result<Option<[(HeaderName, HeaderValue); 3]>, ApiError> {
@@ -326,10 +317,10 @@ impl Shard {
         };
         let caller = match &identity.user {
             Some(user) => Caller::User(user.clone()),
-            None => Caller::Address(visit.peer),
+            None => Caller::Address(call.peer),
         };
         let now = self.clock.now();
-        let allowance = self.common.polls.count(&poll.path, caller, per_minute, now);
+        let allowance = self.node.polls.count(&poll.path, caller, per_minute, now);
         let reset = allowance.reset.as_secs_f64().ceil() as u64;
         if !allowance.granted {
             let seconds = u32::try_from(reset).unwrap_or(60);
@@ -344,24 +335,13 @@ impl Shard {
         ]))
     }
 
-    fn identify_foreign(&self, visit: &Visit<'_>) -> Result<Identity, ApiError> {
-        let name = visit.dialect.cookie.as_ref().unwrap_or(&self.common.cookie);
-        let cookie = visit
-            .standing
-            .is_some_and(Standing::may_use_cookie)
-            .then_some(name.as_str());
-        let found = credential(visit.request.headers(), visit.request.uri(), cookie)?;
-        Ok(self
-            .common
-            .identity
-            .identify(found.as_ref(), self.clock.wall())?)
+    fn identify_for(&self, call: &Call<'_>, guest: Guest) -> Result<Identity, Refused> {
+        let cookie = call.dialect.cookie.as_deref();
+        self.gate.identify(guest, Head::of(call.request), cookie)
     }
 
     /// The refusal in the dialect's shape, with everybody's status and headers.
-    fn refuse_foreign(&self, visit: &Visit<'_>, error: ApiError) -> Watched {
-        if visit.request.headers().contains_key(header::UPGRADE) {
-            self.common.telemetry.refused(error.code());
-        }
+    fn refusal(&self, call: &Call<'_>, error: ApiError) -> Response<Body> {
         let now = self.clock.wall();
         let input = Input::of(&json!({
             "status": error.status().as_u16(),
@@ -372,11 +352,11 @@ impl Shard {
         let relay = Input::of(&json!({
             "at": now.to_rfc3339(),
             "ms": now.as_unix_micros() / 1000,
-            "view": visit.view,
-            "request_id": visit.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            "view": call.view,
+            "request_id": call.request_id.as_ref().and_then(|id| id.to_str().ok()),
         }));
         let body = match (input, relay) {
-            (Ok(input), Ok(relay)) => visit.dialect.refusal(&input, &relay),
+            (Ok(input), Ok(relay)) => call.dialect.refusal(&input, &relay),
             _ => None,
         };
         let limit = (error.code() == "rate_limited").then(|| error.retry_after());
@@ -390,7 +370,7 @@ impl Shard {
         if let Some(body) = body {
             *response.body_mut() = Body::from(body);
         }
-        Watched::Answer(response)
+        response
     }
 }
 
@@ -434,31 +414,6 @@ fn has(headers: &HeaderMap, etag: &str) -> bool {
     let seen = headers.get(header::IF_NONE_MATCH);
     let seen = seen.and_then(|value| value.to_str().ok());
     seen.is_some_and(|seen| seen.split(',').any(|each| bare(each) == bare(etag)))
-}
-
-/// The client's request id, if it is one, or a new one.
-pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let is_id = |id: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(known)
-    };
-    let given = headers.get(REQUEST_ID);
-    let given = given.filter(|value| value.to_str().is_ok_and(is_id));
-    given.cloned().unwrap_or_else(|| {
-        let made = format!("{:032x}", fastrand::u128(..));
-        // Hexadecimal digits are of an alphabet headers take.
-        HeaderValue::from_str(&made).unwrap_or_else(|_| HeaderValue::from_static("-"))
-    })
-}
-
-/// The head of a handshake's answer with one header more.
-pub(super) fn with_header(head: &Bytes, request_id: Option<&HeaderValue>) -> Bytes {
-    let Some(id) = request_id else {
-        return head.clone();
-    };
-    let end = head.len() - b"\r\n".len();
-    let line = [b"x-request-id: ", id.as_bytes(), b"\r\n\r\n"].concat();
-    Bytes::from([&head[..end], &line].concat())
 }
 
 fn seconds(time: Duration) -> HeaderValue {

@@ -1,0 +1,100 @@
+//! The door: from a socket to a connection, or to a refusal.
+//!
+//! One door a shard. It accepts sockets, lets hyper read their requests, and leads each through the gate to the
+//! route it is for; what comes of it is an answer, or a socket that becomes a connection of the shard. Beyond that
+//! moment it knows nothing of a connection, and the shard knows nothing of it.
+//!
+//! Invariant: no request becomes a connection without having passed the gate.
+
+mod accept;
+mod dialect;
+mod engineio;
+pub(crate) mod gate;
+mod handshake;
+mod poll;
+mod watch;
+
+pub use accept::listen;
+
+use std::cell::Cell;
+use std::fmt;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use relay_bus::clock::Clock;
+use relay_core::moment::Moment;
+use relay_wire::engineio::request::is_engine_io;
+use tower::ServiceExt as _;
+
+use crate::node::Node;
+use crate::shard::Shard;
+use accept::Departure;
+use dialect::Asked;
+use gate::Gate;
+use watch::Native;
+
+/// How a request at the door ends.
+type Outcome = gate::Outcome<Departure>;
+
+/// One shard's door. Lives on the shard's thread.
+pub struct Door {
+    shard: Rc<Shard>,
+    node: Arc<Node>,
+    gate: Gate,
+    clock: Clock,
+    /// Answers what is neither a stream nor a dialect's.
+    router: Router,
+    /// When the log last said that sessions of other processes are asked for.
+    elsewhere_said: Cell<Option<Moment>>,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door")
+            .field("shard", &self.shard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    /// The door of a shard. `router` answers what does not watch, and passes the gate by itself.
+    pub fn new(shard: Rc<Shard>, router: Router) -> Rc<Self> {
+        let node = shard.node().clone();
+        Rc::new(Self {
+            shard,
+            gate: Gate::new(node.clone()),
+            clock: node.hub.clock(),
+            node,
+            router,
+            elsewhere_said: Cell::new(None),
+        })
+    }
+
+    /// Leads a request to the route it is for.
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Outcome {
+        // Each in a box of its own: a poll that hangs must not be as large as the widest of them.
+        if let Some(native) = Native::of(request.uri().path()) {
+            return Box::pin(self.watch(native, request.map(|_| ()), peer)).await;
+        }
+        if let Some(found) = self.node.dialects.routes.find(request.uri().path()) {
+            let query = request.uri().query().unwrap_or("");
+            let answers = found.poll.is_some() || found.health.is_some();
+            let alone = found.websocket.is_none() && !answers;
+            if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
+                return Box::pin(self.engine_io(request, peer, &found)).await;
+            }
+            if let Some(asked) = Asked::of(request.headers(), &found) {
+                let request = request.map(|_| ());
+                return Box::pin(self.dialect(&request, peer, asked, &found)).await;
+            }
+        }
+        // The router cannot fail; its error type has no values.
+        let Ok(answer) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
+        Outcome::Answer(answer)
+    }
+}

@@ -1,0 +1,234 @@
+//! The way in: sockets accepted, requests read by hyper, streams taken back from it.
+//!
+//! Every connection starts as HTTP/1.1 under hyper. A request for a stream never gets an answer from
+//! hyper: its handler leaves a [`Departure`] and the socket is taken out of hyper's hands, so that a
+//! WebSocket or an event stream costs neither hyper's buffers nor a second task. Everything that is
+//! refused, and everything that is not a stream, is answered the ordinary way. What a request is for is not
+//! known here.
+//!
+//! Invariant: a socket is read by hyper or by the shard, never by both; bytes that hyper has read too far go with
+//! the socket.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use http::Response;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_wire::websocket;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::{Door, Outcome};
+use crate::shard::socket::{linger, write_head};
+use crate::shard::{Opening, Upgrade};
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 4096;
+/// hyper's own bound on a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// After this long without acknowledgement the kernel gives a peer up.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Opens a listening socket that shares its port with the other shards'.
+///
+/// # Errors
+/// When the port is taken or may not be opened.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    // Every accepted socket starts with its listener's options, so they cost a connection no system call:
+    // small writes go at once, and dead peers are noticed by the kernel.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// How a socket leaves hyper.
+pub(super) enum Departure {
+    /// It becomes a connection.
+    Begin(Box<Takeover>),
+    /// It may become the socket of a connection that has none yet.
+    Upgrade(Box<Upgrade>),
+    /// It is answered with this head and closed for this reason.
+    Decline(Bytes, &'static str),
+}
+
+/// A socket taken back from hyper, and what becomes of it.
+pub(super) struct Takeover {
+    /// The answer's head, written before anything else.
+    head: Bytes,
+    /// What the connection starts as.
+    opening: Opening,
+    /// Bytes that came behind the request.
+    early: Bytes,
+}
+
+impl Departure {
+    /// The socket becomes a connection, once `head` answers its request.
+    pub(super) fn begin(head: Bytes, opening: Opening) -> Self {
+        Self::Begin(Box::new(Takeover {
+            head,
+            opening,
+            early: Bytes::new(),
+        }))
+    }
+
+    /// Where bytes go that came behind the request.
+    fn put_early(&mut self, bytes: Bytes) {
+        match self {
+            Self::Begin(takeover) => takeover.early = bytes,
+            Self::Upgrade(upgrade) => upgrade.early = bytes,
+            Self::Decline(..) => {}
+        }
+    }
+}
+
+/// Where a handler leaves word that its socket is taken over.
+type Left = Rc<RefCell<Option<Departure>>>;
+
+impl Door {
+    /// Accepts connections until the drain begins.
+    pub async fn serve(self: Rc<Self>, listener: TcpListener, mut drain: channel::Receiver<bool>) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        let served = self.clone().serve_socket(socket, peer.ip(), drain.clone());
+                        connections.spawn_local(served);
+                    }
+                    Err(error) => {
+                        // Out of file descriptors, most likely: others must go before more can come.
+                        self.gate.refused("accept");
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                _ = drain.changed() => break,
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        // Nobody new from here on; a successor may have the port already.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn serve_socket(
+        self: Rc<Self>,
+        socket: TcpStream,
+        peer: IpAddr,
+        drain: channel::Receiver<bool>,
+    ) {
+        // What is held as long as a stream lives must be small, so hyper's parts and the takeover are boxed.
+        let http = Box::pin(self.clone().serve_http(socket, peer, drain));
+        let Some((socket, departure)) = http.await else {
+            return;
+        };
+        let begun = match departure {
+            Departure::Begin(takeover) => {
+                let socket = Rc::new(socket);
+                let Takeover {
+                    head,
+                    opening,
+                    early,
+                } = *takeover;
+                let id = self.shard.begin(&socket, head, opening, &early);
+                Some((socket, id))
+            }
+            Departure::Upgrade(upgrade) => Box::pin(self.shard.take_over(socket, *upgrade)).await,
+            Departure::Decline(head, reason) => {
+                let close = websocket::close_frame(websocket::close::PROTOCOL, reason);
+                let said = Bytes::from([head, close].concat());
+                write_head(&socket, said).await;
+                Box::pin(linger(&socket)).await;
+                None
+            }
+        };
+        let Some((socket, id)) = begun else {
+            return;
+        };
+        poll_fn(|cx| self.shard.attend(id, &socket, cx)).await;
+        Box::pin(linger(&socket)).await;
+    }
+
+    /// Lets hyper answer requests until the peer leaves or a stream begins.
+    async fn serve_http(
+        self: Rc<Self>,
+        socket: TcpStream,
+        peer: IpAddr,
+        mut drain: channel::Receiver<bool>,
+    ) -> Option<(TcpStream, Departure)> {
+        let left: Left = Rc::default();
+        let (door, leaves) = (self.clone(), left.clone());
+        let service = service_fn(move |request| {
+            let (door, leaves) = (door.clone(), leaves.clone());
+            Box::pin(async move {
+                match door.answer(request, peer).await {
+                    Outcome::Answer(answer) => Ok(answer),
+                    Outcome::Leave(departure) => {
+                        *leaves.borrow_mut() = Some(departure);
+                        std::future::pending().await
+                    }
+                }
+            }) as LocalBoxFuture<'static, Result<Response<Body>, Infallible>>
+        });
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.node.http.header_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(socket), service);
+        let mut draining = false;
+        loop {
+            let served = poll_fn(|cx| {
+                let polled = connection.poll_without_shutdown(cx);
+                // A handler that takes the socket over leaves word and never answers.
+                match left.borrow_mut().take() {
+                    Some(departure) => Poll::Ready(Some(departure)),
+                    None => polled.map(|_| None),
+                }
+            });
+            tokio::select! {
+                served = served => {
+                    let parts = connection.into_parts();
+                    let mut socket = parts.io.into_inner();
+                    let Some(mut departure) = served else {
+                        let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
+                        linger(&socket).await;
+                        return None;
+                    };
+                    departure.put_early(parts.read_buf);
+                    return Some((socket, departure));
+                }
+                _ = drain.changed(), if !draining => {
+                    draining = true;
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Engine.IO over HTTP: sessions opened, polls and posts, and the request that changes from one to the other.
+//!
+//! A session lives on the shard its id names, so most requests become a letter to that shard and wait for its
+//! answer. What is in a payload is not known here.
+//!
+//! Invariant: a request that is dropped while a session counts on it says so to the session.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use relay_wire::dialect::{Endpoint, Found};
+use relay_wire::engineio::Refusal;
+use relay_wire::engineio::request::{self, Wanted};
+use relay_wire::engineio::session::Session;
+use relay_wire::engineio::sid::{self, Sid};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::accept::Departure;
+use super::gate::{Arrival, Guest, Head, Rejection, Route, Visit};
+use super::{Door, Outcome, handshake};
+use crate::answer::ApiError;
+use crate::shard::Opening;
+use crate::shard::engineio::{Identified, MISMATCH, Upgrade, Visitor};
+use crate::shard::mail::{Mail, PollAnswer, Taken, Turned};
+
+/// How long a client may take to send the body of a post.
+const BODY_WAIT: Duration = Duration::from_secs(30);
+/// How often the log says that sessions of other processes are asked for.
+const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
+
+const ELSEWHERE: Turned = (
+    Refusal::SessionUnknown,
+    "another relay process has this session: either the relay was restarted, and the client opens a new one by itself; or a load balancer spreads one client's requests over several relays. Engine.IO polling needs sticky sessions there; transports: [\"websocket\"] in the client needs none",
+);
+const NO_SESSION: Turned = (Refusal::SessionUnknown, "sid= is no session id of a relay");
+
+/// An answer that refuses.
+#[derive(Debug)]
+enum Rejected {
+    /// In Engine.IO's shape.
+    Engine(Turned),
+    /// In the relay's own, for what is not about the protocol.
+    Api(ApiError),
+}
+
+impl From<Turned> for Rejected {
+    fn from(turned: Turned) -> Self {
+        Self::Engine(turned)
+    }
+}
+
+impl From<ApiError> for Rejected {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl Rejection for Rejected {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Engine(turned) if *turned == ELSEWHERE => "engineio_session_elsewhere",
+            Self::Engine((refusal, _)) => refusal.label(),
+            Self::Api(error) => error.code(),
+        }
+    }
+}
+
+impl Rejected {
+    fn into_answer(self) -> Response<Body> {
+        match self {
+            Self::Engine((refusal, reason)) => {
+                let status = StatusCode::from_u16(refusal.status());
+                let status = status.unwrap_or(StatusCode::BAD_REQUEST);
+                text(status, "application/json", refusal.body(reason))
+            }
+            Self::Api(error) => error.into_answer(),
+        }
+    }
+}
+
+impl Door {
+    /// Answers a request on a path of Socket.IO.
+    pub(super) async fn engine_io(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        found: &Found<'_>,
+    ) -> Outcome {
+        let path = found.socketio.first().map_or("other", |each| &each.path);
+        let wants_id = |each: &Arc<Endpoint>| each.voice.dialect.request_id;
+        let route = Route::engine_io(path, found.socketio.iter().any(wants_id));
+        let (visit, guest) = match self.gate.receive(Head::of(&request), route) {
+            Arrival::Preflight(answer) => return Outcome::Answer(answer),
+            Arrival::Visit(visit, guest) => (visit, guest),
+        };
+        let answered = match guest {
+            Ok(guest) => self.engine_io_as(request, peer, guest, &visit, found).await,
+            Err(refused) => Err(refused.into()),
+        };
+        self.gate.conclude(visit, answered, Rejected::into_answer)
+    }
+
+    async fn engine_io_as(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        guest: Guest,
+        visit: &Visit<'_>,
+        found: &Found<'_>,
+    ) -> Result<Outcome, Rejected> {
+        let query = request.uri().query().unwrap_or("");
+        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        match request::parse(request.method().as_str(), query, is_upgrade)? {
+            Wanted::OpenPolling => {
+                let protocol = Session::polling();
+                let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
+                let packet = self.shard.open_session(opening);
+                Ok(Outcome::Answer(plain(packet.into_bytes())))
+            }
+            Wanted::OpenWebSocket => {
+                let answer = handshake::answer(request.headers(), visit.request_id())?;
+                let protocol = Session::websocket();
+                let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
+                Ok(Outcome::Leave(Departure::begin(answer, opening)))
+            }
+            Wanted::Upgrade(sid) => {
+                let head = handshake::answer(request.headers(), visit.request_id())?;
+                let sid = self.whose(&sid)?;
+                let probed = self.send_mail(sid, Mail::Probe).await;
+                if let Err(Rejected::Engine(MISMATCH)) = probed {
+                    // The reference server opens a second WebSocket of a session, and closes it.
+                    return Ok(Outcome::Leave(Departure::Decline(head, MISMATCH.1)));
+                }
+                probed?;
+                let upgrade = Upgrade::new(sid, head);
+                Ok(Outcome::Leave(Departure::Upgrade(Box::new(upgrade))))
+            }
+            Wanted::Poll(sid) => {
+                // A poll may hang for long; what it does not need again goes before.
+                drop(request);
+                let sid = self.whose(&sid)?;
+                self.hang(sid).await.map(Outcome::Answer)
+            }
+            Wanted::Post(sid) => {
+                let sid = self.whose(&sid)?;
+                let posted = Box::pin(self.take_post(sid, request));
+                posted.await.map(Outcome::Answer)
+            }
+        }
+    }
+
+    /// A new session's beginnings: who it may be and whether there is room for it.
+    fn opening(
+        &self,
+        head: Head<'_>,
+        peer: IpAddr,
+        guest: Guest,
+        found: &Found<'_>,
+        protocol: Session,
+    ) -> Result<Opening, ApiError> {
+        if self.shard.is_draining() {
+            return Err(ApiError::draining());
+        }
+        let mut identities: Vec<Identified> = Vec::new();
+        for endpoint in found.socketio {
+            let cookie = &endpoint.voice.dialect.cookie;
+            if identities.iter().any(|(known, _)| known == cookie) {
+                continue;
+            }
+            let identity = self.gate.identify(guest, head, cookie.as_deref());
+            identities.push((cookie.clone(), identity.map(Arc::new)));
+        }
+        let known = identities.iter().filter_map(|(_, each)| each.as_ref().ok());
+        let user = known.filter_map(|identity| identity.user.as_ref()).next();
+        // Refused here the client's own backoff grows, and the answer says why.
+        let admission = self.gate.admit(guest, user, peer)?;
+        let query = head.uri().query().unwrap_or("");
+        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(query);
+        let ours = ["EIO", "transport", "t", "b64", "token"];
+        let visitor = Visitor {
+            path: head.uri().path().to_owned(),
+            query: pairs
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|(key, _)| !ours.contains(&key.as_str()))
+                .collect(),
+            identities,
+        };
+        Ok(Opening::engine_io(protocol, visitor, admission))
+    }
+
+    /// The session an id names, as far as the id says.
+    fn whose(&self, sid: &str) -> Result<Sid, Turned> {
+        match Sid::parse(sid) {
+            sid::Found::Here(sid) if self.shard.is_shard(sid.shard) => Ok(sid),
+            sid::Found::Here(_) | sid::Found::Nonsense => Err(NO_SESSION),
+            sid::Found::Elsewhere => {
+                self.say_elsewhere();
+                Err(ELSEWHERE)
+            }
+        }
+    }
+
+    fn say_elsewhere(&self) {
+        let now = self.clock.now();
+        let said = self.elsewhere_said.get();
+        if said.is_none_or(|said| now - said >= ELSEWHERE_INTERVAL) {
+            self.elsewhere_said.set(Some(now));
+            tracing::warn!(
+                "a Socket.IO client asked for a session of another relay process; if that goes on after a restart, the load balancer needs sticky sessions for polling clients (docs/explanation/socket-io.md)"
+            );
+        }
+    }
+
+    /// Gives a session's shard a letter.
+    fn post_mail(&self, shard: u8, mail: Mail) -> Result<(), ApiError> {
+        match self.shard.post_mail(shard, mail) {
+            true => Ok(()),
+            false => Err(ApiError::busy()),
+        }
+    }
+
+    async fn send_mail(
+        &self,
+        sid: Sid,
+        mail: impl FnOnce(Sid, Taken) -> Mail,
+    ) -> Result<(), Rejected> {
+        let (answer, answered) = oneshot::channel();
+        self.post_mail(sid.shard, mail(sid, Taken(answer)))?;
+        let answer = answered.await.map_err(|_| ApiError::draining())?;
+        Ok(answer?)
+    }
+
+    /// Waits for the next payload of a session.
+    async fn hang(&self, sid: Sid) -> Result<Response<Body>, Rejected> {
+        let (answer, answered) = oneshot::channel();
+        let answer = PollAnswer(answer);
+        self.post_mail(sid.shard, Mail::Poll { sid, answer })?;
+        // Dropped while it waits, it tells the session that its client went away.
+        let gone = self.shard.send_on_drop(sid.shard, Mail::PollGone(sid));
+        let payload = answered.await;
+        gone.call_off();
+        let payload = payload.map_err(|_| ApiError::draining())??;
+        Ok(plain(payload))
+    }
+
+    async fn take_post(
+        &self,
+        sid: Sid,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Rejected> {
+        self.send_mail(sid, Mail::Post).await?;
+        let nothing = Mail::Posted(sid, None, Taken::nobody());
+        let broke_off = self.shard.send_on_drop(sid.shard, nothing);
+        let binary = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes() == b"application/octet-stream");
+        if binary {
+            let reason = "polling carries text; binary has to be base64 in a packet of its own";
+            return Err((Refusal::BadRequest, reason).into());
+        }
+        let limit = self.node.limits.message_bytes;
+        let body = Limited::new(request.into_body(), limit);
+        let body = match timeout(BODY_WAIT, body.collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return Err(ApiError::payload_too_large(limit).into());
+            }
+            Ok(Err(_)) | Err(_) => {
+                let reason = "the body ended before it was complete, or took longer than 30 s";
+                return Err((Refusal::BadRequest, reason).into());
+            }
+        };
+        broke_off.call_off();
+        self.send_mail(sid, |sid, taken| Mail::Posted(sid, Some(body), taken))
+            .await?;
+        Ok(text(StatusCode::OK, "text/html", b"ok".to_vec()))
+    }
+}
+
+fn plain(body: Vec<u8>) -> Response<Body> {
+    text(StatusCode::OK, "text/plain; charset=UTF-8", body)
+}
+
+fn text(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,350 @@
+//! The gate: what every request passes on its way in, and every answer on its way out.
+//!
+//! Preflight, origin, cookie, identity, sight, admission, counting and the headers by which a page may read an
+//! answer are decided here, for HTTP, WebSocket, SSE, polls, dialects and Engine.IO alike. It does not know what
+//! a route is for, in which order a route checks the rest, nor in which shape it refuses.
+//!
+//! Invariant: a [`Guest`] is made here alone, of a request whose origin may use the relay; nobody is identified or
+//! counted without one.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, Uri};
+use relay_core::id::Name;
+use relay_core::topic::Topic;
+use tokio::time::timeout;
+
+use crate::admission::Admission;
+use crate::answer::ApiError;
+use crate::identity::{Credential, Identity, Sight, credential};
+use crate::node::Node;
+use crate::origin::Standing;
+use crate::refused::Refused;
+
+/// How long a request waits for the bus to say whose a job is.
+pub(crate) const LOOKUP_WAIT: Duration = Duration::from_secs(5);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id that is taken over.
+const MAX_REQUEST_ID: usize = 128;
+
+/// A request without its body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head<'a> {
+    method: &'a Method,
+    uri: &'a Uri,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Head<'a> {
+    pub(crate) fn of<B>(request: &'a Request<B>) -> Self {
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+        }
+    }
+
+    pub(crate) fn uri(self) -> &'a Uri {
+        self.uri
+    }
+}
+
+/// What the gate has to know of a route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route<'a> {
+    kind: Kind,
+    /// Under what its answers are counted.
+    label: &'a str,
+    /// Whether its answers carry a request id.
+    request_id: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Watch,
+    Api,
+    Dialect,
+    EngineIo,
+}
+
+impl<'a> Route<'a> {
+    /// A route of the native protocol on which jobs are watched.
+    pub(crate) fn watch(path: &'a str) -> Self {
+        Self::new(Kind::Watch, path, false)
+    }
+
+    /// A route that answers and keeps nobody.
+    pub(crate) fn api(label: &'a str) -> Self {
+        Self::new(Kind::Api, label, false)
+    }
+
+    /// A route of a dialect: a WebSocket, a poll, or a health path.
+    pub(crate) fn dialect(path: &'a str, request_id: bool) -> Self {
+        Self::new(Kind::Dialect, path, request_id)
+    }
+
+    /// A route on which Engine.IO is spoken.
+    pub(crate) fn engine_io(path: &'a str, request_id: bool) -> Self {
+        Self::new(Kind::EngineIo, path, request_id)
+    }
+
+    fn new(kind: Kind, label: &'a str, request_id: bool) -> Self {
+        Self {
+            kind,
+            label,
+            request_id,
+        }
+    }
+
+    /// Whether a request that is refused here is a connection that was not opened.
+    fn opens(&self, headers: &HeaderMap) -> bool {
+        match self.kind {
+            Kind::Watch | Kind::EngineIo => true,
+            Kind::Dialect => headers.contains_key(header::UPGRADE),
+            Kind::Api => false,
+        }
+    }
+}
+
+/// What a request is at first sight.
+#[derive(Debug)]
+pub(crate) enum Arrival<'a> {
+    /// A preflight. This is its answer, and there is nothing more to it.
+    Preflight(Response<Body>),
+    /// A request, let in or refused for its origin. Its visit is to be concluded either way.
+    Visit(Visit<'a>, Result<Guest, ApiError>),
+}
+
+/// What is said in the answer to a request, whatever becomes of it.
+#[derive(Debug)]
+#[must_use = "a request that does not come to Gate::conclude is not counted, and no page may read its answer"]
+pub(crate) struct Visit<'a> {
+    label: &'a str,
+    opens: bool,
+    cors: Vec<(HeaderName, HeaderValue)>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Visit<'_> {
+    /// The id of the request, where the route has one.
+    pub(crate) fn request_id(&self) -> Option<&HeaderValue> {
+        self.request_id.as_ref()
+    }
+
+    /// The headers by which a page may read the answer, for a head that is not written by hyper.
+    pub(crate) fn cors(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.cors
+    }
+}
+
+/// A request whose origin may use the relay. Who sends it is another question.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Guest {
+    standing: Standing,
+}
+
+/// How a request ends.
+#[derive(Debug)]
+pub(crate) enum Outcome<T = Infallible> {
+    /// It is answered.
+    Answer(Response<Body>),
+    /// It leaves hyper's hands.
+    Leave(T),
+}
+
+/// Why a request is refused, as it is counted.
+pub(crate) trait Rejection {
+    /// The metric's label.
+    fn label(&self) -> &'static str;
+}
+
+impl Rejection for ApiError {
+    fn label(&self) -> &'static str {
+        self.code()
+    }
+}
+
+/// The gate of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate {
+    node: Arc<Node>,
+}
+
+impl Gate {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    /// Looks at a request that comes in: is it a preflight, and may its origin use the relay?
+    pub(crate) fn receive<'a>(&self, head: Head<'_>, route: Route<'a>) -> Arrival<'a> {
+        let origins = &self.node.origins;
+        if *head.method == Method::OPTIONS {
+            return Arrival::Preflight(match origins.preflight(head.headers) {
+                Ok(answer) => answer.map(|()| Body::empty()),
+                Err(refused) => ApiError::from(refused).into_answer(),
+            });
+        }
+        let guest = origins
+            .check(head.headers)
+            .map(|standing| Guest { standing });
+        let standing = match (&guest, route.kind) {
+            (Ok(guest), _) => Some(guest.standing),
+            // Engine.IO's answers say that they depend on the origin, also where it is refused.
+            (Err(_), Kind::EngineIo) => Some(Standing::None),
+            (Err(_), Kind::Watch | Kind::Api | Kind::Dialect) => None,
+        };
+        let cors = standing.map(|standing| origins.response_headers(standing, head.headers));
+        let visit = Visit {
+            label: route.label,
+            opens: route.opens(head.headers),
+            cors: cors.into_iter().flatten().collect(),
+            request_id: route.request_id.then(|| request_id(head.headers)),
+        };
+        Arrival::Visit(visit, guest.map_err(ApiError::from))
+    }
+
+    /// Who sends a request. `cookie` is the name of the cookie to look for, where it is not everybody's.
+    ///
+    /// # Errors
+    /// 401: there is no credential where one is needed, or what is wrong with it.
+    pub(crate) fn identify(
+        &self,
+        guest: Guest,
+        head: Head<'_>,
+        cookie: Option<&str>,
+    ) -> Result<Identity, Refused> {
+        let shown = self.credential(guest, head, cookie)?;
+        self.identify_by(shown.as_ref())
+    }
+
+    /// Who sends a request, where that may be said later by message; `None` for a request that says nothing.
+    ///
+    /// # Errors
+    /// 401: what is wrong with the credential.
+    pub(crate) fn identify_if_shown(
+        &self,
+        guest: Guest,
+        head: Head<'_>,
+    ) -> Result<Option<Identity>, Refused> {
+        match self.credential(guest, head, None)? {
+            Some(shown) => self.identify_by(Some(&shown)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn credential(
+        &self,
+        guest: Guest,
+        head: Head<'_>,
+        cookie: Option<&str>,
+    ) -> Result<Option<Credential>, Refused> {
+        let name = cookie.unwrap_or(&self.node.cookie);
+        let cookie = guest.standing.may_use_cookie().then_some(name);
+        credential(head.headers, head.uri, cookie)
+    }
+
+    fn identify_by(&self, shown: Option<&Credential>) -> Result<Identity, Refused> {
+        let now = self.node.hub.clock().wall();
+        self.node.identity.identify(shown, now)
+    }
+
+    /// Whether all of these topics may be watched, as far as is known now.
+    ///
+    /// # Errors
+    /// 403 for a topic of somebody else; 503 when the bus does not say whose a job is.
+    pub(crate) async fn may_watch(
+        &self,
+        identity: &Identity,
+        topics: &[Topic],
+    ) -> Result<(), ApiError> {
+        for topic in topics {
+            let allowed = match (identity.sight(topic), topic) {
+                (Sight::Yes, _) | (Sight::WhenKnown, Topic::Group(_) | Topic::User(_)) => true,
+                (Sight::No, _) => false,
+                (Sight::WhenKnown, Topic::Job(job)) => {
+                    let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
+                    match lookup.map_err(|_| ApiError::bus_unavailable())?.state {
+                        Some(state) => {
+                            let (owner, parent) = (Some(&state.owner), state.parent.as_ref());
+                            identity.may_watch(topic, owner, parent)
+                        }
+                        None => true,
+                    }
+                }
+            };
+            if !allowed {
+                return Err(ApiError::forbidden_topic(topic));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one more connection of `user` from `peer`, who is a guest.
+    ///
+    /// # Errors
+    /// 429, naming the bound that is reached.
+    pub(crate) fn admit(
+        &self,
+        _guest: Guest,
+        user: Option<&Name>,
+        peer: IpAddr,
+    ) -> Result<Admission, ApiError> {
+        let admitted = self.node.admissions.admit(user, peer);
+        admitted.map_err(|refusal| ApiError::limit(refusal.code(), &refusal.to_string()))
+    }
+
+    /// Ends a visit: counts it, and puts on its answer what every answer has. `shape` makes the answer of a
+    /// request that is refused.
+    pub(crate) fn conclude<T, E: Rejection>(
+        &self,
+        visit: Visit<'_>,
+        answered: Result<Outcome<T>, E>,
+        shape: impl FnOnce(E) -> Response<Body>,
+    ) -> Outcome<T> {
+        let mut answer = match answered {
+            Ok(Outcome::Leave(departure)) => return Outcome::Leave(departure),
+            Ok(Outcome::Answer(answer)) => answer,
+            Err(rejection) => {
+                if visit.opens {
+                    self.refused(rejection.label());
+                }
+                shape(rejection)
+            }
+        };
+        let status = answer.status().as_u16();
+        self.node.telemetry.request(visit.label, status);
+        let headers = answer.headers_mut();
+        headers.extend(visit.cors);
+        headers.extend(visit.request_id.map(|id| (REQUEST_ID, id)));
+        Outcome::Answer(answer)
+    }
+
+    /// Counts a connection that was not opened.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.node.telemetry.refused(reason);
+    }
+}
+
+/// The client's request id, if it is one, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_id = |id: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.chars().all(known)
+    };
+    let given = headers.get(REQUEST_ID);
+    let given = given.filter(|value| value.to_str().is_ok_and(is_id));
+    given.cloned().unwrap_or_else(|| {
+        let made = format!("{:032x}", fastrand::u128(..));
+        // Hexadecimal digits are of an alphabet headers take.
+        HeaderValue::from_str(&made).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Requests to watch in the native protocol: `/v1/ws`, `/v1/sse`, `/v1/poll`.
+//!
+//! From the request to what a connection starts as, or to a refusal: everything that can be refused is refused
+//! before the upgrade, with a status, a code and a sentence. What a connection is then sent is not known here.
+//!
+//! Invariant: a connection that is not authenticated yet watches nothing; its topics wait for the token.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, Request};
+use relay_core::cursor::Cursor;
+use relay_core::topic::Topic;
+
+use super::accept::Departure;
+use super::gate::{Arrival, Guest, Head, Route, Visit};
+use super::{Door, Outcome, handshake};
+use crate::answer::ApiError;
+use crate::identity::Identity;
+use crate::shard::Opening;
+
+/// What the URL of a watch request says.
+#[derive(Debug, Default)]
+struct Query {
+    topics: Vec<Topic>,
+    cursor: Option<Cursor>,
+    wait: Option<Duration>,
+    /// `auth=message`: the token will come as the first message.
+    authenticates_later: bool,
+}
+
+/// The native routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Native {
+    WebSocket,
+    EventStream,
+    Poll,
+}
+
+impl Native {
+    /// The route of a path, if it is one of these.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path {
+            "/v1/ws" => Some(Self::WebSocket),
+            "/v1/sse" => Some(Self::EventStream),
+            "/v1/poll" => Some(Self::Poll),
+            _ => None,
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::WebSocket => "/v1/ws",
+            Self::EventStream => "/v1/sse",
+            Self::Poll => "/v1/poll",
+        }
+    }
+}
+
+impl Door {
+    /// Answers a request to watch.
+    pub(super) async fn watch(
+        &self,
+        native: Native,
+        request: Request<()>,
+        peer: IpAddr,
+    ) -> Outcome {
+        let route = Route::watch(native.path());
+        let (visit, guest) = match self.gate.receive(Head::of(&request), route) {
+            Arrival::Preflight(answer) => return Outcome::Answer(answer),
+            Arrival::Visit(visit, guest) => (visit, guest),
+        };
+        let answered = match guest {
+            Ok(guest) => self.watch_as(native, &request, peer, guest, &visit).await,
+            Err(refused) => Err(refused),
+        };
+        self.gate.conclude(visit, answered, ApiError::into_answer)
+    }
+
+    async fn watch_as(
+        &self,
+        native: Native,
+        request: &Request<()>,
+        peer: IpAddr,
+        guest: Guest,
+        visit: &Visit<'_>,
+    ) -> Result<Outcome, ApiError> {
+        if request.method() != Method::GET {
+            return Err(ApiError::method_not_allowed("GET"));
+        }
+        if self.shard.is_draining() {
+            return Err(ApiError::draining());
+        }
+        let query = Query::parse(request)?;
+        if native != Native::WebSocket && query.topics.is_empty() {
+            return Err(ApiError::bad_request(
+                "no_topic",
+                "name what to watch: ?topic=job:<id>, repeated for several",
+            ));
+        }
+        let identity = self.identify(native, request, guest, &query)?;
+        let authenticated = identity.is_some();
+        let identity = identity.unwrap_or_else(Identity::nobody).shared();
+        self.may_name(&query.topics)?;
+        if authenticated {
+            self.gate.may_watch(&identity, &query.topics).await?;
+        }
+        let upgrade = match native {
+            Native::WebSocket => Some(handshake::answer(request.headers(), None)?),
+            Native::EventStream | Native::Poll => None,
+        };
+        let admission = self.gate.admit(guest, identity.user.as_ref(), peer)?;
+        let opening = match native {
+            Native::WebSocket => Opening::websocket(identity, admission),
+            Native::EventStream => Opening::event_stream(identity, admission),
+            Native::Poll => Opening::poll(identity, admission),
+        };
+        let opening = match authenticated {
+            true => opening,
+            false => opening.unauthenticated(),
+        };
+        let opening = opening.watching(query.topics, query.cursor);
+        if native == Native::Poll {
+            let delivery = &self.node.delivery;
+            let wait = query.wait.unwrap_or(delivery.poll_wait);
+            let wait = wait.min(delivery.poll_wait_max);
+            return self.poll_once(opening, wait).await.map(Outcome::Answer);
+        }
+        let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors()));
+        Ok(Outcome::Leave(Departure::begin(head, opening)))
+    }
+
+    /// Who asks; `None` if that will be said by message.
+    fn identify(
+        &self,
+        native: Native,
+        request: &Request<()>,
+        guest: Guest,
+        query: &Query,
+    ) -> Result<Option<Identity>, ApiError> {
+        let head = Head::of(request);
+        if native != Native::WebSocket {
+            return Ok(Some(self.gate.identify(guest, head, None)?));
+        }
+        if query.authenticates_later {
+            return Ok(self.gate.identify_if_shown(guest, head)?);
+        }
+        let identified = self.gate.identify(guest, head, None);
+        identified.map(Some).map_err(|mut refused| {
+            // Nothing else is refused by that word: no credential was found.
+            if refused.code == "unauthenticated" {
+                refused.message.push_str(
+                    " A client that cannot do any of that connects with ?auth=message and sends {\"type\":\"auth\",\"token\":\"…\"} first.",
+                );
+            }
+            ApiError::from(refused)
+        })
+    }
+
+    fn may_name(&self, topics: &[Topic]) -> Result<(), ApiError> {
+        let limit = self.node.session.subscriptions;
+        if topics.len() > limit {
+            return Err(ApiError::bad_request(
+                "too_many_subscriptions",
+                &format!(
+                    "{} topics; the limit of one connection is {limit} (limits.subscriptions_per_connection)",
+                    topics.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Query {
+    fn parse(request: &Request<()>) -> Result<Self, ApiError> {
+        let mut query = Self::default();
+        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(
+            request.uri().query().unwrap_or(""),
+        )
+        .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
+        let mut cursor = None;
+        for (key, value) in pairs {
+            match key.as_str() {
+                "topic" => query.add_topic(&value)?,
+                "cursor" if !value.is_empty() => cursor = Some(value),
+                "wait" => query.wait = Some(parse_wait(&value)?),
+                "auth" => query.authenticates_later = value == "message",
+                _ => {}
+            }
+        }
+        // On a reconnection the browser's own position is newer than the one in the URL.
+        let last_event = request
+            .headers()
+            .get("last-event-id")
+            .and_then(|id| id.to_str().ok());
+        if let Some(text) = last_event.filter(|id| !id.is_empty()).or(cursor.as_deref()) {
+            let parsed = Cursor::parse(text);
+            query.cursor = Some(
+                parsed.map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?,
+            );
+        }
+        Ok(query)
+    }
+
+    fn add_topic(&mut self, text: &str) -> Result<(), ApiError> {
+        let topic = Topic::parse(text).map_err(|error| {
+            let text: String = text.chars().take(160).collect();
+            ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
+        })?;
+        if !self.topics.contains(&topic) {
+            self.topics.push(topic);
+        }
+        Ok(())
+    }
+}
+
+fn parse_wait(text: &str) -> Result<Duration, ApiError> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(ApiError::bad_request(
+            "bad_wait",
+            "wait is a number of seconds, such as wait=25",
+        )),
+    }
+}
+
+fn event_stream_head(extra: &[(HeaderName, HeaderValue)]) -> Bytes {
+    let mut head = Vec::from(
+        // `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
+        &b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"[..],
+    );
+    for (name, value) in extra {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head.into()
+}
