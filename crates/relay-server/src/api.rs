@@ -20,6 +20,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::position::Position;
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
+use relay_core::watcher::sight::Viewer as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 

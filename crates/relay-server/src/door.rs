@@ -12,9 +12,11 @@ mod engineio;
 pub(crate) mod gate;
 mod handshake;
 mod poll;
+mod socket;
+mod upgrade;
 mod watch;
 
-pub use accept::listen;
+pub(crate) use accept::listen;
 
 use std::cell::Cell;
 use std::fmt;
@@ -42,7 +44,7 @@ use watch::Native;
 type Outcome = gate::Outcome<Departure>;
 
 /// One shard's door. Lives on the shard's thread.
-pub struct Door {
+pub(crate) struct Door {
     shard: Rc<Shard>,
     node: Arc<Node>,
     gate: Gate,
@@ -63,7 +65,7 @@ impl fmt::Debug for Door {
 
 impl Door {
     /// The door of a shard. `router` answers what does not watch, and passes the gate by itself.
-    pub fn new(shard: Rc<Shard>, router: Router) -> Rc<Self> {
+    pub(crate) fn new(shard: Rc<Shard>, router: Router) -> Rc<Self> {
         let node = shard.node().clone();
         Rc::new(Self {
             shard,

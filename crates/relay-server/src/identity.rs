@@ -16,6 +16,7 @@ use std::sync::{Arc, LazyLock};
 use relay_core::id::{JobId, Name};
 use relay_core::moment::WallTime;
 use relay_core::topic::Topic;
+use relay_core::watcher::sight::{Sight, Viewer};
 
 pub use credential::{Credential, Source, credential};
 pub use grants::{GrantError, Grants};
@@ -49,17 +50,6 @@ impl Mode {
             (Self::Jwt(verifier), Some(credential)) => verifier.verify(credential.token(), now),
         }
     }
-}
-
-/// Whether something may be seen, as far as that is known yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
-    /// It may, whatever becomes known.
-    Yes,
-    /// That depends on each job's owner and parent: ask [`Identity::may_see`] when they are known.
-    WhenKnown,
-    /// It may not.
-    No,
 }
 
 /// One client's identity: who it is and what it was granted.
@@ -103,21 +93,6 @@ impl Identity {
         }
     }
 
-    /// Whether `topic` may be subscribed to, before anything is known of the jobs in it.
-    ///
-    /// [`Sight::WhenKnown`] means: let the subscription stand, and ask [`Identity::may_see`] for each job
-    /// before it is sent. That way a client can wait for its job before the worker's first update.
-    pub fn sight(&self, topic: &Topic) -> Sight {
-        if self.anonymous || self.grants.watches(topic) {
-            return Sight::Yes;
-        }
-        match topic {
-            Topic::User(user) if self.is(user) => Sight::Yes,
-            Topic::User(_) => Sight::No,
-            Topic::Job(_) | Topic::Group(_) => Sight::WhenKnown,
-        }
-    }
-
     /// Whether a job of this `owner` and `parent` may be shown, under whichever topic it was found.
     pub fn may_see(&self, job: &JobId, owner: &Name, parent: Option<&Name>) -> bool {
         self.anonymous
@@ -125,24 +100,6 @@ impl Identity {
             || self.grants.watches_user(owner)
             || self.grants.watches_job(job)
             || parent.is_some_and(|parent| self.grants.watches_group(parent))
-    }
-
-    /// Whether `topic` may be watched, given what is known of the job that is about to be shown under it.
-    ///
-    /// With `owner` unknown, a job or group may be waited for; ask again when it is known. Under a group the
-    /// job itself is not named here: [`Identity::may_see`] weighs grants for single jobs too.
-    pub fn may_watch(&self, topic: &Topic, owner: Option<&Name>, parent: Option<&Name>) -> bool {
-        match (self.sight(topic), owner) {
-            (Sight::Yes, _) => true,
-            (Sight::No, _) => false,
-            (Sight::WhenKnown, None) => true,
-            (Sight::WhenKnown, Some(owner)) => match topic {
-                Topic::Job(job) => self.may_see(job, owner, parent),
-                Topic::Group(_) | Topic::User(_) => {
-                    (self.is(owner) && !owner.is_nobody()) || self.grants.watches_user(owner)
-                }
-            },
-        }
     }
 
     /// Whether jobs of `owner` may be published over HTTP. A user's own are not implied: a browser that
@@ -158,6 +115,41 @@ impl Identity {
 
     fn is(&self, user: &Name) -> bool {
         self.user.as_ref() == Some(user)
+    }
+}
+
+impl Viewer for Identity {
+    /// Whether `topic` may be subscribed to, before anything is known of the jobs in it.
+    ///
+    /// [`Sight::WhenKnown`] means: let the subscription stand, and ask [`Identity::may_see`] for each job
+    /// before it is sent. That way a client can wait for its job before the worker's first update.
+    fn sight(&self, topic: &Topic) -> Sight {
+        if self.anonymous || self.grants.watches(topic) {
+            return Sight::Yes;
+        }
+        match topic {
+            Topic::User(user) if self.is(user) => Sight::Yes,
+            Topic::User(_) => Sight::No,
+            Topic::Job(_) | Topic::Group(_) => Sight::WhenKnown,
+        }
+    }
+
+    /// Whether `topic` may be watched, given what is known of the job that is about to be shown under it.
+    ///
+    /// With `owner` unknown, a job or group may be waited for; ask again when it is known. Under a group the
+    /// job itself is not named here: [`Identity::may_see`] weighs grants for single jobs too.
+    fn may_watch(&self, topic: &Topic, owner: Option<&Name>, parent: Option<&Name>) -> bool {
+        match (self.sight(topic), owner) {
+            (Sight::Yes, _) => true,
+            (Sight::No, _) => false,
+            (Sight::WhenKnown, None) => true,
+            (Sight::WhenKnown, Some(owner)) => match topic {
+                Topic::Job(job) => self.may_see(job, owner, parent),
+                Topic::Group(_) | Topic::User(_) => {
+                    (self.is(owner) && !owner.is_nobody()) || self.grants.watches_user(owner)
+                }
+            },
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Read the modules in this order: [`config`] says what may be, [`identity`] and [`origin`] who may come
 //! in; [`serve`] puts a relay together, [`node`] is what its threads share; [`door`] is where requests become
-//! connections, [`shard`] where these live, and `relay-wire` what they send and are sent; [`api`] is everything that is no stream; [`cli`] what a
-//! person can ask for.
+//! connections, [`shard`] where these live, and `relay-wire` what they send and are sent; [`api`] is everything that
+//! is not a stream; [`cli`] what a person can ask for.
 
 pub mod admin;
 pub mod admission;

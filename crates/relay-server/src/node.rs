@@ -9,8 +9,7 @@
 use std::sync::Arc;
 
 use relay_bus::hub::Hub;
-use relay_core::outbox::OutboxBounds;
-use relay_core::session::SessionBounds;
+use relay_core::watcher::WatcherBounds;
 use relay_wire::dialect::{Dialects, PollLimits};
 
 use crate::admission::Admissions;
@@ -41,10 +40,8 @@ pub struct Node {
     pub dialects: Dialects,
     /// Requests that polling clients of dialects have left.
     pub polls: PollLimits,
-    /// Bounds of native clients' sessions.
-    pub session: SessionBounds,
-    /// Bounds of native clients' outboxes.
-    pub outbox: OutboxBounds,
+    /// Bounds of native clients' watchers.
+    pub bounds: WatcherBounds,
     /// `[http]`.
     pub http: Http,
     /// `[limits]`.

@@ -307,8 +307,8 @@ impl ShardThread {
                 }
             };
             let door = Door::new(Rc::clone(&shard), self.router);
-            let serving = door.serve(listener, self.drain.clone());
-            let mail = Rc::clone(&shard).read_mail(self.mailbox);
+            let serving = door.clone().serve(listener, self.drain.clone());
+            let mail = door.clone().read_mail(self.mailbox);
             // Tasks of their own: what waits here is looked at whenever any connection's task is woken.
             let mut tasks = JoinSet::new();
             tasks.spawn_local(shard.run(self.drain));

@@ -1,34 +1,31 @@
-//! A shard: one thread's connections, and everything about them.
+//! A shard: one thread's connections, driven.
 //!
-//! A shard owns its sockets, their outboxes, its timers and its part of the registry, on a
-//! single-threaded runtime, so none of these needs a lock. Publications and answers to joins come in
-//! through its inbox; a turn offers all that came to the outboxes and then writes to each connection
-//! once. Each connection has a small task that does nothing but wait for its socket.
+//! A shard owns its sockets, its timers and its part of the registry, on a single-threaded runtime, so none of
+//! these needs a lock. Publications and answers to joins come in through its inbox; a turn hands each to the
+//! connections it is for and then writes to each of these once. What is done for a connection, the connection
+//! does ([`connection`]); the shard decides whose turn it is, and carries out what they leave to it. It does not
+//! know what front ends there are, nor HTTP.
 //!
-//! Invariants: the state is never borrowed across an await; a connection in the slab has exactly one task
-//! (a poll has none) and one admission.
+//! Work for one connection that panics ends that connection and nothing else ([`Shard::work`]).
+//!
+//! Invariants: the state is never borrowed across an await; a connection in the slab has one admission, and one
+//! task if it has a socket; a slot is emptied by [`Shard::sweep`] alone, so it is good for as long as the state is
+//! borrowed.
 
 mod asking;
-mod begin;
 mod connection;
-mod deliver;
 mod drain;
-pub(crate) mod engineio;
 mod fanout;
-mod inbound;
-pub(crate) mod mail;
+mod mail;
 mod metrics;
-pub(crate) mod poll;
+mod outlet;
 mod registry;
-pub(crate) mod socket;
-mod socketio;
-mod speech;
+#[cfg(test)]
+mod tests;
 mod timers;
-mod welcome;
 
-pub(crate) use begin::Opening;
-pub(crate) use engineio::Upgrade;
-pub use mail::{Mailbox, Mailboxes};
+pub(crate) use connection::{Identified, Opening};
+pub(crate) use mail::{MISMATCH, Mail, Mailbox, Mailboxes, Taken, Turned};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -42,21 +39,24 @@ use bytes::Bytes;
 use relay_bus::clock::Clock;
 use relay_bus::hub::JoinRequest;
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
-use relay_core::job::Again;
+use relay_core::id::Name;
 use relay_core::moment::Moment;
-use relay_core::position::{Epoch, Seq};
-use relay_core::quality::{Quality, Verdict};
-use relay_core::session::{CloseReason, Session};
-use relay_core::watcher::holds::Holds;
+use relay_core::session::CloseReason;
+use relay_core::topic::Topic;
+use relay_core::watcher::horizon::Horizon;
+use relay_wire::exchange::{Body, Hurry};
 use slab::Slab;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, watch as channel};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
 use crate::node::Node;
-use connection::{Connection, Transport, Writer, Written};
+use asking::Asking;
+use asking::Outcome;
+use connection::{Buffers, Connection, Desk, Errand};
 use metrics::Metrics;
-use registry::Registry;
+use outlet::Outlet;
+use registry::{Interest, Registry};
 use timers::Timers;
 
 /// Messages taken from the inbox before what they led to is written.
@@ -67,19 +67,21 @@ const READ_BYTES: usize = 16 * 1024;
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One shard. Lives on one thread; everything on it is reached through the cell.
-pub struct Shard {
+pub(crate) struct Shard {
     number: usize,
-    common: Arc<Node>,
-    /// How a request reaches the shard of its session.
-    mailboxes: Mailboxes,
+    node: Arc<Node>,
     clock: Clock,
     inbox: Arc<Inbox>,
-    /// Answers of workers to clients' questions, until the shard runs and takes them.
-    answers: RefCell<Option<mpsc::Receiver<asking::Answer>>>,
+    /// How a request reaches the shard of its session.
+    mailboxes: Mailboxes,
+    /// What came of clients' questions, until the shard runs and takes it.
+    outcomes: RefCell<Option<mpsc::Receiver<Outcome>>>,
     /// Told when a timer was set that is due before the shard would look at its timers again.
     hurried: Notify,
     /// Told when the drain is over, so that letters are read no more.
     drained: Notify,
+    /// Where sockets are read into. Apart from the state, so that what was read can be worked on in place.
+    read: RefCell<Box<[u8]>>,
     /// Borrowed within one synchronous call, never across an await.
     state: RefCell<State>,
 }
@@ -98,39 +100,34 @@ struct State {
     timers: Timers,
     /// Slots of connections with something to write.
     dirty: Vec<usize>,
-    /// Slots of connections that are marked as ending; [`Shard::sweep`] empties them, and nobody else.
+    /// Slots of connections that are marked as ending.
     ending: Vec<usize>,
-    holds: Holds,
-    /// The highest number everything up to which this shard has handled.
-    frontier: Seq,
-    epoch: Epoch,
-    stale: bool,
+    /// How far the bus was heard, and what of it may not be sent yet.
+    horizon: Horizon,
     draining: bool,
     generation: u32,
     next_gauges: Moment,
     /// Until when the shard sleeps; the beginning of time while it is awake.
     sleeps_until: Moment,
-    /// Bytes of several frames put together for one write.
-    batch: Vec<u8>,
-    /// Frames of one connection about to be written.
-    frames: Vec<Bytes>,
-    /// Where sockets are read into.
-    read: Box<[u8]>,
-    asking: asking::Asking,
+    /// What the work under way leaves to the shard.
+    errands: Vec<Errand>,
+    buffers: Buffers,
+    asking: Asking,
     metrics: Metrics,
 }
 
 impl Shard {
     /// A shard without connections.
-    pub fn new(number: usize, common: Arc<Node>, mailboxes: Mailboxes) -> Rc<Self> {
-        let clock = common.hub.clock();
-        let (asking, answers) = asking::Asking::new();
+    pub(crate) fn new(number: usize, node: Arc<Node>, mailboxes: Mailboxes) -> Rc<Self> {
+        let clock = node.hub.clock();
+        let (asking, outcomes) = Asking::new();
         Rc::new(Self {
             number,
-            mailboxes,
-            answers: RefCell::new(Some(answers)),
+            outcomes: RefCell::new(Some(outcomes)),
             clock,
-            inbox: common.hub.inbox(number),
+            inbox: node.hub.inbox(number),
+            mailboxes,
+            read: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
             hurried: Notify::new(),
             drained: Notify::new(),
             state: RefCell::new(State {
@@ -139,29 +136,35 @@ impl Shard {
                 timers: Timers::default(),
                 dirty: Vec::new(),
                 ending: Vec::new(),
-                holds: Holds::default(),
-                frontier: Seq::ZERO,
-                epoch: common.hub.epoch(),
-                stale: common.hub.is_stale(),
+                horizon: Horizon::new(node.hub.epoch(), node.hub.is_stale()),
                 draining: false,
                 generation: 0,
                 next_gauges: clock.now(),
                 sleeps_until: Moment::default(),
-                batch: Vec::with_capacity(64 * 1024),
-                frames: Vec::new(),
-                read: vec![0; READ_BYTES].into_boxed_slice(),
+                errands: Vec::new(),
+                buffers: Buffers::default(),
                 asking,
-                metrics: Metrics::new(&common.telemetry),
+                metrics: Metrics::new(&node.telemetry),
             }),
-            common,
+            node,
         })
     }
 
+    /// What it shares with the other threads.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
     /// Does the shard's work until it is told to drain and the last connection has left.
-    pub async fn run(self: Rc<Self>, mut drain: channel::Receiver<bool>) {
+    pub(crate) async fn run(self: Rc<Self>, mut drain: watch::Receiver<bool>) {
         let mut messages = Vec::new();
         // The shard runs once.
-        let Some(mut answers) = self.answers.take() else {
+        let Some(mut outcomes) = self.outcomes.take() else {
             return;
         };
         loop {
@@ -169,7 +172,11 @@ impl Shard {
             tokio::select! {
                 () = self.inbox.arrived() => {}
                 () = sleep_until(wake) => {}
-                Some(answer) = answers.recv() => self.on_answer(&answer),
+                Some(outcome) = outcomes.recv() => {
+                    self.visit(outcome.connection, |connection, desk| {
+                        connection.on_outcome(&outcome, desk);
+                    });
+                }
                 () = self.hurried.notified() => {}
                 changed = drain.changed() => {
                     // A dropped sender means the same: nobody is left to serve for.
@@ -186,26 +193,6 @@ impl Shard {
                 return;
             }
         }
-    }
-
-    /// What all threads share.
-    pub(crate) fn node(&self) -> &Arc<Node> {
-        &self.common
-    }
-
-    /// Whether nobody new is taken in.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.state.borrow().draining
-    }
-
-    /// Connections on this shard.
-    pub fn len(&self) -> usize {
-        self.state.borrow().connections.len()
-    }
-
-    /// Whether nobody is connected.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn next_wake(&self) -> Moment {
@@ -228,7 +215,7 @@ impl Shard {
                     let alone = left.peek().is_none();
                     self.take(&mut state, message, alone, now);
                 }
-                self.flush_dirty(&mut state, now);
+                self.finish(&mut state, now);
             }
             if left.peek().is_some() {
                 // Sockets and requests get their turn between two batches.
@@ -238,7 +225,7 @@ impl Shard {
         let mut state = self.state.borrow_mut();
         let now = self.clock.now();
         self.run_timers(&mut state, now);
-        self.flush_dirty(&mut state, now);
+        self.finish(&mut state, now);
         if now >= state.next_gauges {
             self.renew_gauges(&mut state, now);
         }
@@ -247,77 +234,89 @@ impl Shard {
     /// `alone` if no other message came after this one.
     fn take(&self, state: &mut State, message: Message, alone: bool, now: Moment) {
         match message {
-            Message::Publish(publication) => self.offer(state, &publication, alone, now),
-            Message::Joined(connection, joined) => match Self::find(state, connection) {
-                Some(slot) => self.guarded(state, slot, |shard, state| {
-                    shard.on_joined(state, connection, *joined, now);
-                }),
-                None => self.on_joined(state, connection, *joined, now),
-            },
-            Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate),
+            Message::Publish(publication) => self.fan_out(state, &publication, alone, now),
+            Message::Joined(connection, joined) => self.on_joined(state, connection, *joined, now),
+            Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate, now),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
             Message::Repair(repairing) => self.on_repair(state, repairing),
-            Message::Stale(stale) => state.stale = stale,
+            Message::Stale(stale) => state.horizon.set_stale(stale),
             Message::NewEpoch { first } => self.on_new_epoch(state, first),
         }
     }
 
-    /// Adds a connection; it is in the slab from now on and has to be given a task if it has a socket.
+    // --- connections
+
+    /// A connection begins on a socket: its answer's `head` goes first, and `early` came behind its request.
+    pub(crate) fn begin(
+        &self,
+        socket: &Rc<TcpStream>,
+        head: Bytes,
+        opening: Opening,
+        early: &[u8],
+    ) -> ConnectionId {
+        self.begin_on(Outlet::socket(socket.clone()), opening, head, early)
+    }
+
+    /// A connection begins whose answers go to requests; the first may wait already. Its first packet, where it
+    /// is a session of Socket.IO.
+    pub(crate) fn begin_polling(
+        &self,
+        opening: Opening,
+        request: Option<oneshot::Sender<Body>>,
+    ) -> (ConnectionId, Option<String>) {
+        let outlet = Outlet::requests(request);
+        let id = self.begin_on(outlet, opening, Bytes::new(), &[]);
+        let packet = self.visit(id, |connection, desk| connection.open_packet(desk));
+        (id, packet.flatten())
+    }
+
+    fn begin_on(
+        &self,
+        outlet: Outlet,
+        opening: Opening,
+        head: Bytes,
+        early: &[u8],
+    ) -> ConnectionId {
+        let mut state = self.state.borrow_mut();
+        let now = self.clock.now();
+        let authenticated = opening.authenticated;
+        let (slot, id) = self.open(&mut state, outlet, opening, now);
+        self.work(&mut state, slot, now, |connection, desk| {
+            connection.open(head, authenticated, desk);
+            if !early.is_empty() {
+                connection.received(early, desk);
+            }
+            if desk.draining {
+                // Draining began while the request was under way.
+                connection.drain_at_once(desk);
+            }
+        });
+        // What the hub could answer at once is in the inbox, and the turn that takes it is due: head, greeting
+        // and first word then leave in one write. A write costs more than all the rest of a connection.
+        if self.inbox.is_empty() || !state.ending.is_empty() {
+            self.finish(&mut state, now);
+        }
+        id
+    }
+
+    /// Adds a connection.
     fn open(
         &self,
         state: &mut State,
+        outlet: Outlet,
         opening: Opening,
-        socket: Option<Rc<TcpStream>>,
         now: Moment,
     ) -> (usize, ConnectionId) {
-        let speech = opening
-            .dialect
-            .map(|(endpoint, params)| Box::new(speech::Speech::new(endpoint, params, now)));
-        let bounds = speech::session_bounds(&speech, &self.common);
-        let expires_at = opening
-            .identity
-            .expires_at
-            .map(|at| self.moment_of(at, now));
-        let session = if opening.authenticated {
-            Session::open(expires_at, now, bounds)
-        } else {
-            Session::unauthenticated(now, bounds)
-        };
         state.generation = state.generation.wrapping_add(1);
         let generation = u64::from(state.generation);
-        let entry = state.connections.vacant_entry();
-        let slot = entry.key();
+        let slot = state.connections.vacant_key();
         let id = ConnectionId(generation << 32 | slot as u64);
-        entry.insert(Connection {
-            id,
-            transport: opening.transport,
-            session,
-            outbox: relay_core::outbox::Outbox::default(),
-            writer: Writer::new(socket),
-            identity: opening.identity,
-            admission: opening.admission,
-            extras: None,
-            messages: None,
-            timer: None,
-            dirty: false,
-            opened: now,
-            leaves_at: None,
-            ends: None,
-            pinged: None,
-            quality: Quality::default(),
-            speech,
-        });
-        let metrics = state.metrics.of(&state.connections[slot].transport);
-        metrics.open.inc();
-        metrics.opened.inc();
-        if matches!(state.connections[slot].transport, Transport::WebSocket(_)) {
-            self.common.telemetry.quality(Verdict::Good).inc();
-        }
-        if let Some(speech) = &state.connections[slot].speech {
-            let dialect = &speech.dialect().name;
-            self.common.telemetry.dialect_connections(dialect).inc();
-        }
-        self.reschedule(state, slot);
+        let connection = {
+            let desk = self.desk(state, now);
+            Connection::new(id, opening, outlet, &desk)
+        };
+        state.metrics.opened(&connection, &self.node.telemetry);
+        state.connections.insert(connection);
         (slot, id)
     }
 
@@ -325,200 +324,224 @@ impl Shard {
     fn find(state: &State, id: ConnectionId) -> Option<usize> {
         let slot = usize::try_from(id.0 & 0xffff_ffff).ok()?;
         let connection = state.connections.get(slot)?;
-        (connection.id == id && connection.ends.is_none()).then_some(slot)
+        (connection.id == id && connection.goes_on()).then_some(slot)
     }
 
-    /// Whether there is a connection in a slot that does not end.
-    fn is_open(state: &State, slot: usize) -> bool {
-        let connection = state.connections.get(slot);
-        connection.is_some_and(|connection| connection.ends.is_none())
+    /// Does something for a connection from outside of a turn, if it is still there.
+    fn visit<R>(
+        &self,
+        id: ConnectionId,
+        work: impl FnOnce(&mut Connection, &mut Desk<'_>) -> R,
+    ) -> Option<R> {
+        // A request that is dropped within a borrow has nothing to say any more.
+        let mut state = self.state.try_borrow_mut().ok()?;
+        let now = self.clock.now();
+        let slot = Self::find(&state, id)?;
+        let done = self.work(&mut state, slot, now, work);
+        self.finish(&mut state, now);
+        done
     }
 
-    /// Does one connection's work. A panic in it ends that connection, and nothing else.
+    /// Does one connection's work, and carries out what it leaves to the shard. `None` if the connection is not
+    /// there or ends already, or if the work panicked: that ends the connection, and nothing else.
     ///
-    /// What work changes besides its connection (registry, timers, buffers) it changes by calls that either
-    /// happen or do not; a buffer that was taken out is put back by whoever took it.
-    fn guarded(&self, state: &mut State, slot: usize, work: impl FnOnce(&Self, &mut State)) {
-        let done = catch_unwind(AssertUnwindSafe(|| work(self, state)));
-        if done.is_err() {
-            self.on_panic(state, slot);
-        }
-    }
-
-    fn on_panic(&self, state: &mut State, slot: usize) {
-        let connection = state.connections.get(slot);
-        tracing::error!(
-            connection.id = connection.map(|each| each.id.0),
-            "work for a connection panicked, and the connection is closed; this is a bug in the relay, please report it with the panic above"
-        );
-        self.end(state, slot, CloseReason::InternalError);
-    }
-
-    /// Asks the hub for a subscription's first word.
-    fn join(&self, state: &mut State, slot: usize, join: Join) {
-        state.registry.expect(&join.topic);
-        let connection = &state.connections[slot];
-        self.common.hub.join(JoinRequest {
+    /// What work can reach is its connection and its desk. Of these only the connection may be half changed when
+    /// a panic unwinds, and it is not worked on again.
+    fn work<R>(
+        &self,
+        state: &mut State,
+        slot: usize,
+        now: Moment,
+        work: impl FnOnce(&mut Connection, &mut Desk<'_>) -> R,
+    ) -> Option<R> {
+        let State {
+            connections,
+            horizon,
+            metrics,
+            errands,
+            buffers,
+            draining,
+            asking,
+            ..
+        } = state;
+        let connection = connections.get_mut(slot).filter(|each| each.goes_on())?;
+        let mut desk = Desk {
+            node: &self.node,
             shard: self.number,
-            connection: connection.id,
-            subscription: join.subscription,
-            topic: join.topic,
-            cursor: join.cursor,
-            again: join.again,
-        });
+            clock: self.clock,
+            horizon,
+            metrics,
+            errands,
+            buffers,
+            asking,
+            draining: *draining,
+            now,
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| work(connection, &mut desk)));
+        if done.is_err() {
+            on_panic(connection);
+        }
+        self.settle(state, slot);
+        done.ok()
     }
 
-    /// Marks a connection as ending. It stays in its slot, so that whoever works on it may finish.
-    fn end(&self, state: &mut State, slot: usize, reason: CloseReason) {
-        if let Some(connection) = state.connections.get_mut(slot)
-            && connection.ends.is_none()
-        {
-            connection.ends = Some(reason);
+    /// Carries out what work on a connection left to the shard.
+    fn settle(&self, state: &mut State, slot: usize) {
+        let Some(connection) = state.connections.get_mut(slot) else {
+            return;
+        };
+        let id = connection.id;
+        if !connection.goes_on() {
             state.ending.push(slot);
         }
-    }
-
-    /// Removes the connections that are marked as ending. The one place that empties a slot.
-    fn sweep(&self, state: &mut State) {
-        while let Some(slot) = state.ending.pop() {
-            let ends = state.connections.get(slot).and_then(|each| each.ends);
-            if let Some(reason) = ends {
-                self.guarded(state, slot, |shard, state| {
-                    shard.say_goodbye(state, slot, reason);
-                });
-                self.remove(state, slot, reason);
+        if connection.due && !connection.listed {
+            connection.listed = true;
+            state.dirty.push(slot);
+        }
+        if state.errands.is_empty() {
+            return;
+        }
+        for errand in std::mem::take(&mut state.errands) {
+            match errand {
+                Errand::Join(join) => {
+                    state.registry.expect(&join.topic);
+                    self.node.hub.join(JoinRequest {
+                        shard: self.number,
+                        connection: id,
+                        subscription: join.subscription,
+                        topic: join.topic,
+                        cursor: join.cursor,
+                        again: join.again,
+                    });
+                }
+                Errand::Leave(via, topic) => {
+                    let interest = Interest { slot, via };
+                    self.unwatch(&mut state.registry, &topic, interest);
+                }
             }
         }
     }
 
-    /// Removes a connection: its subscriptions, its place among the counted.
-    fn remove(&self, state: &mut State, slot: usize, reason: CloseReason) {
-        let mut connection = state.connections.remove(slot);
-        for subscription in connection.session.subscriptions() {
-            let topic = &subscription.topic;
-            if !subscription.live
-                && self
-                    .common
-                    .hub
-                    .withdraw(topic, self.number, connection.id, subscription.id)
-            {
-                state.registry.answered(topic);
-            }
-            let watcher = registry::Watcher {
-                slot,
-                subscription: subscription.id,
+    /// Ends what was done for connections: writes to those that have something to write, and removes those that
+    /// end.
+    fn finish(&self, state: &mut State, now: Moment) {
+        while let Some(slot) = state.dirty.pop() {
+            // A slot may have been emptied, or filled anew, since it was listed.
+            let Some(connection) = state.connections.get_mut(slot) else {
+                continue;
             };
-            self.unwatch(&mut state.registry, &subscription.topic, watcher);
+            if !std::mem::take(&mut connection.listed) {
+                continue;
+            }
+            let timer = self.work(state, slot, now, |connection, desk| {
+                connection.due = false;
+                connection.flush(desk);
+                connection.set_timer(desk)
+            });
+            if let Some(at) = timer.flatten() {
+                self.set_timer(state, at);
+            }
         }
-        state.metrics.of(&connection.transport).open.dec();
-        if let Some(speech) = &connection.speech {
-            let dialect = &speech.dialect().name;
-            self.common.telemetry.dialect_connections(dialect).dec();
-        }
-        if matches!(connection.transport, Transport::WebSocket(_)) {
-            let verdict = connection.quality.verdict();
-            self.common.telemetry.quality(verdict).dec();
-        }
-        let transport = connection.transport.name();
-        self.common.telemetry.closed(transport, reason.as_str());
-        tracing::debug!(
-            connection.id = connection.id.0,
-            transport,
-            user = connection.user().map(relay_core::id::Name::as_str),
-            reason = reason.as_str(),
-            open_ms = u64::try_from((self.clock.now() - connection.opened).as_millis())
-                .unwrap_or(u64::MAX),
-            "connection closed"
-        );
-        connection.writer.wake();
+        self.sweep(state, now);
         state.metrics.publish();
     }
 
-    /// A watcher leaves a topic; the hub is told when it was the shard's last.
-    fn unwatch(
-        &self,
-        registry: &mut Registry,
-        topic: &relay_core::topic::Topic,
-        watcher: registry::Watcher,
-    ) {
-        registry.remove(topic, watcher);
-        if !registry.is_wanted(topic) {
-            self.common.hub.leave(topic, self.number);
+    /// Removes the connections that are marked as ending. The one place that empties a slot.
+    fn sweep(&self, state: &mut State, now: Moment) {
+        while let Some(slot) = state.ending.pop() {
+            let ends = state.connections.get(slot).and_then(|each| each.ends);
+            let Some(reason) = ends else {
+                continue;
+            };
+            let mut connection = state.connections.remove(slot);
+            let mut desk = self.desk(state, now);
+            let goodbye = AssertUnwindSafe(|| connection.say_goodbye(reason, &mut desk));
+            if catch_unwind(goodbye).is_err() {
+                on_panic(&mut connection);
+            }
+            for subscription in connection.watcher.subscriptions() {
+                let (topic, via) = (&subscription.topic, subscription.id);
+                let hub = &self.node.hub;
+                if !subscription.live && hub.withdraw(topic, self.number, connection.id, via) {
+                    state.registry.answered(topic);
+                }
+                self.unwatch(&mut state.registry, topic, Interest { slot, via });
+            }
+            state.metrics.closed(&connection, &self.node.telemetry);
+            self.node
+                .telemetry
+                .closed(connection.speaker.transport().as_str(), reason.as_str());
+            log_end(&connection, reason, now);
+            connection.outlet.wake();
         }
     }
 
-    /// Sets the connection's timer to the earliest moment anything of it is due.
-    fn reschedule(&self, state: &mut State, slot: usize) {
-        let connection = &mut state.connections[slot];
-        let mut next = match connection.transport {
-            // Whoever waits for the answer keeps the time.
-            Transport::Poll(_) => None,
-            Transport::WebSocket(_) | Transport::EventStream | Transport::SocketIo(_) => {
-                let bounds = speech::session_bounds(&connection.speech, &self.common);
-                Some(connection.session.next_tick(bounds))
-            }
-        };
-        let mut want = |at: Option<Moment>| next = next.into_iter().chain(at).min();
-        match connection
-            .writer
-            .deadline(self.common.delivery.write_timeout)
-        {
-            Some(deadline) => want(Some(deadline)),
-            None => want(
-                connection
-                    .outbox
-                    .next_due(deliver::ceiling(&state.holds, connection)),
-            ),
+    fn desk<'a>(&'a self, state: &'a mut State, now: Moment) -> Desk<'a> {
+        Desk {
+            node: &self.node,
+            shard: self.number,
+            clock: self.clock,
+            horizon: &state.horizon,
+            metrics: &state.metrics,
+            errands: &mut state.errands,
+            buffers: &mut state.buffers,
+            asking: &mut state.asking,
+            draining: state.draining,
+            now,
         }
-        want(connection.leaves_at);
-        want(connection.speech.as_ref().and_then(|speech| speech.next()));
-        let extras = connection.extras.iter();
-        want(
-            extras
-                .flat_map(|extras| &extras.unacknowledged)
-                .map(|each| each.next)
-                .min(),
-        );
-        let (Some(next), current) = (next, connection.timer) else {
-            return;
-        };
-        if current.is_none_or(|current| next < current) {
-            connection.timer = Some(next);
-            state.timers.set(next, connection.id);
-            if next < state.sleeps_until {
-                // Set by a connection's own task, while the shard's sleeps.
-                state.sleeps_until = next;
-                self.hurried.notify_one();
-            }
+    }
+
+    /// An interest in a topic ends; the hub is told when it was the shard's last.
+    fn unwatch(&self, registry: &mut Registry, topic: &Topic, interest: Interest) {
+        registry.remove(topic, interest);
+        self.leave_unwanted(registry, topic);
+    }
+
+    fn leave_unwanted(&self, registry: &Registry, topic: &Topic) {
+        if !registry.is_wanted(topic) {
+            self.node.hub.leave(topic, self.number);
+        }
+    }
+
+    // --- time
+
+    /// A connection is to be looked at when its time comes.
+    fn set_timer(&self, state: &mut State, (at, id): (Moment, ConnectionId)) {
+        state.timers.set(at, id);
+        if at < state.sleeps_until {
+            // Set by a connection's own task, while the shard's sleeps.
+            state.sleeps_until = at;
+            self.hurried.notify_one();
         }
     }
 
     fn run_timers(&self, state: &mut State, now: Moment) {
         while let Some((at, id)) = state.timers.take(now) {
-            let Some(slot) = Self::find(state, id) else {
-                continue;
-            };
-            if state.connections[slot].timer != Some(at) {
-                continue;
+            if let Some(slot) = Self::find(state, id) {
+                self.work(state, slot, now, |connection, desk| {
+                    if connection.timer == Some(at) {
+                        connection.timer = None;
+                        connection.tick(desk);
+                    }
+                });
             }
-            state.connections[slot].timer = None;
-            self.guarded(state, slot, |shard, state| {
-                if shard.tick(state, slot, now) {
-                    shard.mark(state, slot);
-                }
-            });
         }
     }
 
-    /// Puts a connection on the list of those to be written to.
-    fn mark(&self, state: &mut State, slot: usize) {
-        if let Some(connection) = state.connections.get_mut(slot)
-            && !connection.dirty
-        {
-            connection.dirty = true;
-            state.dirty.push(slot);
+    fn renew_gauges(&self, state: &mut State, now: Moment) {
+        state.next_gauges = now + GAUGE_INTERVAL;
+        let (mut pending, mut oldest) = (0, Duration::ZERO);
+        for (_, connection) in &state.connections {
+            pending += connection.watcher.unacknowledged();
+            if let Some(age) = connection.watcher.oldest_ending(now) {
+                pending += 1;
+                oldest = oldest.max(age);
+            }
         }
+        self.node.telemetry.endings(self.number, pending, oldest);
     }
+
+    // --- sockets
 
     /// What a connection's task does: looks whether its socket has bytes, or room if that is waited for.
     pub(crate) fn attend(
@@ -527,87 +550,78 @@ impl Shard {
         stream: &TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let (mut state, mut buffer) = (self.state.borrow_mut(), self.read.borrow_mut());
         loop {
-            let Some(slot) = Self::find(state, id) else {
+            let now = self.clock.now();
+            let Some(slot) = Self::find(&state, id) else {
                 return Poll::Ready(());
             };
-            let writer = &mut state.connections[slot].writer;
-            if !writer
-                .task
-                .as_ref()
-                .is_some_and(|task| task.will_wake(cx.waker()))
-            {
-                writer.task = Some(cx.waker().clone());
-            }
-            let blocked = writer.is_blocked();
-            let now = self.clock.now();
-            let mut pending = true;
-            if stream.poll_read_ready(cx).is_ready() {
-                pending = false;
-                self.read(state, slot, stream, now);
-            }
-            if let Some(slot) = Self::find(state, id)
-                && blocked
-                && stream.poll_write_ready(cx).is_ready()
-            {
-                pending = false;
-                match state.connections[slot].writer.resume(now) {
-                    Written::All => self.guarded(state, slot, |shard, state| {
-                        shard.mark(state, slot);
-                        shard.tell_owed(state, slot);
-                    }),
-                    Written::Blocked => {}
-                    Written::Gone => self.end(state, slot, CloseReason::Client),
+            let attended = self.work(&mut state, slot, now, |connection, desk| {
+                connection.outlet.watch(cx.waker());
+                let blocked = connection.outlet.is_blocked();
+                let readable = stream.poll_read_ready(cx).is_ready();
+                if readable {
+                    read(connection, stream, &mut buffer, desk);
                 }
-            }
-            if pending {
+                let writable = blocked && stream.poll_write_ready(cx).is_ready();
+                if writable && connection.goes_on() {
+                    connection.resume(desk);
+                }
+                readable || writable
+            });
+            if attended == Some(false) {
                 return Poll::Pending;
             }
-            self.flush_dirty(state, now);
+            self.finish(&mut state, now);
         }
     }
 
-    fn renew_gauges(&self, state: &mut State, now: Moment) {
-        state.next_gauges = now + GAUGE_INTERVAL;
-        let (mut pending, mut oldest) = (0, Duration::ZERO);
-        for (_, connection) in &state.connections {
-            let unacknowledged = connection
-                .extras
-                .as_ref()
-                .map_or(0, |e| e.unacknowledged.len());
-            pending += unacknowledged;
-            if let Some(age) = connection.outbox.oldest_ending(now) {
-                pending += 1;
-                oldest = oldest.max(age);
-            }
-        }
-        self.common.telemetry.endings(self.number, pending, oldest);
+    // --- requests that wait
+
+    /// The request of a long poll has waited for so long.
+    pub(crate) fn hurry(&self, id: ConnectionId, why: Hurry) {
+        self.visit(id, |connection, _| {
+            connection.speaker.hurry(why);
+            connection.due = true;
+        });
+    }
+
+    /// The client went away.
+    pub(crate) fn forget(&self, id: ConnectionId) {
+        self.visit(id, |connection, _| connection.end(CloseReason::Client));
     }
 }
 
-/// A join about to be asked for.
-#[derive(Debug)]
-struct Join {
-    subscription: relay_core::outbox::SubscriptionId,
-    topic: relay_core::topic::Topic,
-    cursor: Option<relay_core::cursor::Cursor>,
-    /// What the client is told of the time before that.
-    again: Again,
+/// A connection whose work panicked: it is not worked on again.
+fn on_panic(connection: &mut Connection) {
+    tracing::error!(
+        connection.id = connection.id.0,
+        "work for a connection panicked, and the connection is closed; this is a bug in the relay, please report it with the panic above"
+    );
+    connection.end(CloseReason::InternalError);
 }
 
-impl Join {
-    /// For a client that has been told nothing of the topic.
-    fn anew(
-        subscription: relay_core::outbox::SubscriptionId,
-        topic: relay_core::topic::Topic,
-    ) -> Self {
-        Self {
-            subscription,
-            topic,
-            cursor: None,
-            again: Again::Nothing,
+/// The socket has bytes, or has ended.
+fn read(connection: &mut Connection, stream: &TcpStream, buffer: &mut [u8], desk: &mut Desk<'_>) {
+    match stream.try_read(buffer) {
+        Ok(0) => connection.end(CloseReason::Client),
+        Ok(read) => {
+            let bytes = buffer.get(..read).unwrap_or_default();
+            connection.received(bytes, desk);
         }
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+        Err(_) => connection.end(CloseReason::Client),
     }
+}
+
+fn log_end(connection: &Connection, reason: CloseReason, now: Moment) {
+    let open = now - connection.opened;
+    tracing::debug!(
+        connection.id = connection.id.0,
+        transport = connection.speaker.transport().as_str(),
+        user = connection.identity.user.as_ref().map(Name::as_str),
+        reason = reason.as_str(),
+        open_ms = u64::try_from(open.as_millis()).unwrap_or(u64::MAX),
+        "connection closed"
+    );
 }

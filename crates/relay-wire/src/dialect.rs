@@ -15,6 +15,7 @@ mod jq;
 mod limit;
 mod meter;
 mod routes;
+pub mod speech;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use relay_core::document::Status;
-use relay_core::outbox::OutboxBounds;
-use relay_core::session::{CloseReason, SessionBounds};
+use relay_core::session::CloseReason;
+use relay_core::watcher::WatcherBounds;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -50,10 +51,8 @@ pub struct Dialect {
     pub words: Words,
     /// The cookie the token comes in, where it has one of its own.
     pub cookie: Option<String>,
-    /// Bounds of its clients' outboxes.
-    pub outbox: OutboxBounds,
-    /// Bounds of its clients' sessions.
-    pub session: SessionBounds,
+    /// Bounds of its clients' watchers.
+    pub bounds: WatcherBounds,
     /// Close when nothing was said in either direction for this long.
     pub idle_after: Option<Duration>,
     /// How often [`Frame::Check`] is sent.
@@ -66,8 +65,6 @@ pub struct Dialect {
     pub request_id: bool,
     /// Whether mappings know what a client was told before.
     pub tracks_status: bool,
-    /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
-    pub endings_within: Option<Duration>,
     /// Whether Socket.IO clients that come back are told what they missed.
     pub recovery: bool,
     /// What clients may ask workers for, by name.
@@ -270,23 +267,14 @@ pub struct Dialects {
     all: Vec<Arc<Dialect>>,
 }
 
-/// What holds for a dialect where its file says nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct Defaults {
-    /// Bounds of outboxes.
-    pub outbox: OutboxBounds,
-    /// Bounds of sessions.
-    pub session: SessionBounds,
-}
-
 impl Dialects {
-    /// Checks and compiles the dialects of `sources`. Each mapping is counted on a meter of its own.
+    /// Checks and compiles the dialects of `sources`; `defaults` hold where a file says nothing. Each mapping is counted on a meter of its own.
     ///
     /// # Errors
     /// All that is wrong in all of them, each with its place.
     pub fn load(
         sources: &[Source],
-        defaults: Defaults,
+        defaults: WatcherBounds,
         meters: Meters<'_>,
     ) -> Result<Self, Vec<Mistake>> {
         compile::load(sources, defaults, meters)

@@ -1,13 +1,12 @@
 //! Engine.IO (protocol v4): packets over polls or a WebSocket, and the rules of one session.
 //!
-//! Read [`Packet`] and [`payload`] for what goes over the wire, [`session`] for what may happen when, [`request`]
+//! Read [`Packet`] and [`payload`] for what goes over the wire, [`request`]
 //! and [`sid`] for what a request's query says. Statuses and methods of HTTP are numbers and words here; requests,
 //! sockets and clocks are the affair of whoever owns them.
 
 mod packet;
 pub mod payload;
 pub mod request;
-pub mod session;
 pub mod sid;
 
 pub use packet::{CLOSE, NOOP, NoPacket, Open, PING, PROBE, PROBED, Packet, Refusal};

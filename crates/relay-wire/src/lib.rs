@@ -12,9 +12,11 @@
 pub mod dialect;
 pub mod duration;
 pub mod engineio;
+pub mod exchange;
 mod kind;
 pub mod native;
 pub mod socketio;
+pub mod speaker;
 pub mod websocket;
 
 pub use kind::Frame;

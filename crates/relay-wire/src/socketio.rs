@@ -3,5 +3,8 @@
 //! Written by hand and small, because the outbox must decide what waits for a client and what is superseded; a
 //! library's own packet buffer would take that decision away. What an event means is a dialect's affair.
 
+pub mod client;
 pub mod namespace;
+pub mod offset;
 pub mod packet;
+pub mod session;

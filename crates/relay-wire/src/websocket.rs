@@ -53,6 +53,18 @@ pub fn text_of(parts: &[&[u8]]) -> Bytes {
     frame(OpCode::Data(Data::Text), parts)
 }
 
+/// Each text in a frame of its own, one behind the other.
+pub fn texts(texts: Vec<Vec<u8>>) -> Bytes {
+    match texts.as_slice() {
+        [] => Bytes::new(),
+        [one] => text(one),
+        several => {
+            let frames: Vec<Bytes> = several.iter().map(|each| text(each)).collect();
+            Bytes::from(frames.concat())
+        }
+    }
+}
+
 /// A ping.
 pub fn ping() -> Bytes {
     frame(OpCode::Control(Control::Ping), &[])

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use relay_core::outbox::OutboxBounds;
 use relay_core::session::SessionBounds;
+use relay_core::watcher::WatcherBounds;
 
 use super::{Config, Delivery};
 
@@ -15,8 +16,17 @@ const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 const OUTBOX_JOBS: usize = 10_000;
 
 impl Config {
-    /// What a session is held to.
-    pub(crate) fn session_bounds(&self) -> SessionBounds {
+    /// What a watcher is held to.
+    pub(crate) fn watcher_bounds(&self) -> WatcherBounds {
+        WatcherBounds {
+            session: self.session_bounds(),
+            outbox: self.delivery.outbox_bounds(),
+            ack_timeout: self.delivery.ack_timeout,
+            endings_within: None,
+        }
+    }
+
+    fn session_bounds(&self) -> SessionBounds {
         SessionBounds {
             subscriptions: self.limits.subscriptions_per_connection,
             auth_timeout: AUTH_TIMEOUT,
@@ -27,8 +37,7 @@ impl Config {
 }
 
 impl Delivery {
-    /// What an outbox is held to.
-    pub(crate) fn outbox_bounds(&self) -> OutboxBounds {
+    fn outbox_bounds(&self) -> OutboxBounds {
         OutboxBounds {
             milestones: self.milestones,
             bytes: self.outbox_bytes,

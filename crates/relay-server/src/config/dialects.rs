@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use relay_wire::dialect::{BUILT_IN, Defaults, Dialects, Meters, Mistake, Source};
+use relay_wire::dialect::{BUILT_IN, Dialects, Meters, Mistake, Source};
 
 use super::{Config, ConfigErrors, Place, Problem};
 
@@ -34,11 +34,7 @@ impl Config {
                 }),
             }
         }
-        let defaults = Defaults {
-            outbox: self.delivery.outbox_bounds(),
-            session: self.session_bounds(),
-        };
-        match Dialects::load(&sources, defaults, meters) {
+        match Dialects::load(&sources, self.watcher_bounds(), meters) {
             Ok(dialects) if problems.is_empty() => Ok(dialects),
             loaded => {
                 let mistakes = loaded.err().unwrap_or_default();

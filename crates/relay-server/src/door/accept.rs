@@ -33,9 +33,10 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::socket::{linger, write_head};
+use super::upgrade::Upgrade;
 use super::{Door, Outcome};
-use crate::shard::socket::{linger, write_head};
-use crate::shard::{Opening, Upgrade};
+use crate::shard::Opening;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -48,7 +49,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When the port is taken or may not be opened.
-pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -113,7 +114,11 @@ type Left = Rc<RefCell<Option<Departure>>>;
 
 impl Door {
     /// Accepts connections until the drain begins.
-    pub async fn serve(self: Rc<Self>, listener: TcpListener, mut drain: channel::Receiver<bool>) {
+    pub(crate) async fn serve(
+        self: Rc<Self>,
+        listener: TcpListener,
+        mut drain: channel::Receiver<bool>,
+    ) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -160,7 +165,7 @@ impl Door {
                 let id = self.shard.begin(&socket, head, opening, &early);
                 Some((socket, id))
             }
-            Departure::Upgrade(upgrade) => Box::pin(self.shard.take_over(socket, *upgrade)).await,
+            Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, *upgrade)).await,
             Departure::Decline(head, reason) => {
                 let close = websocket::close_frame(websocket::close::PROTOCOL, reason);
                 let said = Bytes::from([head, close].concat());

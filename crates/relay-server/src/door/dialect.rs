@@ -17,7 +17,9 @@ use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::topic::{Topic, TopicError};
+use relay_core::watcher::sight::{Sight, Viewer as _};
 use relay_wire::dialect::{Caller, Dialect, Endpoint, Found, Health, Input, Poll, Unsaid};
+use relay_wire::speaker::Speaker;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -25,7 +27,7 @@ use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, Route};
 use super::{Door, Outcome, handshake};
 use crate::answer::{self, ApiError};
-use crate::identity::{Identity, Sight};
+use crate::identity::Identity;
 use crate::refused::Refused;
 use crate::shard::Opening;
 
@@ -158,9 +160,9 @@ impl Door {
         self.gate.may_watch(&identity, &topics).await?;
         let user = identity.user.as_ref();
         let admission = self.gate.admit(guest, user, call.peer)?;
-        let opening = Opening::websocket(identity, admission)
-            .watching(topics, None)
-            .speaking(endpoint.clone(), found.params.clone());
+        let (now, params) = (self.clock.now(), found.params.clone());
+        let speaker = Speaker::dialect(endpoint.clone(), params, now);
+        let opening = Opening::new(speaker, identity, admission).watching(topics, None);
         Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
 
@@ -382,7 +384,10 @@ fn query_of(request: &Request<()>) -> Result<Vec<(String, String)>, ApiError> {
 
 fn bad_topic(text: &str, error: &TopicError) -> ApiError {
     let text: String = text.chars().take(160).collect();
-    ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
+    ApiError::bad_request(
+        "bad_topic",
+        &format!("{text:?} is not a valid topic: {error}"),
+    )
 }
 
 fn unsaid(why: Unsaid) -> ApiError {

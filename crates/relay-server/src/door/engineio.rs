@@ -17,18 +17,21 @@ use hyper::body::Incoming;
 use relay_wire::dialect::{Endpoint, Found};
 use relay_wire::engineio::Refusal;
 use relay_wire::engineio::request::{self, Wanted};
-use relay_wire::engineio::session::Session;
 use relay_wire::engineio::sid::{self, Sid};
+use relay_wire::socketio::client::Visitor;
+use relay_wire::socketio::session::Session;
+use relay_wire::speaker::Speaker;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, Rejection, Route, Visit};
+use super::upgrade::Upgrade;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
+use crate::identity::Identity;
 use crate::shard::Opening;
-use crate::shard::engineio::{Identified, MISMATCH, Upgrade, Visitor};
-use crate::shard::mail::{Mail, PollAnswer, Taken, Turned};
+use crate::shard::{Identified, MISMATCH, Mail, Shard, Taken, Turned};
 
 /// How long a client may take to send the body of a post.
 const BODY_WAIT: Duration = Duration::from_secs(30);
@@ -76,9 +79,7 @@ impl Rejected {
     fn into_answer(self) -> Response<Body> {
         match self {
             Self::Engine((refusal, reason)) => {
-                let status = StatusCode::from_u16(refusal.status());
-                let status = status.unwrap_or(StatusCode::BAD_REQUEST);
-                text(status, "application/json", refusal.body(reason))
+                text(status(refusal), "application/json", refusal.body(reason))
             }
             Self::Api(error) => error.into_answer(),
         }
@@ -121,8 +122,10 @@ impl Door {
             Wanted::OpenPolling => {
                 let protocol = Session::polling();
                 let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
-                let packet = self.shard.open_session(opening);
-                Ok(Outcome::Answer(plain(packet.into_bytes())))
+                let (_, packet) = self.shard.begin_polling(opening, None);
+                Ok(Outcome::Answer(plain(
+                    packet.unwrap_or_default().into_bytes(),
+                )))
             }
             Wanted::OpenWebSocket => {
                 let answer = handshake::answer(request.headers(), visit.request_id())?;
@@ -191,15 +194,17 @@ impl Door {
                 .into_iter()
                 .filter(|(key, _)| !ours.contains(&key.as_str()))
                 .collect(),
-            identities,
         };
-        Ok(Opening::engine_io(protocol, visitor, admission))
+        // Whoever the client is, it is heard once it has joined a namespace.
+        let nobody = Arc::new(Identity::nobody());
+        let opening = Opening::new(Speaker::socket_io(protocol, visitor), nobody, admission);
+        Ok(opening.unauthenticated().identified_by(identities))
     }
 
     /// The session an id names, as far as the id says.
     fn whose(&self, sid: &str) -> Result<Sid, Turned> {
         match Sid::parse(sid) {
-            sid::Found::Here(sid) if self.shard.is_shard(sid.shard) => Ok(sid),
+            sid::Found::Here(sid) if self.shard.mailboxes().has(sid.shard) => Ok(sid),
             sid::Found::Here(_) | sid::Found::Nonsense => Err(NO_SESSION),
             sid::Found::Elsewhere => {
                 self.say_elsewhere();
@@ -221,7 +226,7 @@ impl Door {
 
     /// Gives a session's shard a letter.
     fn post_mail(&self, shard: u8, mail: Mail) -> Result<(), ApiError> {
-        match self.shard.post_mail(shard, mail) {
+        match self.shard.post(shard, mail) {
             true => Ok(()),
             false => Err(ApiError::busy()),
         }
@@ -232,23 +237,24 @@ impl Door {
         sid: Sid,
         mail: impl FnOnce(Sid, Taken) -> Mail,
     ) -> Result<(), Rejected> {
-        let (answer, answered) = oneshot::channel();
-        self.post_mail(sid.shard, mail(sid, Taken(answer)))?;
+        let (taken, answered) = Taken::new();
+        self.post_mail(sid.shard, mail(sid, taken))?;
         let answer = answered.await.map_err(|_| ApiError::draining())?;
         Ok(answer?)
     }
 
     /// Waits for the next payload of a session.
     async fn hang(&self, sid: Sid) -> Result<Response<Body>, Rejected> {
-        let (answer, answered) = oneshot::channel();
-        let answer = PollAnswer(answer);
-        self.post_mail(sid.shard, Mail::Poll { sid, answer })?;
+        let (request, answered) = oneshot::channel();
+        self.send_mail(sid, |sid, taken| Mail::Poll(sid, taken, request))
+            .await?;
         // Dropped while it waits, it tells the session that its client went away.
-        let gone = self.shard.send_on_drop(sid.shard, Mail::PollGone(sid));
+        let gone = SendOnDrop::new(&self.shard, sid, Mail::PollGone(sid));
         let payload = answered.await;
         gone.call_off();
-        let payload = payload.map_err(|_| ApiError::draining())??;
-        Ok(plain(payload))
+        // A session refuses a poll when it comes, or answers it.
+        let payload = payload.ok().and_then(Result::ok);
+        Ok(plain(payload.ok_or_else(ApiError::draining)?))
     }
 
     async fn take_post(
@@ -258,7 +264,7 @@ impl Door {
     ) -> Result<Response<Body>, Rejected> {
         self.send_mail(sid, Mail::Post).await?;
         let nothing = Mail::Posted(sid, None, Taken::nobody());
-        let broke_off = self.shard.send_on_drop(sid.shard, nothing);
+        let broke_off = SendOnDrop::new(&self.shard, sid, nothing);
         let binary = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -286,8 +292,38 @@ impl Door {
     }
 }
 
+/// Sends a letter to the shard of a session when it is dropped, unless that was called off.
+struct SendOnDrop<'a> {
+    shard: &'a Shard,
+    mail: Option<(u8, Mail)>,
+}
+
+impl<'a> SendOnDrop<'a> {
+    fn new(shard: &'a Shard, sid: Sid, mail: Mail) -> Self {
+        let mail = Some((sid.shard, mail));
+        Self { shard, mail }
+    }
+
+    fn call_off(mut self) {
+        self.mail = None;
+    }
+}
+
+impl Drop for SendOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some((shard, mail)) = self.mail.take() {
+            // A full mailbox keeps the session until it has been silent for too long.
+            self.shard.post(shard, mail);
+        }
+    }
+}
+
 fn plain(body: Vec<u8>) -> Response<Body> {
     text(StatusCode::OK, "text/plain; charset=UTF-8", body)
+}
+
+fn status(refusal: Refusal) -> StatusCode {
+    StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
 fn text(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Body> {

@@ -17,11 +17,12 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use relay_core::id::Name;
 use relay_core::topic::Topic;
+use relay_core::watcher::sight::{Sight, Viewer as _};
 use tokio::time::timeout;
 
 use crate::admission::Admission;
 use crate::answer::ApiError;
-use crate::identity::{Credential, Identity, Sight, credential};
+use crate::identity::{Credential, Identity, credential};
 use crate::node::Node;
 use crate::origin::Standing;
 use crate::refused::Refused;

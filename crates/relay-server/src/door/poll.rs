@@ -7,15 +7,16 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
 use http::{Response, StatusCode};
+use relay_bus::inbox::ConnectionId;
+use relay_wire::exchange::{Hurry, Unanswered};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::Door;
 use super::gate::LOOKUP_WAIT;
 use crate::answer::{self, ApiError};
-use crate::shard::Opening;
-use crate::shard::poll::PollAnswer;
+use crate::shard::{Opening, Shard};
 
 impl Door {
     /// Watches until there is news, or `wait` is over.
@@ -24,52 +25,41 @@ impl Door {
         opening: Opening,
         wait: Duration,
     ) -> Result<Response<Body>, ApiError> {
-        let mut poll = self.shard.open_poll(opening);
-        let answer = match timeout(wait, poll.answered()).await {
+        let (request, mut answered) = oneshot::channel();
+        let (id, _) = self.shard.begin_polling(opening, Some(request));
+        let shard = &self.shard;
+        let _forgotten = Forget { shard, id };
+        let answer = match timeout(wait, &mut answered).await {
             Ok(answer) => answer,
             Err(_) => {
-                poll.hurry();
-                match timeout(LOOKUP_WAIT, poll.answered()).await {
+                shard.hurry(id, Hurry::Time);
+                match timeout(LOOKUP_WAIT, &mut answered).await {
                     Ok(answer) => answer,
                     Err(_) => {
-                        poll.stop();
-                        poll.answered().await
+                        shard.hurry(id, Hurry::Lookup);
+                        answered.await
                     }
                 }
             }
         };
-        respond(answer.ok_or_else(ApiError::draining)?)
+        let body = answer.map_err(|_| ApiError::draining())?;
+        match body {
+            Ok(body) => Ok(answer::json(StatusCode::OK, body)),
+            Err(Unanswered::Forbidden) => Err(ApiError::forbidden()),
+            Err(Unanswered::Draining) => Err(ApiError::draining()),
+            Err(Unanswered::BusUnavailable) => Err(ApiError::bus_unavailable()),
+        }
     }
 }
 
-fn respond(answer: PollAnswer) -> Result<Response<Body>, ApiError> {
-    if answer.forbidden {
-        return Err(ApiError::forbidden());
+/// Forgets a poll when its request is dropped; one that was answered is gone already.
+struct Forget<'a> {
+    shard: &'a Shard,
+    id: ConnectionId,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.shard.forget(self.id);
     }
-    if answer.shutdown && answer.frames.is_empty() {
-        return Err(ApiError::draining());
-    }
-    if !answer.joined {
-        return Err(ApiError::bus_unavailable());
-    }
-    let mut body = Vec::with_capacity(128 + answer.frames.iter().map(Bytes::len).sum::<usize>());
-    body.extend_from_slice(
-        format!(
-            r#"{{"cursor":"{}","recovered":{}"#,
-            answer.cursor, answer.recovered
-        )
-        .as_bytes(),
-    );
-    if answer.stale {
-        body.extend_from_slice(br#","stale":true"#);
-    }
-    body.extend_from_slice(br#","frames":["#);
-    for (at, frame) in answer.frames.iter().enumerate() {
-        if at > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(frame);
-    }
-    body.extend_from_slice(b"]}");
-    Ok(answer::json(StatusCode::OK, body))
 }

@@ -13,6 +13,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request};
 use relay_core::cursor::Cursor;
 use relay_core::topic::Topic;
+use relay_wire::speaker::Speaker;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, Route, Visit};
@@ -112,11 +113,12 @@ impl Door {
             Native::EventStream | Native::Poll => None,
         };
         let admission = self.gate.admit(guest, identity.user.as_ref(), peer)?;
-        let opening = match native {
-            Native::WebSocket => Opening::websocket(identity, admission),
-            Native::EventStream => Opening::event_stream(identity, admission),
-            Native::Poll => Opening::poll(identity, admission),
+        let speaker = match native {
+            Native::WebSocket => Speaker::websocket(),
+            Native::EventStream => Speaker::event_stream(),
+            Native::Poll => Speaker::long_poll(query.topics.len()),
         };
+        let opening = Opening::new(speaker, identity, admission);
         let opening = match authenticated {
             true => opening,
             false => opening.unauthenticated(),
@@ -160,7 +162,7 @@ impl Door {
     }
 
     fn may_name(&self, topics: &[Topic]) -> Result<(), ApiError> {
-        let limit = self.node.session.subscriptions;
+        let limit = self.node.bounds.session.subscriptions;
         if topics.len() > limit {
             return Err(ApiError::bad_request(
                 "too_many_subscriptions",
@@ -208,7 +210,10 @@ impl Query {
     fn add_topic(&mut self, text: &str) -> Result<(), ApiError> {
         let topic = Topic::parse(text).map_err(|error| {
             let text: String = text.chars().take(160).collect();
-            ApiError::bad_request("bad_topic", &format!("{text:?} is no topic: {error}"))
+            ApiError::bad_request(
+                "bad_topic",
+                &format!("{text:?} is not a valid topic: {error}"),
+            )
         })?;
         if !self.topics.contains(&topic) {
             self.topics.push(topic);

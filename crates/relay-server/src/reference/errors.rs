@@ -17,8 +17,7 @@ const BEFORE_ONE: &[&str] = &[
     "unauthorized(",
     "StatusCode::",
     "code: ",
-    "refuse(state,",
-    "refuse(id",
+    "self.reject(",
 ];
 /// Before a call or a `match` that names codes among other arguments, and what ends it.
 const BEFORE_SEVERAL: &[(&str, &str)] = &[

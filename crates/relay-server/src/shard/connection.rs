@@ -1,433 +1,296 @@
-//! One connection as its shard keeps it: session, outbox, and the bytes on their way out.
+//! One connection: who watches, how it is spoken to, and the way its bytes go out.
+//!
+//! What is done for a connection are methods of its own, given a [`Desk`]: what the shard has for it to work
+//! with. What a connection wants of its shard it leaves there as an [`Errand`], and that it ends, or has something
+//! to write, it says by a mark; the shard carries both out when the work is done. So it knows nothing of other
+//! connections, of the slab it lives in, or of how often it is worked on.
 //!
 //! Small, and allocating nothing while idle: ten thousand of them stand in memory and wait.
 //!
-//! Invariant: while `writer` is blocked nothing is taken from the outbox, so what is behind it stays
-//! fresh.
+//! Invariant: once `ends` is set it is sent nothing but its goodbye.
 
-use std::io;
-use std::rc::Rc;
+mod aggregates;
+mod beginning;
+mod delivery;
+mod inbound;
+mod namespaces;
+mod quality;
+mod questions;
+mod upkeep;
+
 use std::sync::Arc;
-use std::task::Waker;
-use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::cursor::{Cursor, Told};
-use relay_core::id::Name;
-use relay_core::moment::Moment;
-use relay_core::outbox::{Outbox, SubscriptionId};
-use relay_core::position::{Epoch, Seq};
-use relay_core::publication::Publication;
+use relay_bus::clock::Clock;
+use relay_bus::inbox::ConnectionId;
+use relay_core::cursor::Cursor;
+use relay_core::moment::{Moment, WallTime};
+use relay_core::outbox::SubscriptionId;
 use relay_core::quality::Quality;
-use relay_core::recovery::Known;
-use relay_core::session::{CloseReason, Session};
+use relay_core::session::{CloseReason, Join};
 use relay_core::topic::Topic;
-use serde_json::Value;
-use socket2::SockRef;
-use tokio::net::TcpStream;
+use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::{Watcher, WatcherBounds};
+use relay_wire::exchange::{About, ReplyTo};
+use relay_wire::speaker::Speaker;
 
+use super::asking::Asking;
+use super::metrics::Metrics;
+use super::outlet::Outlet;
 use crate::admission::Admission;
 use crate::identity::Identity;
+use crate::node::Node;
+use crate::refused::Refused;
+use inbound::MessageLimiter;
 
-use super::engineio::Link;
-use super::inbound::MessageLimiter;
-use super::poll::Poll;
-use super::speech::Speech;
+/// A cookie's name, and who the client is by it.
+pub(crate) type Identified = (Option<String>, Result<Arc<Identity>, Refused>);
 
-use relay_bus::inbox::ConnectionId;
-use relay_wire::native::frame::Wire;
-use relay_wire::websocket::Decoder;
-
-/// Replies that may wait for a client that does not read; past it the client is ended.
-const MAX_REPLIES: usize = 64;
-
-/// What a connection speaks, with what only that transport needs.
+/// What a new connection starts as.
 #[derive(Debug)]
-pub(crate) enum Transport {
-    /// A WebSocket, with what it has sent and is not yet whole.
-    WebSocket(Decoder),
-    /// An event stream.
-    EventStream,
-    /// A poll that waits for its first news.
-    Poll(Option<Poll>),
-    /// A Socket.IO session, over polling or a WebSocket.
-    SocketIo(Box<Link>),
+pub(crate) struct Opening {
+    /// How its client is spoken to.
+    pub(crate) speaker: Speaker,
+    /// Who its client is, as far as that is known.
+    pub(crate) identity: Arc<Identity>,
+    /// Counts it against its user and address.
+    pub(crate) admission: Admission,
+    /// Whether the client has shown who it is; if not, it will by its first message.
+    pub(crate) authenticated: bool,
+    /// What it watches from the beginning.
+    pub(crate) topics: Vec<Topic>,
+    /// Where it left off.
+    pub(crate) cursor: Option<Cursor>,
+    /// Who a Socket.IO client is by each cookie that one of its path's dialects looks for.
+    pub(crate) identities: Vec<Identified>,
 }
 
-impl Transport {
-    pub(super) fn wire(&self) -> Wire {
-        match self {
-            Self::WebSocket(_) => Wire::WebSocket,
-            Self::EventStream => Wire::EventStream,
-            // Its frames are a dialect's; nothing of it is written in the native protocol.
-            Self::Poll(_) | Self::SocketIo(_) => Wire::Json,
+impl Opening {
+    /// A connection of a client that has shown who it is.
+    pub(crate) fn new(speaker: Speaker, identity: Arc<Identity>, admission: Admission) -> Self {
+        Self {
+            speaker,
+            identity,
+            admission,
+            authenticated: true,
+            topics: Vec::new(),
+            cursor: None,
+            identities: Vec::new(),
         }
     }
 
-    /// The word in metrics and logs.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::WebSocket(_) => "websocket",
-            Self::EventStream => "sse",
-            Self::Poll(_) => "poll",
-            Self::SocketIo(link) if link.protocol.is_polling() => "socketio_polling",
-            Self::SocketIo(_) => "socketio_websocket",
-        }
+    /// The same before the client has shown who it is.
+    pub(crate) fn unauthenticated(mut self) -> Self {
+        self.authenticated = false;
+        self
+    }
+
+    /// The same, watching these topics from where the client left off.
+    pub(crate) fn watching(mut self, topics: Vec<Topic>, cursor: Option<Cursor>) -> Self {
+        self.topics = topics;
+        self.cursor = cursor;
+        self
+    }
+
+    /// The same for a client of Socket.IO, who it may be by each cookie that its path's dialects look for.
+    pub(crate) fn identified_by(mut self, identities: Vec<Identified>) -> Self {
+        self.identities = identities;
+        self
     }
 }
 
-/// An ending offered until the client acknowledges it.
-#[derive(Debug)]
-pub(super) struct Unacknowledged {
-    pub(super) subscription: SubscriptionId,
-    pub(super) publication: Arc<Publication>,
-    pub(super) next: Moment,
-    pub(super) tries: u32,
+/// What a shard has for the work on one connection.
+pub(super) struct Desk<'a> {
+    pub(super) node: &'a Node,
+    /// The shard's number.
+    pub(super) shard: usize,
+    pub(super) clock: Clock,
+    pub(super) horizon: &'a Horizon,
+    pub(super) metrics: &'a Metrics,
+    /// What the shard is to do when the work is done.
+    pub(super) errands: &'a mut Vec<Errand>,
+    pub(super) buffers: &'a mut Buffers,
+    pub(super) asking: &'a mut Asking,
+    /// Whether the shard lets everybody go.
+    pub(super) draining: bool,
+    pub(super) now: Moment,
 }
 
-/// What the client asked for beyond the subscription itself; most ask for nothing.
+impl Desk<'_> {
+    pub(super) fn wall(&self) -> WallTime {
+        self.clock.wall()
+    }
+
+    /// When a wall-clock time comes, on the monotonic clock.
+    pub(super) fn moment_of(&self, at: WallTime) -> Moment {
+        let left = at.as_unix_micros() - self.wall().as_unix_micros();
+        self.now + std::time::Duration::from_micros(u64::try_from(left).unwrap_or(0))
+    }
+}
+
+/// Memory that one piece of work after the other uses.
 #[derive(Debug, Default)]
-pub(super) struct Extras {
-    /// Ids to echo in answers to joins that are under way.
-    pub(super) ids: Vec<(SubscriptionId, Value)>,
-    /// Subscriptions whose endings want an acknowledgement.
-    pub(super) acks: Vec<SubscriptionId>,
-    /// Endings sent and not acknowledged.
-    pub(super) unacknowledged: Vec<Unacknowledged>,
-    /// Jobs subscribed before their owner was known, to be checked when it is.
-    pub(super) unproven: Vec<SubscriptionId>,
-    /// Subscriptions that came with a cursor, until their join is answered.
-    pub(super) resuming: Vec<SubscriptionId>,
-    /// Subscriptions named together, until their join is answered.
-    pub(super) together: Vec<SubscriptionId>,
-    /// What the client's cursor spoke for; until that is live here, cursors handed out go on speaking for
-    /// it as that one did.
-    pub(super) carried: Carried,
-    /// Topics whose tally changed while the socket was full.
-    pub(super) owed: Vec<Topic>,
+pub(super) struct Buffers {
+    /// Frames of one connection about to be written.
+    pub(super) frames: Vec<Bytes>,
+    /// Bytes of several frames put together for one write.
+    pub(super) batch: Vec<u8>,
+}
+
+/// What a connection wants of its shard.
+#[derive(Debug)]
+pub(super) enum Errand {
+    /// The hub is to be asked for a subscription's first word.
+    Join(Join),
+    /// A subscription has ended.
+    Leave(SubscriptionId, Topic),
+}
+
+/// What only some connections have.
+#[derive(Debug, Default)]
+struct Rare {
+    /// Where the answers to joins that are under way go.
+    asked: Vec<(SubscriptionId, ReplyTo)>,
+    /// Topics whose jobs stand differently since the socket was full.
+    owed: Vec<Topic>,
     /// What the URL named, until the client has authenticated.
-    pub(super) awaited: Option<Box<(Vec<Topic>, Option<Cursor>)>>,
-}
-
-/// What a client brought a cursor for.
-#[derive(Debug, Default)]
-pub(super) struct Carried {
-    /// The life of the bus it is of. Which one this is may not be known yet, so any is kept.
-    pub(super) epoch: Epoch,
-    pub(super) told: Vec<Told>,
-}
-
-/// How a subscription was asked for.
-#[derive(Debug, Default)]
-pub(super) struct Answered {
-    /// Whether it came with a cursor.
-    pub(super) resumes: bool,
-    /// Whether it was named together with others.
-    pub(super) together: bool,
-    /// The id to echo.
-    pub(super) id: Option<Value>,
-}
-
-impl Extras {
-    /// A join was answered: what was noted for that moment.
-    pub(super) fn answered(&mut self, subscription: SubscriptionId) -> Answered {
-        let take = |list: &mut Vec<SubscriptionId>| {
-            let at = list.iter().position(|each| *each == subscription);
-            at.map(|at| list.swap_remove(at)).is_some()
-        };
-        Answered {
-            resumes: take(&mut self.resuming),
-            together: take(&mut self.together),
-            id: self.take_id(subscription),
-        }
-    }
-
-    pub(super) fn take_id(&mut self, subscription: SubscriptionId) -> Option<Value> {
-        let at = self.ids.iter().position(|(id, _)| *id == subscription)?;
-        Some(self.ids.swap_remove(at).1)
-    }
-
-    /// Forgets what belongs to a subscription that ended.
-    pub(super) fn forget(&mut self, subscription: SubscriptionId) {
-        self.ids.retain(|(id, _)| *id != subscription);
-        self.acks.retain(|id| *id != subscription);
-        self.unacknowledged
-            .retain(|each| each.subscription != subscription);
-        self.unproven.retain(|id| *id != subscription);
-        self.resuming.retain(|id| *id != subscription);
-        self.together.retain(|id| *id != subscription);
-    }
-
-    /// Whether nothing is in it, so that it need not be kept.
-    pub(super) fn is_empty(&self) -> bool {
-        let Self {
-            ids,
-            acks,
-            unacknowledged,
-            unproven,
-            resuming,
-            together,
-            carried,
-            owed,
-            awaited,
-        } = self;
-        ids.is_empty()
-            && acks.is_empty()
-            && unacknowledged.is_empty()
-            && unproven.is_empty()
-            && resuming.is_empty()
-            && together.is_empty()
-            && carried.told.is_empty()
-            && owed.is_empty()
-            && awaited.is_none()
-    }
+    awaited: Option<(Vec<Topic>, Option<Cursor>)>,
+    /// Who the client may be, until its first namespace says.
+    identities: Vec<Identified>,
 }
 
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) id: ConnectionId,
-    pub(super) transport: Transport,
-    pub(super) session: Session,
-    pub(super) outbox: Outbox,
-    pub(super) writer: Writer,
+    /// What its client is owed.
+    pub(super) watcher: Watcher,
+    /// How its client is spoken to.
+    pub(super) speaker: Speaker,
+    /// The way its bytes go out.
+    pub(super) outlet: Outlet,
     pub(super) identity: Arc<Identity>,
-    /// Counts this connection against its user and address; dropped, it counts no more.
-    pub(super) admission: Admission,
-    pub(super) extras: Option<Box<Extras>>,
+    /// Counts it against its user and address; dropped, it counts no more.
+    admission: Admission,
+    rare: Option<Box<Rare>>,
     /// The limiter of what the client sends, from its first message on.
-    pub(super) messages: Option<Box<MessageLimiter>>,
+    messages: Option<Box<MessageLimiter>>,
     /// When the shard looks at it next without being asked; `None`: no timer.
     pub(super) timer: Option<Moment>,
+    /// Whether it has something to write, or its timer is to be set anew.
+    pub(super) due: bool,
     /// Whether it is in the shard's list of connections to flush.
-    pub(super) dirty: bool,
+    pub(super) listed: bool,
     pub(super) opened: Moment,
     /// When the drain lets it go.
-    pub(super) leaves_at: Option<Moment>,
+    leaves_at: Option<Moment>,
     /// Why it ends. Set, nothing more is done for it, and the shard removes it before it goes on to wait.
     pub(super) ends: Option<CloseReason>,
     /// The ping whose pong is awaited.
-    pub(super) pinged: Option<Moment>,
+    pinged: Option<Moment>,
     /// How good it is, by its answers.
     pub(super) quality: Quality,
-    /// What it needs to speak a dialect; native clients need nothing.
-    pub(super) speech: Option<Box<Speech>>,
+}
+
+/// The bounds of a connection's watcher: its dialect's, or the node's.
+fn bounds<'a>(speaker: &'a Speaker, node: &'a Node) -> &'a WatcherBounds {
+    speaker.bounds().unwrap_or(&node.bounds)
 }
 
 impl Connection {
-    pub(super) fn extras(&mut self) -> &mut Extras {
-        self.extras.get_or_insert_default()
-    }
-
-    /// What cursors handed out in this epoch still say of topics that are not (yet) live on this
-    /// connection.
-    pub(super) fn carried(&self, epoch: Epoch) -> &[Told] {
-        let carried = self.extras.as_ref().map(|extras| &extras.carried);
-        carried
-            .filter(|carried| carried.epoch == epoch)
-            .map_or(&[], |carried| &carried.told)
-    }
-
-    /// What its numbers say that the client was told.
-    pub(super) fn known(&self, epoch: Epoch) -> Known<'_> {
-        Known {
-            session: &self.session,
-            carried: self.carried(epoch),
+    /// One that begins. What it watches from the beginning is asked for with [`Connection::start`].
+    pub(super) fn new(id: ConnectionId, opening: Opening, outlet: Outlet, desk: &Desk<'_>) -> Self {
+        let Opening {
+            speaker,
+            identity,
+            admission,
+            authenticated,
+            topics,
+            cursor,
+            identities,
+        } = opening;
+        let expires_at = identity.expires_at.map(|at| desk.moment_of(at));
+        let limits = bounds(&speaker, desk.node);
+        let watcher = match authenticated {
+            true => Watcher::new(expires_at, desk.now, limits),
+            false => Watcher::unauthenticated(desk.now, limits),
+        };
+        let awaited = (!topics.is_empty()).then_some((topics, cursor));
+        let rare = (awaited.is_some() || !identities.is_empty()).then(|| {
+            Box::new(Rare {
+                awaited,
+                identities,
+                ..Rare::default()
+            })
+        });
+        Self {
+            id,
+            watcher,
+            speaker,
+            outlet,
+            identity,
+            admission,
+            rare,
+            messages: None,
+            timer: None,
+            due: true,
+            listed: false,
+            opened: desk.now,
+            leaves_at: None,
+            ends: None,
+            pinged: None,
+            quality: Quality::default(),
         }
     }
 
-    /// The client brought a cursor: what it speaks for stays told, whenever that is asked for.
-    pub(super) fn carry(&mut self, cursor: &Cursor, epoch: Epoch) {
-        if self.carried(epoch).is_empty() {
-            self.extras().carried = Carried {
-                epoch: cursor.position.epoch,
-                told: cursor.told().to_vec(),
-            };
+    /// Marks it as ending. It stays where it is, so that whoever works on it may finish.
+    pub(super) fn end(&mut self, reason: CloseReason) {
+        self.ends.get_or_insert(reason);
+    }
+
+    /// Whether more is to be done for it.
+    pub(super) fn goes_on(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn about<'a>(identity: &'a Identity, desk: &Desk<'_>) -> About<'a> {
+        About {
+            user: identity.user.as_ref(),
+            now: desk.wall(),
+        }
+    }
+
+    /// Where the answer to a join goes.
+    fn take_asked(&mut self, via: SubscriptionId) -> ReplyTo {
+        let Some(rare) = &mut self.rare else {
+            return ReplyTo::Nobody;
+        };
+        let at = rare.asked.iter().position(|(each, _)| *each == via);
+        let asked = at.map(|at| rare.asked.swap_remove(at).1);
+        self.tidy();
+        asked.unwrap_or_default()
+    }
+
+    fn tidy(&mut self) {
+        let is_empty = |rare: &Rare| {
+            rare.asked.is_empty()
+                && rare.owed.is_empty()
+                && rare.awaited.is_none()
+                && rare.identities.is_empty()
+        };
+        if self.rare.as_deref().is_some_and(is_empty) {
+            self.rare = None;
         }
     }
 
     /// Whether what waits for it is not due yet, and its timer will see to it.
     pub(super) fn is_paced(&self, now: Moment) -> bool {
-        let due = self.outbox.next_due(Seq::MAX);
+        let due = self.watcher.next_due(relay_core::position::Seq::MAX);
         due.zip(self.timer)
             .is_some_and(|(due, timer)| now < due && timer <= due)
     }
-
-    /// Whether it has a socket of its own that frames may be written to now.
-    pub(super) fn is_writable(&self) -> bool {
-        let polls = match &self.transport {
-            Transport::WebSocket(_) | Transport::EventStream => false,
-            Transport::Poll(_) => true,
-            Transport::SocketIo(link) => link.protocol.is_polling(),
-        };
-        !polls && !self.writer.is_blocked()
-    }
-
-    pub(super) fn user(&self) -> Option<&Name> {
-        self.identity.user.as_ref()
-    }
-}
-
-/// What became of a write.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    /// The kernel has it all.
-    All,
-    /// The rest waits in the writer.
-    Blocked,
-    /// The peer is gone.
-    Gone,
-}
-
-/// The way out of one connection.
-#[derive(Debug, Default)]
-pub(super) struct Writer {
-    /// `None` where answers go through a oneshot: for a poll, and for Socket.IO while it polls.
-    stream: Option<Rc<TcpStream>>,
-    /// Bytes the kernel had no room for.
-    unsent: Vec<u8>,
-    /// Replies to the client and pings; they go before everything else.
-    replies: Vec<Bytes>,
-    /// Since when the kernel takes nothing.
-    blocked_since: Option<Moment>,
-    /// Write deadlines passed in a row.
-    pub(super) failures: u32,
-    /// The connection's task, which watches for room; woken when it has to look.
-    pub(super) task: Option<Waker>,
-}
-
-impl Writer {
-    pub(super) fn new(stream: Option<Rc<TcpStream>>) -> Self {
-        Self {
-            stream,
-            ..Self::default()
-        }
-    }
-
-    /// Gives a writer without a socket one; `rewrap` puts what waits into the new socket's frames.
-    pub(super) fn attach(&mut self, stream: Rc<TcpStream>, rewrap: impl Fn(&[u8]) -> Bytes) {
-        debug_assert!(self.stream.is_none(), "a socket is never replaced");
-        self.stream = Some(stream);
-        for reply in &mut self.replies {
-            *reply = rewrap(reply);
-        }
-    }
-
-    /// Whether there is a socket to write to.
-    pub(super) fn has_socket(&self) -> bool {
-        self.stream.is_some()
-    }
-
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked_since.is_some()
-    }
-
-    /// Whether as many replies wait as may.
-    pub(super) fn replies_full(&self) -> bool {
-        self.replies.len() >= MAX_REPLIES
-    }
-
-    /// Adds a reply.
-    pub(super) fn reply(&mut self, frame: Bytes) {
-        self.replies.push(frame);
-    }
-
-    /// Moves the waiting replies behind what is in `batch`.
-    pub(super) fn take_replies(&mut self, batch: &mut Vec<Bytes>) {
-        // Replies are rare: no room is kept for the next.
-        batch.append(&mut std::mem::take(&mut self.replies));
-    }
-
-    /// Writes bytes that follow all that was written before.
-    pub(super) fn write(&mut self, bytes: &[u8], now: Moment) -> Written {
-        let Some(stream) = &self.stream else {
-            return Written::Gone;
-        };
-        debug_assert!(self.unsent.is_empty(), "blocked, yet asked to write more");
-        match write_some(stream, bytes) {
-            Ok(sent) if sent == bytes.len() => {
-                self.failures = 0;
-                Written::All
-            }
-            Ok(sent) => {
-                self.unsent.extend_from_slice(&bytes[sent..]);
-                self.block(now);
-                Written::Blocked
-            }
-            Err(_) => Written::Gone,
-        }
-    }
-
-    /// The socket may have room again.
-    pub(super) fn resume(&mut self, now: Moment) -> Written {
-        let Some(stream) = &self.stream else {
-            return Written::Gone;
-        };
-        match write_some(stream, &self.unsent) {
-            Ok(sent) if sent == self.unsent.len() => {
-                self.unsent = Vec::new();
-                self.blocked_since = None;
-                self.failures = 0;
-                Written::All
-            }
-            Ok(sent) => {
-                if sent > 0 {
-                    self.unsent.drain(..sent);
-                    self.blocked_since = Some(now);
-                    self.failures = 0;
-                }
-                Written::Blocked
-            }
-            Err(_) => Written::Gone,
-        }
-    }
-
-    /// When the write under way counts as failed.
-    pub(super) fn deadline(&self, timeout: Duration) -> Option<Moment> {
-        self.blocked_since.map(|since| since + timeout)
-    }
-
-    /// The deadline passed; it starts again.
-    pub(super) fn fail(&mut self, now: Moment) {
-        self.failures += 1;
-        self.blocked_since = Some(now);
-    }
-
-    pub(super) fn wake(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.wake();
-        }
-    }
-
-    fn block(&mut self, now: Moment) {
-        self.blocked_since = Some(now);
-        // Its task was watching for bytes to read; it has to watch for room as well.
-        self.wake();
-    }
-}
-
-/// Writes as much as the kernel takes.
-///
-/// The socket is written to directly: asking tokio's readiness first costs a twentieth of a delivery, and the
-/// kernel says the same. Only when it has no room is tokio told, so that it watches for it.
-fn write_some(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    let socket = SockRef::from(stream);
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match socket.send(&bytes[sent..]) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(some) => sent += some,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Room may have come in between; then all goes on.
-                match stream.try_write(&bytes[sent..]) {
-                    Ok(some) => sent += some,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(sent)
 }

@@ -5,19 +5,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use relay_core::moment::Moment;
-use relay_core::position::Seq;
 use relay_core::session::CloseReason;
-use relay_wire::native::frame::{Notice, Wire};
 
-use super::connection::Transport;
 use super::{Shard, State};
 
 /// Room each leaving connection gets in the window, until the window is full.
 const ROOM: Duration = Duration::from_millis(5);
-/// A client comes back at a random time within this after it was let go.
-const RETRY_MS: std::ops::Range<u64> = 200..2_000;
 
 impl Shard {
     /// Tells every client, and sets the time at which each is let go.
@@ -30,38 +23,23 @@ impl Shard {
         let now = self.clock.now();
         let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        let window = self.common.drain.spread.min(ROOM.saturating_mul(count));
+        let window = self.node.drain.spread.min(ROOM.saturating_mul(count));
         for slot in slots {
-            self.guarded(state, slot, |shard, state| {
-                shard.let_go(state, slot, now, window);
+            self.work(state, slot, now, |connection, desk| {
+                connection.let_go(window, desk);
             });
         }
-        self.flush_dirty(state, now);
+        self.finish(state, now);
     }
 
-    fn let_go(&self, state: &mut State, slot: usize, now: Moment, window: Duration) {
-        if !Self::is_open(state, slot) {
-            return;
-        }
-        if let Transport::Poll(_) = state.connections[slot].transport {
-            self.finish_poll(state, slot, now, true);
-            return;
-        }
-        let retry_ms = fastrand::u64(RETRY_MS);
-        let connection = &state.connections[slot];
-        let wire = connection.transport.wire();
-        let mut frame = self.frame_of(connection, &Notice::ServerShutdown { retry_ms }, None);
-        let speech = connection.speech.as_ref();
-        let within = speech.and_then(|speech| speech.dialect().drain_within);
-        let window = within.map_or(window, |within| within.min(window));
-        if wire == Wire::EventStream {
-            // The browser's own reconnection takes its delay from here.
-            frame = Bytes::from([format!("retry: {retry_ms}\n").as_bytes(), &frame].concat());
-        }
-        state.connections[slot].leaves_at = Some(now + window.mul_f64(fastrand::f64()));
-        self.reply(state, slot, frame);
-        // Also where there is nothing to say: its timer has to be set to the moment it leaves.
-        self.mark(state, slot);
+    /// Whether nobody new is let in.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.state.borrow().draining
+    }
+
+    /// Waits until the drain is over and everybody has left.
+    pub(crate) async fn drained(&self) {
+        self.drained.notified().await;
     }
 
     /// Whether the shard was told to drain and everybody has left.
@@ -70,21 +48,16 @@ impl Shard {
         state.draining && state.connections.is_empty()
     }
 
-    /// Lets everybody go who is still there.
-    pub(super) fn end_all(&self, state: &mut State, reason: CloseReason) {
-        let slots: Vec<usize> = state.connections.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.end(state, slot, reason);
-        }
-    }
-
-    /// The bus began a new life: every cursor handed out is void, so everybody starts anew. Before the
-    /// `first` none was handed out, and whoever is there waits for it.
+    /// The bus began a new life: every cursor given out is void, so everybody starts anew. Before the
+    /// `first` none was given out, and whoever is there waits for it.
     pub(super) fn on_new_epoch(&self, state: &mut State, first: bool) {
-        state.epoch = self.common.hub.epoch();
-        state.frontier = Seq::ZERO;
-        if !first {
-            self.end_all(state, CloseReason::Drain);
+        state.horizon.begin(self.node.hub.epoch());
+        if first {
+            return;
+        }
+        for (slot, connection) in &mut state.connections {
+            connection.end(CloseReason::Drain);
+            state.ending.push(slot);
         }
     }
 }

@@ -1,14 +1,29 @@
-//! Mail between shards: requests for Engine.IO sessions that live on another shard.
+//! Mail between shards: what requests want of Engine.IO sessions that live on another shard.
 //!
 //! A polling client's requests come in on whichever shard the kernel chose for their socket; the session
-//! lives on the one where it began, which its id names. Everything else stays where it came in.
+//! lives on the one where it began, which its id names. Everything else stays where it came in. How requests are
+//! read and answered over HTTP is not known here.
 //!
 //! Invariant: a full mailbox refuses; nobody waits for room in one.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
-use relay_wire::engineio::Refusal;
+use relay_bus::inbox::ConnectionId;
+use relay_core::moment::Moment;
+use relay_core::session::CloseReason;
+use relay_wire::engineio::payload;
 use relay_wire::engineio::sid::Sid;
+use relay_wire::engineio::{NOOP, Refusal};
+use relay_wire::exchange::Body;
+use relay_wire::socketio::client::Client;
+use relay_wire::socketio::session::{Fault, Session};
+use relay_wire::websocket::{Decoder, Inbound};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+
+use super::Shard;
+use super::connection::{Connection, Desk};
 
 /// Letters a mailbox holds.
 const MAILBOX: usize = 1024;
@@ -16,48 +31,60 @@ const MAILBOX: usize = 1024;
 /// Why a session's shard turns a request away: for programs, and for people.
 pub(crate) type Turned = (Refusal, &'static str);
 
-/// What a poll is answered with.
-pub(crate) type Payload = Result<Vec<u8>, Turned>;
+const ENDED: Turned = (
+    Refusal::SessionUnknown,
+    "the session has ended: the client was silent for too long, broke the protocol or left; it opens a new one",
+);
+/// Why a request is not for the session as it is.
+pub(crate) const MISMATCH: Turned = (
+    Refusal::BadRequest,
+    "the session is on a WebSocket, or one is about to take it over",
+);
+const OVERLAP: Turned = (
+    Refusal::BadRequest,
+    "two requests of one kind at a time on one session; it has ended",
+);
+const BAD_PAYLOAD: Turned = (Refusal::BadRequest, "the body is not a valid payload");
+const BAD_PACKET: Turned = (
+    Refusal::BadRequest,
+    "the body has a packet that breaks the protocol; the session has ended",
+);
 
 /// A letter to the shard of a session. Dropped answers mean that the shard is gone.
 #[derive(Debug)]
-pub enum Mail {
-    /// A poll waits for its answer.
-    Poll {
-        /// The session.
-        sid: Sid,
-        /// Whoever polls holds the other end; dropping it means that the client went away.
-        #[doc(hidden)]
-        answer: PollAnswer,
-    },
+pub(crate) enum Mail {
+    /// A poll waits for its answer, once it is taken.
+    Poll(Sid, Taken, oneshot::Sender<Body>),
     /// A poll's client went away before the answer.
     PollGone(Sid),
     /// A post begins.
-    Post(Sid, #[doc(hidden)] Taken),
+    Post(Sid, Taken),
     /// A post is read whole, or (`None`) broke off.
-    Posted(Sid, Option<Bytes>, #[doc(hidden)] Taken),
+    Posted(Sid, Option<Bytes>, Taken),
     /// A WebSocket wants to take over.
-    Probe(Sid, #[doc(hidden)] Taken),
+    Probe(Sid, Taken),
     /// The WebSocket that may take over, the head of the answer it still has to be sent, and what its client
     /// sent already.
     Socket(Sid, std::net::TcpStream, Bytes, Bytes),
 }
 
-/// The way back of a poll's answer.
-#[derive(Debug)]
-pub struct PollAnswer(pub(crate) oneshot::Sender<Payload>);
-
 /// The way back of a yes, or of why not.
 #[derive(Debug)]
-pub struct Taken(pub(crate) oneshot::Sender<Result<(), Turned>>);
+pub(crate) struct Taken(oneshot::Sender<Result<(), Turned>>);
 
 impl Taken {
-    /// A way back that nobody waits at.
-    pub(crate) fn nobody() -> Self {
-        Self(oneshot::channel().0)
+    /// A way back, and where it leads to.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<(), Turned>>) {
+        let (answer, answered) = oneshot::channel();
+        (Self(answer), answered)
     }
 
-    pub(super) fn send(self, answer: Result<(), Turned>) {
+    /// A way back that nobody waits at.
+    pub(crate) fn nobody() -> Self {
+        Self::new().0
+    }
+
+    fn send(self, answer: Result<(), Turned>) {
         // Whoever asked may have gone.
         self.0.send(answer).ok();
     }
@@ -65,27 +92,175 @@ impl Taken {
 
 /// The mailboxes of all shards.
 #[derive(Debug, Clone)]
-pub struct Mailboxes(Vec<mpsc::Sender<Mail>>);
+pub(crate) struct Mailboxes(Vec<mpsc::Sender<Mail>>);
 
 /// The other end of one mailbox; its shard holds it.
-pub type Mailbox = mpsc::Receiver<Mail>;
+pub(crate) type Mailbox = mpsc::Receiver<Mail>;
 
 impl Mailboxes {
     /// One mailbox for each of so many shards.
-    pub fn new(shards: usize) -> (Self, Vec<Mailbox>) {
+    pub(crate) fn new(shards: usize) -> (Self, Vec<Mailbox>) {
         let (senders, receivers) = (0..shards).map(|_| mpsc::channel(MAILBOX)).unzip();
         (Self(senders), receivers)
     }
 
     /// Whether there is such a shard.
-    pub(super) fn has(&self, shard: usize) -> bool {
-        shard < self.0.len()
+    pub(crate) fn has(&self, shard: u8) -> bool {
+        usize::from(shard) < self.0.len()
     }
 
     /// Puts a letter into a mailbox. False if it is full, or its shard gone.
-    pub(super) fn send(&self, shard: usize, mail: Mail) -> bool {
-        self.0
-            .get(shard)
-            .is_some_and(|to| to.try_send(mail).is_ok())
+    fn send(&self, shard: u8, mail: Mail) -> bool {
+        let to = self.0.get(usize::from(shard));
+        to.is_some_and(|to| to.try_send(mail).is_ok())
+    }
+}
+
+impl Shard {
+    /// The mailboxes of all shards.
+    pub(crate) fn mailboxes(&self) -> &Mailboxes {
+        &self.mailboxes
+    }
+
+    /// Gives the shard of a session a letter. False if it has no room for it.
+    pub(crate) fn post(&self, shard: u8, mail: Mail) -> bool {
+        if usize::from(shard) == self.number {
+            self.deliver(mail);
+            return true;
+        }
+        self.mailboxes.send(shard, mail)
+    }
+
+    /// A letter came, for a session of this shard.
+    pub(crate) fn deliver(&self, mail: Mail) {
+        match mail {
+            Mail::Poll(sid, taken, request) => {
+                taken.send(self.request(sid, Session::poll, |connection, _| {
+                    connection.outlet.wait(request);
+                    connection.due = true;
+                }));
+            }
+            Mail::PollGone(sid) => {
+                if let Some(id) = self.locate(sid) {
+                    self.forget(id);
+                }
+            }
+            Mail::Post(sid, taken) => taken.send(self.request(sid, Session::post, |_, _| {})),
+            Mail::Posted(sid, body, taken) => {
+                let posted = self.locate(sid).and_then(|id| {
+                    self.visit(id, |connection, desk| on_posted(connection, body, desk))
+                });
+                taken.send(posted.unwrap_or(Err(ENDED)));
+            }
+            Mail::Probe(sid, taken) => {
+                let now = self.clock.now();
+                let probe = |protocol: &mut Session| protocol.probe(now);
+                taken.send(self.request(sid, probe, |_, _| {}));
+            }
+            // Read where tasks can be started.
+            Mail::Socket(..) => {}
+        }
+    }
+
+    /// The session of a client that knows its secret.
+    fn locate(&self, sid: Sid) -> Option<ConnectionId> {
+        let state = self.state.try_borrow().ok()?;
+        let connection = state.connections.get(usize::try_from(sid.slot).ok()?)?;
+        let client = connection.speaker.socketio()?;
+        (client.secret() == sid.secret && connection.goes_on()).then_some(connection.id)
+    }
+
+    /// Asks a session whether it takes a request, and does what follows if so; ends it where the request broke
+    /// the rules.
+    fn request(
+        &self,
+        sid: Sid,
+        ask: impl FnOnce(&mut Session) -> Result<(), Fault>,
+        then: impl FnOnce(&mut Connection, &mut Desk<'_>),
+    ) -> Result<(), Turned> {
+        let taken = self.locate(sid).and_then(|id| {
+            self.visit(id, |connection, desk| {
+                let client = connection.speaker.socketio_mut().ok_or(ENDED)?;
+                match ask(&mut client.protocol) {
+                    Ok(()) => Ok(then(connection, desk)),
+                    Err(Fault::Mismatch) => Err(MISMATCH),
+                    Err(Fault::Overlap) => {
+                        connection.end(CloseReason::Protocol);
+                        Err(OVERLAP)
+                    }
+                }
+            })
+        });
+        taken.unwrap_or(Err(ENDED))
+    }
+
+    /// The poll that waits is let go, so that its client can go on over WebSocket. `None` if there is no such
+    /// session.
+    pub(crate) fn let_poll_go(&self, sid: Sid) -> Option<()> {
+        let id = self.locate(sid)?;
+        self.visit(id, |connection, _| connection.due = true)
+    }
+
+    /// The WebSocket that wanted to take a session over did not.
+    pub(crate) fn unprobe(&self, sid: Sid) {
+        if let Some(id) = self.locate(sid) {
+            self.visit(id, |connection, _| {
+                if let Some(client) = connection.speaker.socketio_mut() {
+                    client.protocol.unprobe();
+                }
+            });
+        }
+    }
+
+    /// A WebSocket has the session from here on, if it still may. `inbound` came behind the word for it.
+    pub(crate) fn upgrade(
+        &self,
+        sid: Sid,
+        socket: &Rc<TcpStream>,
+        decoder: Decoder,
+        inbound: impl Iterator<Item = Inbound>,
+    ) -> Option<ConnectionId> {
+        let id = self.locate(sid)?;
+        let socket = socket.clone();
+        let upgraded = self.visit(id, |connection, desk| {
+            let now: Moment = desk.now;
+            let client = connection.speaker.socketio_mut()?;
+            client.upgrade(decoder, now).then_some(())?;
+            let waiting = connection.outlet.attach(socket, Client::rewrap);
+            if let Some(poll) = waiting {
+                // A client that polls on though it said it would not is let go; it may have gone.
+                drop(poll.send(Ok(NOOP.into())));
+            }
+            desk.metrics.upgraded();
+            connection.due = true;
+            connection.take_messages(inbound, desk);
+            Some(id)
+        });
+        upgraded.flatten()
+    }
+}
+
+fn on_posted(
+    connection: &mut Connection,
+    body: Option<Bytes>,
+    desk: &mut Desk<'_>,
+) -> Result<(), Turned> {
+    if let Some(client) = connection.speaker.socketio_mut() {
+        client.protocol.posted();
+    }
+    let Some(body) = body else {
+        connection.end(CloseReason::Client);
+        return Err(ENDED);
+    };
+    connection.sign_of_life(desk);
+    let Ok(packets) = payload::split(&body) else {
+        connection.end(CloseReason::Protocol);
+        return Err(BAD_PAYLOAD);
+    };
+    let packets = packets.map(|packet| Inbound::Text(packet.into()));
+    connection.take_messages(packets, desk);
+    match connection.ends {
+        Some(CloseReason::Protocol) => Err(BAD_PACKET),
+        _ => Ok(()),
     }
 }

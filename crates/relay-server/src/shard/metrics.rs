@@ -2,21 +2,23 @@
 //!
 //! Counters are shared by all shards, and a shared counter costs each delivery as much as the rest of the
 //! shard's own work once two threads count on it. So shards count in private and add up when a turn is over.
+//!
+//! Invariant: opened minus closed is open, for every transport.
 
 use prometheus::local::LocalIntCounter;
+use relay_core::publication::Publication;
+use relay_core::quality::Verdict;
+use relay_wire::speaker::Transport;
 
-use super::connection::Transport;
+use super::connection::Connection;
 use crate::telemetry::{ClassMetrics, Telemetry, TransportMetrics};
 
 pub(super) struct Metrics {
-    websocket: TransportMetrics,
-    sse: TransportMetrics,
-    poll: TransportMetrics,
-    pub(super) socketio_websocket: TransportMetrics,
-    pub(super) socketio_polling: TransportMetrics,
-    pub(super) state: ClassMetrics,
-    pub(super) milestone: ClassMetrics,
-    pub(super) ending: ClassMetrics,
+    /// In the order of [`Transport::ALL`].
+    transports: [TransportMetrics; 5],
+    state: ClassMetrics,
+    milestone: ClassMetrics,
+    ending: ClassMetrics,
     /// States a newer state took the place of.
     pub(super) conflated: LocalIntCounter,
     /// Bytes handed to the kernel.
@@ -26,11 +28,7 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new(telemetry: &Telemetry) -> Self {
         Self {
-            websocket: telemetry.transport("websocket"),
-            sse: telemetry.transport("sse"),
-            poll: telemetry.transport("poll"),
-            socketio_websocket: telemetry.transport("socketio_websocket"),
-            socketio_polling: telemetry.transport("socketio_polling"),
+            transports: Transport::ALL.map(|transport| telemetry.transport(transport.as_str())),
             state: telemetry.class("state"),
             milestone: telemetry.class("milestone"),
             ending: telemetry.class("ending"),
@@ -39,25 +37,53 @@ impl Metrics {
         }
     }
 
-    pub(super) fn of(&self, transport: &Transport) -> &TransportMetrics {
-        match transport {
-            Transport::WebSocket(_) => &self.websocket,
-            Transport::EventStream => &self.sse,
-            Transport::Poll(_) => &self.poll,
-            Transport::SocketIo(link) if link.protocol.is_polling() => &self.socketio_polling,
-            Transport::SocketIo(_) => &self.socketio_websocket,
+    pub(super) fn of(&self, transport: Transport) -> &TransportMetrics {
+        &self.transports[transport as usize]
+    }
+
+    pub(super) fn class(&self, publication: &Publication) -> &ClassMetrics {
+        match (publication.is_terminal(), publication.is_state()) {
+            (true, _) => &self.ending,
+            (false, true) => &self.state,
+            (false, false) => &self.milestone,
         }
+    }
+
+    /// A connection begins.
+    pub(super) fn opened(&self, connection: &Connection, telemetry: &Telemetry) {
+        let metrics = self.of(connection.speaker.transport());
+        metrics.open.inc();
+        metrics.opened.inc();
+        if connection.speaker.is_judged() {
+            telemetry.quality(Verdict::Good).inc();
+        }
+        if let Some(speech) = connection.speaker.speech() {
+            let dialect = &speech.dialect().name;
+            telemetry.dialect_connections(dialect).inc();
+        }
+    }
+
+    /// A connection has ended.
+    pub(super) fn closed(&self, connection: &Connection, telemetry: &Telemetry) {
+        self.of(connection.speaker.transport()).open.dec();
+        if connection.speaker.is_judged() {
+            telemetry.quality(connection.quality.verdict()).dec();
+        }
+        if let Some(speech) = connection.speaker.speech() {
+            let dialect = &speech.dialect().name;
+            telemetry.dialect_connections(dialect).dec();
+        }
+    }
+
+    /// A Socket.IO session goes on over a WebSocket.
+    pub(super) fn upgraded(&self) {
+        self.of(Transport::SocketIoPolling).open.dec();
+        self.of(Transport::SocketIoWebSocket).open.inc();
     }
 
     /// Adds what was counted to what everybody sees.
     pub(super) fn publish(&self) {
-        for transport in [
-            &self.websocket,
-            &self.sse,
-            &self.poll,
-            &self.socketio_websocket,
-            &self.socketio_polling,
-        ] {
+        for transport in &self.transports {
             transport.deliveries.flush();
         }
         for class in [&self.state, &self.milestone, &self.ending] {

@@ -12,13 +12,13 @@ use smallvec::SmallVec;
 
 /// One connection's interest in one topic: where the connection is in the shard's slab, and as what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Watcher {
+pub(super) struct Interest {
     pub(super) slot: usize,
-    pub(super) subscription: SubscriptionId,
+    pub(super) via: SubscriptionId,
 }
 
 /// A topic's members. Most jobs have one, who needs no allocation.
-type Members = SmallVec<[Watcher; 1]>;
+type Members = SmallVec<[Interest; 1]>;
 
 /// A shard's watchers by topic.
 #[derive(Debug, Default)]
@@ -47,17 +47,17 @@ impl Registry {
         }
     }
 
-    pub(super) fn add(&mut self, topic: &Topic, watcher: Watcher) {
+    pub(super) fn add(&mut self, topic: &Topic, interest: Interest) {
         let members = self.map(topic).entry(topic.id().clone()).or_default();
-        members.push(watcher);
+        members.push(interest);
     }
 
-    pub(super) fn remove(&mut self, topic: &Topic, watcher: Watcher) {
+    pub(super) fn remove(&mut self, topic: &Topic, interest: Interest) {
         let map = self.map(topic);
         let Some(members) = map.get_mut(topic.id()) else {
             return;
         };
-        if let Some(at) = members.iter().position(|each| *each == watcher) {
+        if let Some(at) = members.iter().position(|each| *each == interest) {
             members.swap_remove(at);
         }
         if members.is_empty() {
@@ -75,7 +75,7 @@ impl Registry {
     pub(super) fn watchers_of<'a>(
         &'a self,
         publication: &Publication,
-    ) -> impl Iterator<Item = &'a Watcher> + use<'a> {
+    ) -> impl Iterator<Item = &'a Interest> + use<'a> {
         let by_job = self.jobs.get(&publication.job);
         let by_owner = self.users.get(&publication.owner);
         let by_group = publication
@@ -86,7 +86,7 @@ impl Registry {
         members.flat_map(SmallVec::as_slice)
     }
 
-    pub(super) fn watchers(&self, topic: &Topic) -> &[Watcher] {
+    pub(super) fn watchers(&self, topic: &Topic) -> &[Interest] {
         let map = match topic {
             Topic::Job(_) => &self.jobs,
             Topic::User(_) => &self.users,
@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn regression_a_topic_is_wanted_while_a_join_is_under_way() {
         let topic = Topic::parse("job:j1").unwrap();
-        let leaving = Watcher {
+        let leaving = Interest {
             slot: 0,
-            subscription: SubscriptionId(0),
+            via: SubscriptionId(0),
         };
         let mut registry = Registry::default();
         registry.add(&topic, leaving);

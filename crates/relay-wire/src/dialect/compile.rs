@@ -12,7 +12,7 @@ use toml::Spanned;
 use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};
 use super::jq::Mapping;
 use super::routes::{Endpoint, Health, Poll, Template, params_of};
-use super::{Defaults, Dialect, Dialects, Meters, Request, Voice, Words};
+use super::{Dialect, Dialects, Meters, Request, Voice, WatcherBounds, Words};
 use crate::Frame;
 
 /// Words one dialect may have for statuses: each is a slot in every publication.
@@ -66,7 +66,7 @@ pub struct Mistake {
 /// Reads all of `sources`.
 pub(super) fn load(
     sources: &[Source],
-    defaults: Defaults,
+    defaults: WatcherBounds,
     meters: Meters<'_>,
 ) -> Result<Dialects, Vec<Mistake>> {
     let mut dialects = Dialects::default();
@@ -109,7 +109,7 @@ impl Reading<'_> {
         });
     }
 
-    fn dialect(&mut self, defaults: Defaults, into: &mut Dialects) {
+    fn dialect(&mut self, defaults: WatcherBounds, into: &mut Dialects) {
         let file: DialectFile = match toml::from_str(self.text) {
             Ok(file) => file,
             Err(error) => {
@@ -141,15 +141,13 @@ impl Reading<'_> {
             name: self.name.to_owned(),
             words,
             cookie: file.identity.cookie.clone(),
-            outbox: outbox(&file, defaults),
-            session: session(&file, defaults),
+            bounds: bounds(&file, defaults),
             idle_after: file.heartbeat.idle_after.map(|time| time.0),
             check_interval: file.heartbeat.check_interval.map(|time| time.0),
             after_ending: file.close.after_ending.map(|time| time.0),
             drain_within: file.close.drain_within.map(|time| time.0),
             request_id: file.http.request_id,
             tracks_status: file.delivery.tracks_status,
-            endings_within: file.delivery.endings_within.map(|time| time.0),
             recovery: self.recovery(&file),
             requests: self.requests(&file),
             codes: self.codes(&file),
@@ -325,7 +323,10 @@ impl Reading<'_> {
     }
 
     fn check_times(&mut self, file: &DialectFile, dialect: &Dialect) {
-        let (ping, dead) = (dialect.session.ping_interval, dialect.session.dead_after);
+        let (ping, dead) = (
+            dialect.bounds.session.ping_interval,
+            dialect.bounds.session.dead_after,
+        );
         if ping.is_zero() || dead < ping.mul_f64(1.5) {
             self.refuse(
                 0,
@@ -506,24 +507,22 @@ impl Reading<'_> {
     }
 }
 
-fn outbox(file: &DialectFile, defaults: Defaults) -> relay_core::outbox::OutboxBounds {
-    let mut bounds = defaults.outbox;
-    if let Some(milestones) = file.delivery.milestones {
-        bounds.milestones = milestones.max(1);
-    }
-    if let Some(per_second) = file.delivery.updates_per_second.filter(|rate| *rate > 0) {
-        bounds.interval = Duration::from_secs(1) / per_second;
-    }
-    bounds
-}
-
-fn session(file: &DialectFile, defaults: Defaults) -> relay_core::session::SessionBounds {
-    let mut bounds = defaults.session;
+/// The bounds of watchers: what the file says, else the defaults.
+fn bounds(file: &DialectFile, defaults: WatcherBounds) -> WatcherBounds {
+    let mut bounds = defaults;
+    let (session, outbox) = (&mut bounds.session, &mut bounds.outbox);
     if let Some(time) = file.heartbeat.ping_interval {
-        bounds.ping_interval = time.0;
+        session.ping_interval = time.0;
     }
     if let Some(time) = file.heartbeat.dead_after {
-        bounds.dead_after = time.0;
+        session.dead_after = time.0;
     }
+    if let Some(milestones) = file.delivery.milestones {
+        outbox.milestones = milestones.max(1);
+    }
+    if let Some(per_second) = file.delivery.updates_per_second.filter(|rate| *rate > 0) {
+        outbox.interval = Duration::from_secs(1) / per_second;
+    }
+    bounds.endings_within = file.delivery.endings_within.map(|time| time.0);
     bounds
 }

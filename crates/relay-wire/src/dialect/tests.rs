@@ -1,9 +1,12 @@
 //! What holds for every dialect, and what is said of a file that is wrong.
 
+use relay_core::outbox::OutboxBounds;
+use relay_core::session::SessionBounds;
+
 use super::*;
 
 /// The configuration's own.
-const DEFAULTS: Defaults = Defaults {
+const DEFAULTS: WatcherBounds = WatcherBounds {
     outbox: OutboxBounds {
         milestones: 100,
         bytes: 256 * 1024,
@@ -16,6 +19,8 @@ const DEFAULTS: Defaults = Defaults {
         ping_interval: Duration::from_secs(25),
         dead_after: Duration::from_secs(60),
     },
+    ack_timeout: Duration::from_secs(5),
+    endings_within: None,
 };
 
 fn source(name: &str, text: &str) -> Source {

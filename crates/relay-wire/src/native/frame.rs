@@ -11,8 +11,6 @@ use std::io::Write as _;
 use bytes::Bytes;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
-use relay_core::id::JobId;
-use relay_core::outbox::GapReason;
 use relay_core::publication::{Body, Publication, Slot, Wrapping};
 use relay_core::tally::{Aggregate, Tally};
 use relay_core::topic::Topic;
@@ -291,28 +289,22 @@ impl Notice<'_> {
         }
     }
 
-    /// The frame's bytes.
+    /// The frame's bytes. On an event stream, where the client stands becomes the event's id, and how long to wait
+    /// becomes the browser's own delay.
     pub fn encode(&self, wire: Wire) -> Bytes {
-        self.encode_as(wire, None)
-    }
-
-    /// The frame's bytes; `cursor` becomes the event's id on an event stream.
-    pub fn encode_with_id(&self, wire: Wire, cursor: &str) -> Bytes {
-        self.encode_as(wire, Some(cursor))
-    }
-
-    /// What the client gave to know the answer by.
-    pub fn id(&self) -> Option<&Value> {
-        match self {
-            Notice::Subscribed { id, .. }
-            | Notice::Unsubscribed { id, .. }
-            | Notice::Pong { id, .. }
-            | Notice::Error { id, .. } => *id,
-            Notice::Hello { .. }
-            | Notice::Authenticated { .. }
-            | Notice::Aggregate { .. }
-            | Notice::Gap { .. }
-            | Notice::ServerShutdown { .. } => None,
+        let kind = self.frame().map_or("pong", Frame::as_str);
+        let cursor = match self {
+            Notice::Subscribed { cursor, .. } => Some(cursor.as_str()),
+            _ => None,
+        };
+        // Serializing a struct of strings and numbers into memory cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        let frame = wrap(kind, &json, cursor, wire);
+        match (self, wire) {
+            (Notice::ServerShutdown { retry_ms }, Wire::EventStream) => {
+                Bytes::from([format!("retry: {retry_ms}\n").as_bytes(), &frame].concat())
+            }
+            _ => frame,
         }
     }
 
@@ -330,24 +322,6 @@ impl Notice<'_> {
             Notice::ServerShutdown { .. } => Frame::ServerShutdown,
         })
     }
-
-    fn encode_as(&self, wire: Wire, id: Option<&str>) -> Bytes {
-        let kind = self.frame().map_or("pong", Frame::as_str);
-        // Serializing a struct of strings and numbers into memory cannot fail.
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        wrap(kind, &json, id, wire)
-    }
 }
-
-/// The frame that announces a gap.
-pub fn gap(job: &JobId, topic: &Topic, reason: GapReason, wire: Wire) -> Bytes {
-    Notice::Gap {
-        topic: topic.to_string(),
-        job_id: job.as_str(),
-        reason: reason.as_str(),
-    }
-    .encode(wire)
-}
-
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use clap::Parser;
 use super::*;
 use crate::identity::test_keys;
 use relay_core::topic::Topic;
+use relay_core::watcher::sight::Viewer as _;
 
 #[derive(clap::Parser)]
 struct Line {

@@ -1,6 +1,6 @@
 //! The shapes of frames, byte for byte, and which are kept.
 
-use relay_core::id::{Name, Owner};
+use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;

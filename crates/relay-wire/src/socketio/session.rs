@@ -1,4 +1,4 @@
-//! What may happen when, on one Engine.IO session: polls, posts, the change to WebSocket, and namespaces.
+//! What may happen when, on one session: polls, posts, the change to WebSocket, and namespaces.
 //!
 //! A pure state machine: it is told what came and says what that means. Heartbeats and credentials are the
 //! affair of [`relay_core::session::Session`], answers and sockets that of whoever owns them.
@@ -11,8 +11,8 @@ use std::time::Duration;
 use relay_core::moment::Moment;
 use serde_json::Value;
 
-use super::Packet;
-use crate::socketio::packet::{self, BadPacket};
+use super::packet::{self, BadPacket};
+use crate::engineio::Packet;
 
 /// Namespaces one session may be in at a time.
 pub const MAX_NAMESPACES: usize = 16;

@@ -18,7 +18,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// Writes a few bytes into a socket that nobody else writes to yet. `None`: the peer is gone.
-pub(crate) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()> {
+pub(super) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()> {
     while !head.is_empty() {
         match socket.try_write(&head) {
             Ok(sent) => head = head.slice(sent..),
@@ -33,7 +33,7 @@ pub(crate) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()
 }
 
 /// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.
-pub(crate) async fn linger(socket: &TcpStream) {
+pub(super) async fn linger(socket: &TcpStream) {
     if SockRef::from(socket)
         .shutdown(std::net::Shutdown::Write)
         .is_err()

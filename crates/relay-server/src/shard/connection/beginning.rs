@@ -1,0 +1,137 @@
+//! How a connection and its subscriptions begin: its greeting, what its URL names, and the first words.
+
+use bytes::Bytes;
+use relay_core::id::Name;
+use relay_core::outbox::{GapReason, SubscriptionId};
+use relay_core::topic::Topic;
+use relay_core::watcher::beginning::{Beginning, Joined};
+use relay_core::watcher::sight::{Sight, Viewer as _};
+use relay_wire::exchange::ReplyTo;
+use relay_wire::native::frame::Notice;
+use relay_wire::speaker::Transport;
+use relay_wire::websocket;
+
+use super::{Connection, Desk, Errand, bounds};
+
+impl Connection {
+    /// It begins: the answer to its request, a greeting, and what its URL names.
+    pub(crate) fn open(&mut self, head: Bytes, authenticated: bool, desk: &mut Desk<'_>) {
+        self.reply(head, desk);
+        match self.speaker.transport() {
+            // A session that polls has its packet in the answer; in each namespace it is greeted anew.
+            Transport::SocketIoWebSocket => {
+                let packet = self.open_packet(desk).unwrap_or_default();
+                self.reply(websocket::text(packet.as_bytes()), desk);
+            }
+            Transport::WebSocket => self.say_hello(&ReplyTo::Nobody, desk),
+            Transport::EventStream | Transport::Poll | Transport::SocketIoPolling => {}
+        }
+        if authenticated {
+            self.start(desk);
+        }
+    }
+
+    pub(super) fn say_hello(&mut self, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        let interval = bounds(&self.speaker, desk.node).session.ping_interval;
+        // A dialect's own interval is for its Socket.IO clients, who are told it again when they join.
+        let interval = match self.speaker.socketio() {
+            Some(_) => interval,
+            None => desk.node.bounds.session.ping_interval,
+        };
+        let identity = self.identity.clone();
+        let notice = Notice::Hello {
+            version: env!("CARGO_PKG_VERSION"),
+            session: &format!("{}-{:x}", desk.shard, self.id.0),
+            user: identity.user.as_ref().map(Name::as_str),
+            ping_interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.say(&notice, reply_to, desk);
+    }
+
+    /// Subscribes to what the URL names, once it is known who the client is. What is not its to watch by then
+    /// is refused; where it was known before, the request was.
+    pub(super) fn start(&mut self, desk: &mut Desk<'_>) {
+        let Some((topics, cursor)) = self.rare.as_mut().and_then(|rare| rare.awaited.take()) else {
+            return;
+        };
+        self.tidy();
+        let identity = self.identity.clone();
+        let (may, may_not): (Vec<_>, Vec<_>) = topics
+            .into_iter()
+            .partition(|topic| identity.sight(topic) != Sight::No);
+        for topic in may_not {
+            self.refuse_topic(&topic, &ReplyTo::Nobody, desk);
+        }
+        let limits = bounds(&self.speaker, desk.node);
+        let joins = self
+            .watcher
+            .watch(may, cursor.as_ref(), desk.horizon, limits);
+        desk.errands.extend(joins.into_iter().map(Errand::Join));
+    }
+
+    /// A join was answered. Whether the subscription is live from here on.
+    pub(crate) fn begin(&mut self, joined: Joined, desk: &mut Desk<'_>) -> bool {
+        let (via, topic) = (joined.subscription, joined.topic.clone());
+        let limits = bounds(&self.speaker, desk.node);
+        let now = (desk.now, desk.wall());
+        let begun = match self
+            .watcher
+            .begin(joined, &*self.identity, desk.horizon, now, limits)
+        {
+            Beginning::Left => return false,
+            Beginning::Forbidden => {
+                let reply_to = self.take_asked(via);
+                self.refuse_topic(&topic, &reply_to, desk);
+                self.due = true;
+                return false;
+            }
+            Beginning::Live(begun) => begun,
+        };
+        let reply_to = self.take_asked(via);
+        let telemetry = &desk.node.telemetry;
+        if begun.resumes {
+            telemetry.resume(begun.recovered);
+        }
+        for _ in 0..begun.gaps {
+            telemetry.gap(GapReason::History.as_str());
+        }
+        if let Some(client) = self.speaker.socketio_mut() {
+            client.begun(via);
+        }
+        let notice = Notice::Subscribed {
+            id: reply_to.id(),
+            topic: topic.to_string(),
+            recovered: begun.recovered,
+            jobs: begun.jobs,
+            cursor: begun.cursor.to_string(),
+            stale: desk.horizon.is_stale(),
+        };
+        self.say(&notice, &reply_to, desk);
+        self.begin_aggregates(via, &topic, desk);
+        self.due = true;
+        true
+    }
+
+    /// Ends a subscription its client may not have, and says so.
+    pub(crate) fn refuse_subscription(&mut self, via: SubscriptionId, desk: &mut Desk<'_>) {
+        let Some(topic) = self.watcher.leave(via) else {
+            return;
+        };
+        let reply_to = self.take_asked(via);
+        self.refuse_topic(&topic, &reply_to, desk);
+        self.due = true;
+        desk.errands.push(Errand::Leave(via, topic));
+    }
+
+    /// Says that a topic is not the client's to watch.
+    fn refuse_topic(&mut self, topic: &Topic, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        desk.node.telemetry.client_error("forbidden");
+        let notice = Notice::Error {
+            id: reply_to.id(),
+            code: "forbidden",
+            message: relay_core::session::FORBIDDEN,
+            topic: Some(topic.to_string()),
+        };
+        self.say(&notice, reply_to, desk);
+    }
+}

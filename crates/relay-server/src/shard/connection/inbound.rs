@@ -1,0 +1,300 @@
+//! What the client sends: bytes to messages, messages to what they ask, and that carried out.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use governor::clock::{Clock as _, QuantaClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use relay_core::id::Name;
+use relay_core::moment::WallTime;
+use relay_core::outbox::SubscriptionId;
+use relay_core::session::{Action, CloseReason, Command, CommandError};
+use relay_wire::exchange::{Ask, Heard, ReplyTo};
+use relay_wire::native::frame::Notice;
+use relay_wire::websocket::{DecodeError, Inbound};
+
+use super::{Connection, Desk, Errand, bounds};
+use crate::identity::{Credential, Identity, Source};
+use crate::refused::Refused;
+
+/// Messages rejected in a row for coming too fast, after which the connection ends.
+const MAX_TOO_FREQUENT: u32 = 100;
+
+/// The bucket a client's messages are taken from.
+#[derive(Debug)]
+pub(super) struct MessageLimiter {
+    bucket: DefaultDirectRateLimiter,
+    rejected: u32,
+}
+
+impl MessageLimiter {
+    fn new(per_second: u32, burst: u32) -> Self {
+        let at_least_one = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_second(at_least_one(per_second)).allow_burst(at_least_one(burst));
+        Self {
+            bucket: RateLimiter::direct_with_clock(quota, QuantaClock::default()),
+            rejected: 0,
+        }
+    }
+
+    /// `Err` with the milliseconds until the next message would be taken.
+    fn admit(&mut self) -> Result<(), u128> {
+        match self.bucket.check() {
+            Ok(()) => {
+                self.rejected = 0;
+                Ok(())
+            }
+            Err(not_until) => {
+                self.rejected += 1;
+                let wait = not_until.wait_time_from(QuantaClock::default().now());
+                Err(wait.as_millis())
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Takes bytes from the client's socket.
+    pub(crate) fn received(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
+        #[cfg(test)]
+        crate::shard::tests::fault(bytes);
+        let limit = desk.node.limits.message_bytes;
+        let (messages, error) = self.speaker.decode(bytes, limit);
+        self.sign_of_life(desk);
+        self.take_messages(messages, desk);
+        if let (Some(error), true) = (error, self.goes_on()) {
+            self.on_undecodable(error, desk);
+        }
+    }
+
+    /// Takes messages one after the other, until one of them ends the connection.
+    pub(crate) fn take_messages(
+        &mut self,
+        messages: impl IntoIterator<Item = Inbound>,
+        desk: &mut Desk<'_>,
+    ) {
+        for message in messages {
+            if !self.goes_on() {
+                return;
+            }
+            let counts = !matches!(message, Inbound::Pong | Inbound::Close(_));
+            if counts && !self.admit(&message, desk) {
+                continue;
+            }
+            let about = Self::about(&self.identity, desk);
+            let heard = self.speaker.hear(message, &about, desk.now);
+            self.act_on(heard, desk);
+        }
+    }
+
+    /// Whether the client's allowance covers one more message. If not, that message is answered with an
+    /// error, so the client knows which one was ignored; a client that goes on regardless is ended.
+    fn admit(&mut self, message: &Inbound, desk: &mut Desk<'_>) -> bool {
+        let limits = &desk.node.limits;
+        let (per_second, burst) = (limits.messages_per_second, limits.messages_burst);
+        let limiter = self
+            .messages
+            .get_or_insert_with(|| Box::new(MessageLimiter::new(per_second, burst)));
+        let Err(wait_ms) = limiter.admit() else {
+            return true;
+        };
+        if limiter.rejected > MAX_TOO_FREQUENT {
+            self.end(CloseReason::TooFrequent);
+            return false;
+        }
+        let reply_to = self.speaker.id_of(message);
+        let sentence = format!(
+            "rate limit exceeded: more than {per_second} messages per second (burst {burst}; limits.messages_per_second, limits.messages_burst). This message was ignored; send it again in {wait_ms} ms"
+        );
+        self.reject("rate_limited", &sentence, &reply_to, desk);
+        false
+    }
+
+    fn act_on(&mut self, heard: Heard, desk: &mut Desk<'_>) {
+        match heard {
+            Heard::Nothing => {}
+            Heard::Pong => self.on_pong(desk),
+            Heard::Answer(bytes) => self.reply(bytes, desk),
+            Heard::Leave(bytes) => self.on_leave(bytes, desk),
+            Heard::Asked(asks, reply_to) => self.carry_out(asks, &reply_to, desk),
+            Heard::Rejected(rejected, reply_to) => {
+                self.reject(rejected.code, &rejected.message, &reply_to, desk);
+            }
+            Heard::Connect(namespace, auth) => {
+                self.on_connect(&namespace, auth.as_ref(), desk);
+            }
+            Heard::Disconnect(namespace) => self.on_disconnect(&namespace, desk),
+            Heard::Broken(_) => {
+                desk.node.telemetry.client_error("protocol");
+                self.end(CloseReason::Protocol);
+            }
+        }
+    }
+
+    /// Does what a message asks for, until that ends the connection.
+    pub(super) fn carry_out(&mut self, asks: Vec<Ask>, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        for ask in asks {
+            if !self.goes_on() {
+                return;
+            }
+            match ask {
+                Ask::Command(command) => self.on_command(command, reply_to, desk),
+                Ask::Say(bytes) => self.reply(bytes, desk),
+                Ask::Error { code, message } => self.reject(&code, &message, reply_to, desk),
+                Ask::RoundTrip => self.on_check_answered(desk),
+                Ask::Worker { name, data } => self.ask(&name, data, reply_to, desk),
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        let limits = bounds(&self.speaker, desk.node);
+        let actions =
+            self.watcher
+                .command(command, &*self.identity, desk.horizon, desk.now, limits);
+        for action in actions {
+            match action {
+                Action::Join(join) => {
+                    self.note_asked(join.subscription, reply_to);
+                    desk.errands.push(Errand::Join(join));
+                }
+                Action::Leave {
+                    subscription,
+                    topic,
+                } => {
+                    self.take_asked(subscription);
+                    let notice = Notice::Unsubscribed {
+                        id: reply_to.id(),
+                        topic: topic.to_string(),
+                    };
+                    self.say(&notice, reply_to, desk);
+                    desk.errands.push(Errand::Leave(subscription, topic));
+                }
+                Action::Verify(token) => self.on_auth(&token, reply_to, desk),
+                Action::Pong => {
+                    let ts = desk.wall().as_unix_micros() / 1000;
+                    let id = reply_to.id();
+                    self.say(&Notice::Pong { id, ts }, reply_to, desk);
+                }
+                Action::Refuse(error) => self.on_refused(&error, reply_to, desk),
+                Action::Ping => self.ping(desk),
+                Action::Close(reason) => self.end(reason),
+                // The watcher has it.
+                Action::Acknowledge { .. } => {}
+            }
+        }
+    }
+
+    /// Notes where the answer to a join goes.
+    pub(super) fn note_asked(&mut self, via: SubscriptionId, reply_to: &ReplyTo) {
+        if *reply_to != ReplyTo::Nobody {
+            self.rare().asked.push((via, reply_to.clone()));
+        }
+        if let Some(client) = self.speaker.socketio_mut() {
+            client.note_subscription(reply_to, via);
+        }
+    }
+
+    fn on_refused(&mut self, error: &CommandError, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        desk.node.telemetry.client_error(error.code());
+        let topic = match error {
+            CommandError::Forbidden { topic } => Some(topic),
+            // A native client has its id to know what it asked for.
+            CommandError::AlreadySubscribed { topic } if self.speaker.speech().is_some() => {
+                Some(topic)
+            }
+            _ => None,
+        };
+        let notice = Notice::Error {
+            id: reply_to.id(),
+            code: error.code(),
+            message: &error.to_string(),
+            topic: topic.map(ToString::to_string),
+        };
+        self.say(&notice, reply_to, desk);
+    }
+
+    fn on_auth(&mut self, token: &str, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        let identity = match verified(token, desk) {
+            Ok(identity) => identity,
+            Err(refused) => {
+                self.reject(refused.code, &refused.message, reply_to, desk);
+                return self.end(CloseReason::Unauthenticated);
+            }
+        };
+        if let Some(user) = &self.identity.user
+            && identity.user.as_ref() != Some(user)
+        {
+            let sentence = "this connection belongs to another user; open a new one";
+            return self.reject("other_user", sentence, reply_to, desk);
+        }
+        if let Err(refusal) = self.admission.identify(identity.user.as_ref()) {
+            self.reject(refusal.code(), &refusal.to_string(), reply_to, desk);
+            return self.end(CloseReason::Unauthenticated);
+        }
+        let expires_at = identity.expires_at;
+        self.identity = Arc::new(identity);
+        let until = expires_at.map(|at| desk.moment_of(at));
+        let limits = bounds(&self.speaker, desk.node);
+        self.watcher.authenticated(until, desk.now, limits);
+        let identity = self.identity.clone();
+        let notice = Notice::Authenticated {
+            user: identity.user.as_ref().map(Name::as_str),
+            expires_at: expires_at.map(WallTime::to_rfc3339),
+        };
+        self.say(&notice, reply_to, desk);
+        self.start(desk);
+    }
+
+    /// The client says goodbye; its last word is answered first.
+    fn on_leave(&mut self, answer: Bytes, desk: &mut Desk<'_>) {
+        if self.speaker.is_polling() {
+            self.outlet.answer(Ok(answer.to_vec()));
+        } else {
+            self.reply(answer, desk);
+            self.flush(desk);
+        }
+        self.end(CloseReason::Client);
+    }
+
+    fn on_undecodable(&mut self, error: DecodeError, desk: &mut Desk<'_>) {
+        let (label, reason) = match error {
+            DecodeError::TooLarge(_) => ("too_large", CloseReason::TooLarge),
+            DecodeError::Protocol(_) | DecodeError::NotUtf8 => ("protocol", CloseReason::Protocol),
+        };
+        desk.node.telemetry.client_error(label);
+        let about = Self::about(&self.identity, desk);
+        let answer = self.speaker.reject_bytes(error, &about);
+        self.reply(answer, desk);
+        if reason == CloseReason::Protocol {
+            self.flush(desk);
+        }
+        self.end(reason);
+    }
+
+    /// Answers with an error; the connection goes on.
+    pub(super) fn reject(
+        &mut self,
+        code: &str,
+        message: &str,
+        reply_to: &ReplyTo,
+        desk: &mut Desk<'_>,
+    ) {
+        desk.node.telemetry.client_error(code);
+        let notice = Notice::Error {
+            id: reply_to.id(),
+            code,
+            message,
+            topic: None,
+        };
+        self.say(&notice, reply_to, desk);
+    }
+}
+
+/// Who a token says the client is.
+pub(super) fn verified(token: &str, desk: &Desk<'_>) -> Result<Identity, Refused> {
+    let credential = Credential::new(token, Source::Message)?;
+    let identity = &desk.node.identity;
+    identity.identify(Some(&credential), desk.wall())
+}
