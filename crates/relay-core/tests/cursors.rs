@@ -1,4 +1,4 @@
-//! Plays the example of `docs/explanation/cursors.md` with the real session, outbox and cursor.
+//! Plays the example of `docs/explanation/cursors.md` with a real watcher.
 //!
 //! Invariant: every row of the page's tables stands here with the same step and the same cursor.
 
@@ -8,32 +8,53 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::cursor::{Cursor, Print, Told};
+use relay_core::cursor::{Cursor, Print};
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::{Outbox, OutboxBounds, SubscriptionId};
+use relay_core::outbox::{Offered, OutboxBounds, SubscriptionId};
+use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::{Body, Frames, JobKey, Publication};
-use relay_core::recovery::Known;
-use relay_core::session::{Session, SessionBounds};
+use relay_core::session::{Join, SessionBounds};
 use relay_core::tally::Share;
 use relay_core::topic::Topic;
+use relay_core::watcher::beginning::{Beginning, Joined};
+use relay_core::watcher::holds::{Released, Repairing};
+use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::sight::{Sight, Viewer};
+use relay_core::watcher::{Watcher, WatcherBounds};
 
 const PAGE: &str = include_str!("../../../docs/explanation/cursors.md");
-const EPOCH: u64 = 1;
-const EVERYTHING: u64 = u64::MAX;
-const OUTBOX: OutboxBounds = OutboxBounds {
-    milestones: 100,
-    bytes: 262_144,
-    jobs: 1000,
-    interval: Duration::from_millis(100),
+const EPOCH: Epoch = Epoch::new(1);
+const BOUNDS: WatcherBounds = WatcherBounds {
+    session: SessionBounds {
+        subscriptions: 100,
+        auth_timeout: Duration::from_secs(10),
+        ping_interval: Duration::from_secs(25),
+        dead_after: Duration::from_secs(60),
+    },
+    outbox: OutboxBounds {
+        milestones: 100,
+        bytes: 262_144,
+        jobs: 1000,
+        interval: Duration::from_millis(100),
+    },
+    ack_timeout: Duration::from_secs(5),
+    endings_within: None,
 };
-const SESSION: SessionBounds = SessionBounds {
-    subscriptions: 100,
-    auth_timeout: Duration::from_secs(10),
-    ping_interval: Duration::from_secs(25),
-    dead_after: Duration::from_secs(60),
-};
+
+/// A client that may see all there is.
+struct Everything;
+
+impl Viewer for Everything {
+    fn sight(&self, _: &Topic) -> Sight {
+        Sight::Yes
+    }
+
+    fn may_watch(&self, _: &Topic, _: Option<&Owner>, _: Option<&Name>) -> bool {
+        true
+    }
+}
 
 fn topic(job: u64) -> Topic {
     Topic::parse(&format!("job:clip-{job}")).unwrap()
@@ -69,7 +90,7 @@ fn milestone(job: u64, seq: u64) -> Arc<Publication> {
 
 fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
     Arc::new(Publication {
-        seq,
+        seq: Seq::new(seq),
         epoch: EPOCH,
         key: JobKey(job),
         job: Name::parse(&format!("clip-{job}")).unwrap(),
@@ -83,64 +104,74 @@ fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
     })
 }
 
-/// One connection, with the least of a node around it.
+/// One connection to one node.
 struct Connection {
-    session: Session,
-    outbox: Outbox,
-    carried: Vec<Told>,
+    watcher: Watcher,
+    horizon: Horizon,
     now: Moment,
 }
 
 impl Connection {
-    fn open(cursor: Option<&Cursor>) -> Self {
+    fn open(node_has_read: u64) -> Self {
+        let mut horizon = Horizon::new(EPOCH, false);
+        horizon.hear(Seq::new(node_has_read));
         Self {
-            session: Session::open(None, Moment::default(), &SESSION),
-            outbox: Outbox::default(),
-            carried: cursor.map_or(Vec::new(), |cursor| cursor.told().to_vec()),
+            watcher: Watcher::new(None, Moment::default(), &BOUNDS),
+            horizon,
             now: Moment::default(),
         }
     }
 
-    /// Subscribes on a node that has read up to `high`, and that answers with `owed`.
-    fn join(&mut self, topic: &Topic, high: u64, owed: &[Arc<Publication>]) -> SubscriptionId {
-        let print = Print::of(topic);
-        let since = self.carried.iter().find(|told| told.print == print);
-        let since = since.map(|told| told.seq);
-        let known = Known {
-            session: &self.session,
-            carried: &self.carried,
+    /// Subscribes without a message.
+    fn subscribe(&mut self, topic: &Topic) -> Join {
+        self.watcher
+            .subscribe(topic.clone(), None, &BOUNDS)
+            .unwrap()
+    }
+
+    /// The node answers a join: `owed` follows. The cursor in `subscribed`.
+    fn answer(&mut self, join: Join, owed: Arc<Publication>) -> Cursor {
+        let since = join.cursor.as_ref().and_then(|it| it.since(&join.topic));
+        let joined = Joined {
+            subscription: join.subscription,
+            topic: join.topic,
+            owner: None,
+            parent: None,
+            since,
+            recovered: since.is_some(),
+            publications: vec![owed],
+            left_out: Vec::new(),
+            high: self.horizon.reached(Seq::MAX),
         };
-        let whole_from = known.complete_from(topic, since, high);
-        let via = self.session.subscribe(topic.clone(), &SESSION).unwrap();
-        assert!(self.session.joined(via, since.unwrap_or(0), whole_from));
-        self.carried.retain(|told| told.print != print);
-        self.outbox.resume(since.unwrap_or(0));
-        for each in owed {
-            self.outbox.owe(each, via, self.now, &OUTBOX);
+        let now = (self.now, WallTime::default());
+        let began = self
+            .watcher
+            .begin(joined, &Everything, &self.horizon, now, &BOUNDS);
+        match began {
+            Beginning::Live(begun) => begun.cursor,
+            other => panic!("{other:?}"),
         }
-        self.outbox.advance(high);
-        via
     }
 
     /// An update comes from the bus.
     fn offer(&mut self, publication: &Arc<Publication>, via: SubscriptionId) {
         self.now = self.now + Duration::from_secs(1);
-        let _queued = self.outbox.offer(publication, via, self.now, &OUTBOX);
+        self.horizon.hear(publication.seq);
+        let offered = self.watcher.offer(publication, via, self.now, &BOUNDS);
+        assert_eq!(offered, Offered::Queued);
     }
 
-    /// The next thing that may be sent; nothing above `ceiling`.
-    fn sends(&mut self, ceiling: u64) -> Option<u64> {
-        let taken = self.outbox.take(self.now, ceiling, &OUTBOX)?;
-        match taken.telling {
-            relay_core::outbox::Telling::Publication(publication) => Some(publication.seq),
-            relay_core::outbox::Telling::Gap { .. } => None,
-        }
+    /// The position and the cursor of the next frame, if one may be sent.
+    fn sends(&mut self) -> Option<Cursor> {
+        let ceiling = self.watcher.ceiling(&self.horizon);
+        let taken = self.watcher.next(self.now, ceiling, &BOUNDS)?;
+        let at = self.horizon.at(taken.position);
+        Some(self.watcher.cursor_at(at))
     }
 
+    /// Where the client stands.
     fn cursor(&self) -> Cursor {
-        let place = (EPOCH, self.outbox.position());
-        let behind = |via| self.outbox.behind(via);
-        self.session.cursor(place, behind, &self.carried)
+        self.watcher.cursor(EPOCH)
     }
 }
 
@@ -149,7 +180,7 @@ fn in_words(cursor: &Cursor, topic: &Topic) -> String {
     let print = Print::of(topic);
     match cursor.told().iter().find(|told| told.print == print) {
         None => "–".to_owned(),
-        Some(told) if told.from == 0 => told.seq.to_string(),
+        Some(told) if told.from == Seq::ZERO => told.seq.to_string(),
         Some(told) => format!("{}, whole from {}", told.seq, told.from),
     }
 }
@@ -162,44 +193,50 @@ fn the_example_on_the_page_is_what_the_code_does() {
         let (on_a, on_b) = (in_words(cursor, &a), in_words(cursor, &b));
         rows.push(format!(
             "| {step} | {} | {on_a} | {on_b} | `{cursor}` |",
-            cursor.seq
+            cursor.position.seq
         ));
     };
 
     // Node A.
-    let mut client = Connection::open(None);
-    let on_a = client.join(&a, 98, &[state(42, 98)]);
-    assert_eq!(client.sends(EVERYTHING), Some(98));
-    row("1", &client.cursor());
+    let mut client = Connection::open(98);
+    let join = client.subscribe(&a);
+    let on_a = join.subscription;
+    client.answer(join, state(42, 98));
+    row("1", &client.sends().unwrap());
     client.offer(&state(42, 104), on_a);
-    assert_eq!(client.sends(EVERYTHING), Some(104));
-    row("2", &client.cursor());
-    client.join(&b, 104, &[state(43, 90)]);
-    let kept = client.cursor();
+    row("2", &client.sends().unwrap());
+    let join = client.subscribe(&b);
+    let kept = client.answer(join, state(43, 90));
     row("3", &kept);
 
     // Node B: the client has only the text of its cursor.
     let kept = Cursor::parse(&kept.to_string()).unwrap();
-    let mut client = Connection::open(Some(&kept));
-    let on_a = client.join(&a, 105, &[state(42, 105)]);
-    row("4a", &client.cursor());
-    let on_b = client.join(&b, 105, &[state(43, 90)]);
-    row("4b", &client.cursor());
-    assert_eq!(client.sends(EVERYTHING), Some(90));
-    row("5a", &client.cursor());
-    assert_eq!(client.sends(EVERYTHING), Some(105));
-    row("5b", &client.cursor());
+    let mut client = Connection::open(105);
+    let topics = vec![a.clone(), b.clone()];
+    let joins = client
+        .watcher
+        .watch(topics, Some(&kept), &client.horizon, &BOUNDS);
+    let [join_a, join_b] = <[Join; 2]>::try_from(joins).unwrap();
+    let (on_a, on_b) = (join_a.subscription, join_b.subscription);
+    row("4a", &client.answer(join_a, state(42, 105)));
+    row("4b", &client.answer(join_b, state(43, 90)));
+    row("5a", &client.sends().unwrap());
+    row("5b", &client.sends().unwrap());
 
     // 106 did not come by, and is fetched: nothing above 105 may be sent.
+    let held = client.horizon.repair(Repairing::HoldAll(Seq::new(105)));
+    assert!(matches!(held, Released::Nobody));
     client.offer(&state(43, 107), on_b);
     client.offer(&state(42, 108), on_a);
-    assert_eq!(client.sends(105), None);
+    assert!(client.sends().is_none());
     row("6", &client.cursor());
     client.offer(&milestone(43, 106), on_b);
-    for (step, seq) in [("7a", 106), ("7b", 107), ("7c", 108)] {
-        assert_eq!(client.sends(EVERYTHING), Some(seq));
-        row(step, &client.cursor());
+    let released = client.horizon.repair(Repairing::ReleaseAll);
+    assert!(matches!(released, Released::Everybody));
+    for step in ["7a", "7b", "7c"] {
+        row(step, &client.sends().unwrap());
     }
+    assert!(client.sends().is_none());
 
     let on_page: Vec<&str> = PAGE
         .lines()
@@ -222,7 +259,10 @@ fn the_bytes_on_the_page_are_those_of_the_cursor() {
         "version", "epoch", "sequence", "topic 1", "behind 1", "topic 2", "behind 2",
     ];
     let bytes: String = names.iter().map(|name| field(name)).collect();
-    let cursor = Cursor::at(EPOCH, 105, [&topic(42), &topic(43)]);
+    let cursor = Cursor::at(
+        Position::new(EPOCH, Seq::new(105)),
+        [&topic(42), &topic(43)],
+    );
     assert_eq!(bytes, hex(&cursor.to_string()));
 }
 
