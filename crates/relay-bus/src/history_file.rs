@@ -55,7 +55,7 @@ pub enum HistoryFileError {
     },
     /// Something in it is not what a relay writes.
     #[error(
-        "history.file {path} is no history of a relay, or broken: line {line}: {problem}; move it away to start without it",
+        "history.file {path} is not a relay history file, or is corrupt: line {line}: {problem}; move it away to start without it",
         path = .path.display()
     )]
     Broken {

@@ -93,7 +93,7 @@ pub enum StoreError {
     #[error("the bus is not reachable: {0}")]
     Unreachable(String),
     /// The bus answered, and refused.
-    #[error("the bus refused: {0}")]
+    #[error("the bus rejected the request: {0}")]
     Refused(String),
     /// Somebody else published to the subject first (`expected_last`).
     #[error("the job was updated by somebody else at the same time")]
@@ -133,7 +133,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         _payload: Bytes,
         _timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
-        let refused = format!("nobody can be asked over this bus, so nobody answers {subject}");
+        let refused = format!("this bus cannot carry requests, so nothing answers {subject}");
         std::future::ready(Err(StoreError::Refused(refused))).boxed()
     }
 

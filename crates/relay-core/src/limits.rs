@@ -1,10 +1,10 @@
 //! How many connections a user, an address and the node may have, and how many they do.
 //!
-//! Counts and refuses; knows nothing of sockets. Whoever was admitted is released once, with the same user
-//! and address.
+//! Counts and refuses; knows nothing of sockets. What was admitted is released once, with the same user and
+//! address.
 //!
-//! Invariant: the ledger holds an entry only for who has a connection, so it is as small as the node is
-//! busy; and the counts of addresses sum to the total.
+//! Invariant: the ledger holds an entry only for a user or an address that has a connection, so it is as small
+//! as the node is busy; and the counts of addresses sum to the total.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -29,25 +29,30 @@ pub struct ConnectionLimits {
 #[non_exhaustive]
 pub enum LimitRefusal {
     /// This user has as many as one may.
-    #[error("this user already has {limit} connections, the most allowed; close one and try again")]
+    #[error("this user already has {}, the most allowed; close one and try again", connections(*limit))]
     User {
         /// The bound.
         limit: u32,
     },
     /// This address has as many as one may.
-    #[error(
-        "this address already has {limit} connections, the most allowed; close one and try again"
-    )]
+    #[error("this address already has {}, the most allowed; close one and try again", connections(*limit))]
     Address {
         /// The bound.
         limit: u32,
     },
     /// The node is full.
-    #[error("this node already has {limit} connections, the most it takes; try again later")]
+    #[error("this node already has {}, the most it takes; try again later", connections(*limit))]
     Node {
         /// The bound.
         limit: u32,
     },
+}
+
+fn connections(limit: u32) -> String {
+    match limit {
+        1 => "1 connection".to_owned(),
+        limit => format!("{limit} connections"),
+    }
 }
 
 impl LimitRefusal {
@@ -219,7 +224,7 @@ mod tests {
         assert_eq!(refusal.code(), "user_limit");
         assert_eq!(
             refusal.to_string(),
-            "this user already has 1 connections, the most allowed; close one and try again"
+            "this user already has 1 connection, the most allowed; close one and try again"
         );
         ledger.admit(None, ip("10.0.0.1")).unwrap();
         let refusal = ledger.admit(None, ip("10.0.0.1")).unwrap_err();

@@ -1,7 +1,8 @@
 //! One client's presence: what it may say, what it watches, whether it is alive.
 //!
 //! A pure state machine. Events go in with the time they happened, actions come out; whoever owns the
-//! socket carries them out. It does not know JSON, WebSocket, tokens' contents or publications.
+//! socket carries them out. It does not know WebSocket, tokens' contents, publications or what a client may
+//! see; of JSON it knows one sentence, that of [`CommandError::Unauthenticated`].
 //!
 //! Invariant: after [`Action::Close`] nothing but silence comes out.
 
@@ -67,7 +68,7 @@ pub enum Command {
 /// What happens to a session.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// The client sent a command. `may_watch` is asked with the parsed topic.
+    /// The client sent a command. Whether it may watch the topic is for the shard to decide.
     Command(Command),
     /// The token was good until `expires_at`, or for ever.
     Authenticated {
@@ -132,7 +133,7 @@ pub const FORBIDDEN: &str = "this belongs to another user, and your token's topi
 #[non_exhaustive]
 pub enum CommandError {
     /// Not a topic.
-    #[error("{topic:?} is no topic: {source}")]
+    #[error("{topic:?} is not a valid topic: {source}")]
     BadTopic {
         /// What the client wrote.
         topic: String,

@@ -97,7 +97,7 @@ impl ApiError {
 
     /// 404: a path that leads nowhere.
     pub fn no_route() -> Self {
-        let message = "there is nothing here; the relay answers /v1/ws, /v1/sse, /v1/poll, /v1/jobs/{id} and /v1/publish";
+        let message = "there is nothing here; the relay serves /v1/ws, /v1/sse, /v1/poll, /v1/jobs/{id} and /v1/publish";
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
@@ -107,7 +107,7 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             "unknown_job",
             format!(
-                "no state of job {job} is known, so far; it may not have begun, or it ended long ago"
+                "no state of job {job} is known yet; it may not have begun, or it ended long ago"
             ),
         );
         error.retry_after = Some(3);
@@ -119,7 +119,7 @@ impl ApiError {
         let mut error = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
-            format!("this path takes {allow}"),
+            format!("this path accepts {allow}"),
         );
         error.header = Some(Box::new((header::ALLOW, HeaderValue::from_static(allow))));
         error
@@ -128,7 +128,7 @@ impl ApiError {
     /// 405, where the router adds `Allow`.
     pub fn bad_method(method: &str) -> Self {
         let message =
-            format!("this path does not take {method}; the Allow header says what it takes");
+            format!("this path does not accept {method}; the Allow header lists what it accepts");
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
@@ -213,7 +213,7 @@ impl ApiError {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "bus_unavailable",
-            "the bus does not answer at the moment, so the relay cannot say; try again",
+            "the bus does not answer at the moment; try again",
         );
         error.retry_after = Some(2);
         error

@@ -303,7 +303,7 @@ async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Pos
     let head: Line = serde_json::from_slice(&line).map_err(|error| {
         ApiError::bad_request(
             "bad_json",
-            &format!("the line is no JSON object of this kind: {error}"),
+            &format!("the line is not a JSON object of this kind: {error}"),
         )
     })?;
     let Some(job) = head.job_id else {

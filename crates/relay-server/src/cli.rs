@@ -66,7 +66,7 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => {
-            say(&format!("the system gives no event loop: {error}"));
+            say(&format!("cannot start the async runtime: {error}"));
             ExitCode::FAILURE
         }
     }

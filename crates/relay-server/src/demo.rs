@@ -56,7 +56,7 @@ async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
                 continue;
             };
             if let Err(error) = hub.publish(request).await {
-                tracing::warn!(%error, job = publish.job, "the demo's worker was refused");
+                tracing::warn!(%error, job = publish.job, "an update of the demo's worker was rejected");
             }
         }
     }

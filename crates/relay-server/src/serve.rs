@@ -61,7 +61,7 @@ pub enum ServeError {
     #[error(transparent)]
     History(#[from] HistoryFileError),
     /// The system gives no threads, timers or signals.
-    #[error("the system does not give what the relay needs: {0}")]
+    #[error("cannot get threads, timers or signals from the system: {0}")]
     System(#[from] io::Error),
     /// A dialect's file changed since it was checked.
     #[error(transparent)]
@@ -362,7 +362,7 @@ impl BusThread {
                     tasks.shutdown().await;
                     let closed = history.map(|file| file.close(&hub));
                     if let Some(Err(error)) = closed {
-                        tracing::error!(%error, "the history is as old as its file");
+                        tracing::error!(%error, "the history could not be written; its file keeps what was written before");
                     }
                 });
                 drop(watch);

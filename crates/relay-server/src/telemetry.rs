@@ -128,7 +128,7 @@ impl Telemetry {
             updates: counters(
                 r,
                 "relay_updates_total",
-                "Updates from the bus by what became of them",
+                "Updates from the bus, by result",
                 &["result"],
             )?,
             jobs: int_gauge(r, "relay_jobs", "Jobs in memory")?,
@@ -147,7 +147,7 @@ impl Telemetry {
             bus_lag: gauge(
                 r,
                 "relay_bus_lag_seconds",
-                "From the bus taking the last update in to this node hearing of it",
+                "Time from the bus storing the last update to this node receiving it",
             )?,
             bus_sequence: int_gauge(r, "relay_bus_sequence", "The highest bus sequence seen")?,
             inbox_messages: int_gauges(
@@ -178,13 +178,13 @@ impl Telemetry {
             closed: counters(
                 r,
                 "relay_connections_closed_total",
-                "Connections closed, by why",
+                "Connections closed, by reason",
                 &["transport", "reason"],
             )?,
             refused: counters(
                 r,
                 "relay_connections_refused_total",
-                "Connections refused before they were opened, by why",
+                "Connections rejected before they were opened, by reason",
                 &["reason"],
             )?,
             requests: counters(
@@ -202,36 +202,36 @@ impl Telemetry {
             delivery_seconds: histograms(
                 r,
                 "relay_delivery_seconds",
-                "From taking an update in to having written it to one client",
+                "Time from receiving an update to having written it to one client",
                 &["class"],
             )?,
             end_to_end_seconds: histograms(
                 r,
                 "relay_end_to_end_seconds",
-                "From the worker's clock (ts) to having written it to one client",
+                "Time from the worker's clock (ts) to having written it to one client",
                 &["class"],
             )?,
             conflated: counter(
                 r,
                 "relay_conflated_total",
-                "States a newer state of the same job took the place of in an outbox",
+                "States that a newer state of the same job replaced in an outbox",
             )?,
             gaps: counters(
                 r,
                 "relay_gaps_total",
-                "Gaps announced to clients, by why",
+                "Gaps announced to clients, by reason",
                 &["reason"],
             )?,
             resumes: counters(
                 r,
                 "relay_resumes_total",
-                "Subscriptions that came with a cursor, by what it was good for",
+                "Subscriptions with a cursor, by result",
                 &["result"],
             )?,
             writes_blocked: counter(
                 r,
                 "relay_writes_blocked_total",
-                "Writes the kernel had no room for",
+                "Writes for which the kernel had no room",
             )?,
             write_failures: counter(
                 r,
@@ -242,17 +242,17 @@ impl Telemetry {
             endings_reoffered: counter(
                 r,
                 "relay_endings_reoffered_total",
-                "Endings offered again for want of an acknowledgement",
+                "Endings sent again because no acknowledgement came",
             )?,
             round_trip_seconds: histogram(
                 r,
                 "relay_round_trip_seconds",
-                "From a WebSocket ping to its pong",
+                "Time from a WebSocket ping to its pong",
             )?,
             client_errors: counters(
                 r,
                 "relay_client_errors_total",
-                "Client messages that were refused, by code",
+                "Client messages that were rejected, by code",
                 &["code"],
             )?,
             dialect_runs: counters(
@@ -277,7 +277,7 @@ impl Telemetry {
                 let quality = int_gauges(
                     r,
                     "relay_connection_quality",
-                    "Open WebSockets by how good they are, judged by their round trips",
+                    "Open WebSockets by quality, judged by their round trips",
                     &["verdict"],
                 )?;
                 Verdict::ALL.map(|verdict| quality.with_label_values(&[verdict.as_str()]))
@@ -285,13 +285,13 @@ impl Telemetry {
             quality_changes: counters(
                 r,
                 "relay_connection_quality_changes_total",
-                "Connections that are judged differently from then on, by the new verdict",
+                "Changes of a connection's quality, by the new verdict",
                 &["verdict"],
             )?,
             checks: counters(
                 r,
                 "relay_connection_checks_total",
-                "Questions of a dialect that only show whether a client answers, by what came of them",
+                "Checks that a dialect sends to see whether a client answers, by result",
                 &["result"],
             )?,
             endings_pending: int_gauges(
@@ -309,10 +309,10 @@ impl Telemetry {
             limit_in_use: int_gauges(
                 r,
                 "relay_limit_in_use",
-                "How much of a bound is in use",
+                "How much of a limit is in use",
                 &["limit"],
             )?,
-            limit: int_gauges(r, "relay_limit", "The bound", &["limit"])?,
+            limit: int_gauges(r, "relay_limit", "The limit", &["limit"])?,
             draining: int_gauge(r, "relay_draining", "1 while the relay drains")?,
             registry,
         })

@@ -123,7 +123,7 @@ impl Told {
             self.refused_lately.pop_front();
         }
         if let Some(more) = self.refused.allow() {
-            tracing::warn!(refusal = text, more, "NATS refused a command");
+            tracing::warn!(refusal = text, more, "NATS rejected a command");
         }
     }
 

@@ -111,7 +111,7 @@ impl Hub {
         match self.backing.store() {
             Some(store) => store.ask(subject, payload, timeout).await,
             None => Err(StoreError::Refused(format!(
-                "nobody can be asked over this bus, so nobody answers {subject}"
+                "this bus cannot carry requests, so nothing answers {subject}"
             ))),
         }
     }

@@ -31,13 +31,13 @@ const TOO_MANY: u16 = 413;
 /// Why a question was not answered.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
-    #[error("no answer to {what} in time")]
+    #[error("no reply to {what} in time")]
     TimedOut { what: &'static str },
-    #[error("nobody answers {what}: is JetStream on, and has the stream a leader?")]
+    #[error("no reply to {what}: is JetStream enabled, and does the stream have a leader?")]
     NoResponders { what: &'static str },
     #[error("{refusal}")]
     Forbidden { refusal: String },
-    #[error("{what} was refused: {text} ({code})")]
+    #[error("{what} was rejected: {text} ({code})")]
     Refused {
         what: &'static str,
         /// JetStream's error code.
@@ -46,7 +46,7 @@ pub(super) enum AskError {
         /// Whether it may be different soon.
         passing: bool,
     },
-    #[error("{what} was answered with what is no answer")]
+    #[error("could not parse the reply to {what}")]
     Unreadable {
         what: &'static str,
         #[source]

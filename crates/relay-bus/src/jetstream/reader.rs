@@ -47,7 +47,7 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 enum AttachError {
     #[error("{0}")]
     Away(String),
-    #[error("NATS refuses the subscription: {refusal}")]
+    #[error("NATS rejected the subscription: {refusal}")]
     Refused { refusal: String },
     #[error("the subscription could not be sent")]
     Unsent,

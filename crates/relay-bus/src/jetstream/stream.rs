@@ -47,7 +47,7 @@ pub enum StreamError {
     },
     /// It is there, but not as the relay needs it.
     #[error(
-        "stream {stream} does not fit: {}; mend it with `nats stream edit {stream} --config FILE`, see deploy/nats/stream.json",
+        "stream {stream} does not match: {}; fix it with `nats stream edit {stream} --config FILE`, see deploy/nats/stream.json",
         .differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Differs {

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Why the subscription is not in place.
 #[derive(Debug, thiserror::Error)]
 enum JoinError {
-    #[error("NATS refuses the subscription: {0}")]
+    #[error("NATS rejected the subscription: {0}")]
     Refused(String),
     #[error(transparent)]
     Barrier(#[from] BarrierError),

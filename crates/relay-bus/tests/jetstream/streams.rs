@@ -90,7 +90,7 @@ async fn a_stream_that_does_not_fit_is_named_setting_by_setting_until_it_is_mend
         .await
         .unwrap();
     let mode = Mode::at(&server.url());
-    mode.heard.lost_with("stream PROGRESS does not fit").await;
+    mode.heard.lost_with("stream PROGRESS does not match").await;
     let reason = mode.heard.losses().pop().unwrap();
     assert!(
         reason.contains("republish is unset and must be \"progress.>\" to \"live.progress.>\""),
@@ -148,7 +148,7 @@ async fn the_shipped_stream_configuration_fits() {
 async fn a_server_without_jetstream_is_told_as_one() {
     let server = NatsServer::start(Options::core()).await.unwrap();
     let mode = Mode::at(&server.url());
-    mode.heard.lost_with("is JetStream on").await;
+    mode.heard.lost_with("is JetStream enabled").await;
 }
 
 #[test]

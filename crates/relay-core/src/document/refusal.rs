@@ -39,7 +39,7 @@ pub enum Refusal {
         reason: Box<str>,
     },
     /// JSON, but not an object.
-    #[error("{wanted} is a JSON object, and this is {found}")]
+    #[error("{wanted} must be a JSON object, not {found}")]
     NotAnObject {
         /// What was to be read.
         wanted: &'static str,
@@ -56,7 +56,7 @@ pub enum Refusal {
         field: Box<str>,
     },
     /// The one field each state must have.
-    #[error("status: is missing; say queued, running, completed, failed or cancelled")]
+    #[error("status: is missing; use queued, running, completed, failed or cancelled")]
     MissingStatus,
     /// A known field with a value it cannot have.
     #[error("{field}: {problem}")]
@@ -154,7 +154,7 @@ pub enum Problem {
         found: Quoted,
     },
     /// A status word the relay does not know.
-    #[error("{found} is not a known status; say queued, running, completed, failed or cancelled")]
+    #[error("{found} is not a known status; use queued, running, completed, failed or cancelled")]
     UnknownStatus {
         /// The word.
         found: Quoted,
@@ -174,7 +174,7 @@ pub enum Problem {
         source: NameError,
     },
     /// A string whose escapes make no character, such as half a surrogate pair.
-    #[error("{found} holds an escape that is no character")]
+    #[error("{found} holds an escape that is not a character")]
     BrokenText {
         /// The string.
         found: Quoted,

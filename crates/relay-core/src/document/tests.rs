@@ -269,7 +269,7 @@ fn a_wrong_field_is_named_with_what_was_meant() {
         ),
         (
             r#""message":"\ud800""#,
-            r#"message: "\ud800" holds an escape that is no character"#,
+            r#"message: "\ud800" holds an escape that is not a character"#,
         ),
     ] {
         let refusal = parse(&format!("{{\"status\":\"running\",{fields}}}")).unwrap_err();
@@ -312,19 +312,19 @@ fn what_is_no_state_is_refused_with_its_reason() {
             "[1]",
             "not_an_object",
             None,
-            "a state is a JSON object, and this is an array",
+            "a state must be a JSON object, not an array",
         ),
         (
             "{}",
             "missing_status",
             Some("status"),
-            "status: is missing; say queued, running, completed, failed or cancelled",
+            "status: is missing; use queued, running, completed, failed or cancelled",
         ),
         (
             r#"{"status":"frobnicated"}"#,
             "bad_field",
             Some("status"),
-            "status: \"frobnicated\" is not a known status; say queued, running, completed, failed or cancelled",
+            "status: \"frobnicated\" is not a known status; use queued, running, completed, failed or cancelled",
         ),
         (
             r#"{"status":"running","x":1,"x":2}"#,

@@ -37,7 +37,7 @@ Examples:
   make-state | relay publish clip-42 --file -
 
 Prints the update's cursor. Exit codes:
-  0 accepted   1 refused: the document is wrong, or the job has moved on
+  0 accepted   1 rejected: the document is wrong, or the job has moved on
   2 usage, or not allowed   4 the server cannot be reached")]
 pub struct PublishArgs {
     /// The job's id

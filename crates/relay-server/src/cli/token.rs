@@ -89,7 +89,7 @@ enum TokenError {
     Signing(#[from] SigningError),
     #[error("{0}")]
     Key(#[from] KeyError),
-    #[error("a relay with this configuration would refuse the token: {0}")]
+    #[error("a relay with this configuration would reject the token: {0}")]
     Refused(Refused),
     #[error("cannot write the token: {0}")]
     Write(io::Error),

@@ -40,7 +40,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// Watch jobs in the terminal
 ///
 /// Shows a progress bar for each job, prints milestones above them, survives restarts of the server, and
-/// ends when the jobs do. Where stdout is no terminal it prints one plain line per change.
+/// ends when the jobs do. Where stdout is not a terminal it prints one plain line per change.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -55,7 +55,7 @@ Examples:
 Exit codes:
   0  completed (all of them)       3  cancelled (at least one, and none failed)
   1  failed (at least one)         4  the server could not be reached for --timeout
-  2  usage, or the server refused  130  Ctrl-C")]
+  2  usage, or the server rejected  130  Ctrl-C")]
 pub struct WatchArgs {
     /// What to watch: job:ID (or just ID), user:ID or group:ID
     #[arg(required = true, value_name = "TOPIC", value_parser = topic)]

@@ -64,7 +64,7 @@ fn source(name: &str, directory: Option<&Path>) -> Result<Source, String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if name.is_empty() || !name.chars().all(is_name) {
         return Err(format!(
-            "{name:?} is no dialect's name; it is the name of a file, without folder and .toml"
+            "{name:?} is not a valid dialect name; use the name of a file, without folder and .toml"
         ));
     }
     let found = |path: PathBuf, text| Source {
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(shown.len(), 2, "{shown:?}");
         let expected = format!("{}:2:1: unknown field `frame`", path.display());
         assert!(shown[0].starts_with(&expected), "{shown:?}");
-        let expected = "dialects.enabled: \"a/b\" is no dialect's name";
+        let expected = "dialects.enabled: \"a/b\" is not a valid dialect name";
         assert!(shown[1].starts_with(expected), "{shown:?}");
     }
 }

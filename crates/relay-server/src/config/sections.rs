@@ -35,10 +35,10 @@ pub struct Http {
     /// Address and port clients connect to; on one that is not loopback auth.mode must be set.
     #[serde(with = "AddressText")]
     pub listen: SocketAddr,
-    /// How long a client may take to send its request's head; what takes longer holds a socket for nothing.
+    /// How long a client may take to send its request's head; a slower one is disconnected.
     #[serde(with = "DurationText")]
     pub header_timeout: Duration,
-    /// Web pages that may connect besides those of the relay's own host: `scheme://host[:port]`, or "*" for any (cookies are then not taken).
+    /// Web pages that may connect besides those of the relay's own host: `scheme://host[:port]`, or "*" for any (cookies are then ignored).
     #[serde(with = "ListOf::<AllowedOrigin>")]
     pub allowed_origins: Vec<AllowedOrigin>,
     /// Threads that serve clients, each with its own part of the connections; 0 is one for each core.
@@ -141,7 +141,7 @@ pub struct Nats {
     pub nkey_file: Option<PathBuf>,
     /// Credentials file (JWT and seed) as written by nsc. Example: `"/run/secrets/relay.creds"`
     pub creds_file: Option<PathBuf>,
-    /// Refuse to talk to a NATS server without TLS.
+    /// Connect to NATS over TLS only.
     pub tls_required: bool,
     /// Certificates (PEM) to trust NATS servers by, instead of the system's. Example: `"/etc/relay/nats-ca.pem"`
     pub tls_ca_file: Option<PathBuf>,
@@ -194,11 +194,11 @@ pub enum StreamStorage {
     Memory,
 }
 
-/// Who clients are, and how that is proved.
+/// How clients are identified.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who asks. Not set: anonymous on a loopback listener, on any other the start is refused. Example: `"jwt"`
+    /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who the client is. Not set: anonymous on a loopback listener; on any other the relay does not start. Example: `"jwt"`
     pub mode: Option<AuthMode>,
     /// Signatures that are accepted, all of one kind: HS256 HS384 HS512 (a shared secret), RS256, ES256 or EdDSA (a public key).
     #[serde(with = "ListOf::<Algorithm>")]
@@ -207,7 +207,7 @@ pub struct Auth {
     pub key: Option<Redacted>,
     /// File that holds the shared secret or the public key (PEM); one line end after a secret is not part of it. Example: `"/etc/relay/jwt.pub.pem"`
     pub key_file: Option<PathBuf>,
-    /// What a token's aud must be or contain. Not set: tokens that name an audience are refused. Example: `"relay"`
+    /// What a token's aud must be or contain. Not set: tokens that name an audience are rejected. Example: `"relay"`
     pub audience: Option<String>,
     /// What a token's iss must be. Not set: any. Example: `"https://login.example.com/"`
     pub issuer: Option<String>,
@@ -243,13 +243,13 @@ pub enum AuthMode {
     Jwt,
 }
 
-/// What one client, or all of them, may take. Whatever passes a bound is refused with its reason.
+/// What one client, or all of them, may use. Whatever exceeds a limit is rejected with the reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Connections to this node. The process needs that many file descriptors and some more.
     pub connections: usize,
-    /// Connections of one user, across all nodes.
+    /// Connections of one user on this node; each node counts its own.
     pub connections_per_user: usize,
     /// Connections from one address to this node; IPv6 addresses count by /64. Raise it behind a proxy.
     pub connections_per_address: usize,
@@ -282,13 +282,13 @@ impl Default for Limits {
     }
 }
 
-/// How updates are handed to a client, and when it is given up.
+/// How updates are sent to a client, and when the relay gives up on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Delivery {
-    /// States of one job a connection is sent in a second; the first goes at once, the last always, endings never wait.
+    /// States of one job sent to a connection in a second; the first is sent at once, the last always, endings never wait.
     pub updates_per_second: u32,
-    /// Milestones that may wait for one connection; past that it is told there is a gap.
+    /// Milestones that may wait for one connection; past that the oldest are dropped, and a gap is sent.
     pub milestones: usize,
     /// Bytes that may wait for one connection; at least limits.update_bytes.
     #[serde(with = "SizeText")]
@@ -304,7 +304,7 @@ pub struct Delivery {
     /// A client without any sign of life for this long is gone; at least one and a half times delivery.ping_interval.
     #[serde(with = "DurationText")]
     pub dead_after: Duration,
-    /// How long a long-poll waits when the client does not say.
+    /// How long a long-poll waits when the client names no time.
     #[serde(with = "DurationText")]
     pub poll_wait: Duration,
     /// The longest a client may ask a long-poll to wait.
@@ -332,7 +332,7 @@ impl Default for Delivery {
     }
 }
 
-/// What a node remembers of jobs.
+/// What a node remembers about jobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct History {
@@ -366,14 +366,14 @@ impl Default for History {
     }
 }
 
-/// How the relay stops: clients are told at once, and leave a few at a time.
+/// How the relay stops: clients are notified at once, and disconnected a few at a time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Drain {
-    /// Clients are sent away spread over this time, so that the other nodes are not stormed.
+    /// Clients are disconnected over this time, so that they do not all reach the other nodes at once.
     #[serde(with = "DurationText")]
     pub spread: Duration,
-    /// The process is gone by then; more than drain.spread, less than the supervisor's patience.
+    /// The process has ended by then; more than drain.spread, less than what the supervisor allows.
     #[serde(with = "DurationText")]
     pub deadline: Duration,
 }
@@ -387,7 +387,7 @@ impl Default for Drain {
     }
 }
 
-/// What the relay says about itself on standard error.
+/// What the relay writes about itself to standard error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
@@ -410,11 +410,11 @@ impl Default for Log {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dialects {
-    /// Dialects that are spoken, by the names of their files without `.toml`: of the relay's own, and of those in dialects.directory.
+    /// Dialects to serve, by the names of their files without `.toml`: built-in ones, and those in dialects.directory.
     #[serde(with = "ListOf::<String>")]
     #[schemars(with = "Vec<String>")]
     pub enabled: Vec<String>,
-    /// Folder with dialect files of your own; one that has the name of a built-in dialect takes its place. Example: `"/etc/relay/dialects"`
+    /// Folder with dialect files of your own; one with the name of a built-in dialect replaces it. Example: `"/etc/relay/dialects"`
     pub directory: Option<PathBuf>,
 }
 

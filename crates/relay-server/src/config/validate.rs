@@ -412,7 +412,7 @@ fn log(config: &Config, found: &mut Findings) {
             let hint = meant.map_or(String::new(), |l| format!("; did you mean {l:?}?"));
             found.error(
                 &["log.level"],
-                format!("{part:?} is no log level{hint}; use error, warn, info, debug or trace, or part=level"),
+                format!("{part:?} is not a log level{hint}; use error, warn, info, debug or trace, or part=level"),
             );
         }
     }

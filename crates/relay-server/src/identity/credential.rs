@@ -158,7 +158,7 @@ fn text(value: &http::HeaderValue, source: Source) -> Result<&str, Refused> {
     value.to_str().map_err(|_| {
         Refused::unauthorized(
             "token_malformed",
-            format!("The token in {source} is no text."),
+            format!("The token in {source} is not text."),
         )
     })
 }

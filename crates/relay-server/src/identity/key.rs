@@ -81,7 +81,7 @@ pub enum KeyError {
         at: &'static str,
     },
     /// PEM that is no RSA, EC or Ed25519 public key.
-    #[error("holds PEM that is no public key of the kinds RSA, EC or Ed25519")]
+    #[error("holds PEM that is not an RSA, EC or Ed25519 public key")]
     UnknownPem {
         /// `auth.key` or `auth.key_file`.
         at: &'static str,

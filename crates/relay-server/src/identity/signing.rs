@@ -50,7 +50,7 @@ pub enum SigningError {
     )]
     NotPkcs8,
     /// PEM, but of no kind known here.
-    #[error("that is no private key of the kinds RSA, EC or Ed25519")]
+    #[error("that is not an RSA, EC or Ed25519 private key")]
     UnknownPem,
     /// The algorithm needs another kind of key.
     #[error("{algorithm} cannot sign with this kind of key; leave out --alg or use {fits}")]

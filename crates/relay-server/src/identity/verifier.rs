@@ -125,7 +125,7 @@ impl Verifier {
             |error| {
                 Refused::unauthorized(
                     "token_bad_grants",
-                    format!("The token is refused: {error}."),
+                    format!("The token is rejected: {error}."),
                 )
             },
         )?;
@@ -210,7 +210,7 @@ impl Rules {
                 format!("The token is from another issuer (iss); this relay trusts {} (auth.issuer).", or_any(&self.issuer)),
             ),
             ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
-                "exp" => ("token_no_expiry", "The token has no time of expiry (exp, in seconds since 1970); the relay takes none that is good for ever.".to_owned()),
+                "exp" => ("token_no_expiry", "The token has no expiry time (exp, in seconds since 1970); the relay accepts no token that never expires.".to_owned()),
                 "aud" => ("token_bad_audience", format!("The token names no audience (aud); this relay's is {} (auth.audience).", or_any(&self.audience))),
                 _ => ("token_bad_issuer", format!("The token names no issuer (iss); this relay trusts {} (auth.issuer).", or_any(&self.issuer))),
             },
@@ -255,8 +255,11 @@ fn subject(sub: &Value) -> Result<Name, Refused> {
             .as_str()
             .ok_or_else(|| bad("The token's claim sub must be a text.".to_owned()))?,
     };
-    let user = Name::parse(text)
-        .map_err(|error| bad(format!("The token's claim sub is no user id: it {error}.")))?;
+    let user = Name::parse(text).map_err(|error| {
+        bad(format!(
+            "The token's claim sub is not a valid user id: it {error}."
+        ))
+    })?;
     // `-` is the owner of jobs that belong to nobody; nobody must not be somebody.
     if user.is_nobody() {
         return Err(bad(

@@ -123,12 +123,12 @@ fn comment(out: &mut String, text: &str) {
 
 fn relay_toml() -> String {
     let mut out = String::from(
-        "# Every key of the relay, at its default. Take away the # in front of a key to change it.\n\
+        "# Every key of the relay, at its default. Uncomment a key to change it.\n\
          #\n\
          # Durations are texts with a unit: \"250ms\", \"10s\", \"1h 30m\", \"24h\". Sizes are bytes, or texts with\n\
          # KiB, MiB or GiB. A path is taken from the directory the relay is started in. The environment is\n\
          # laid over this file: nats.url is RELAY__NATS__URL, with commas between the parts of a list.\n\
-         # `relay check --config FILE` finds mistakes; `--print` shows what holds.\n",
+         # `relay check --config FILE` finds mistakes; `--print` shows the effective configuration.\n",
     );
     let mut open = String::new();
     for entry in entries() {
@@ -164,9 +164,9 @@ fn config_md() -> String {
          With no file and no variable it runs: an embedded bus on loopback, open to this machine only.\n\
          [`config/relay.toml`](../../config/relay.toml) has every key at its default.\n\n\
          - `relay check --config FILE` prints every mistake with its place, and what was probably meant;\n  \
-           `--print` shows the configuration that holds, secrets hidden, and where each value comes from.\n\
+           `--print` shows the effective configuration, secrets hidden, and where each value comes from.\n\
          - The variable of `nats.url` is `RELAY__NATS__URL`: two underscores between section and key. Other\n  \
-           variables that begin with `RELAY_` are left alone, unless one is a key but for an underscore.\n\
+           variables that begin with `RELAY_` are ignored; one that would be a key with one more underscore is a mistake.\n\
          - A **duration** is a text with a unit: `\"250ms\"`, `\"10s\"`, `\"1h 30m\"`, `\"24h\"`. A **size** is a number of\n  \
            bytes or a text with a unit: `\"64KiB\"`, `\"256MiB\"`. A **list** may be one text with commas, which is how\n  \
            it is written in a variable. A **path** is taken from the directory the relay is started in.\n\

@@ -121,6 +121,6 @@ async fn a_request_nobody_answers_is_an_error_that_says_so() {
     socket
         .send(r#"{"type":"start_conversion","payload":{}}"#)
         .await;
-    let expected = r#"{"type":"error","payload":{"error":"start_conversion cannot be done at the moment: the bus refused: nobody listens on work.start"}}"#;
+    let expected = r#"{"type":"error","payload":{"error":"start_conversion cannot be done at the moment: the bus rejected the request: nobody listens on work.start"}}"#;
     assert_eq!(socket.next().await, Heard::Text(expected.to_owned()));
 }

@@ -50,7 +50,7 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
         refuse(
             None,
             "bad_json",
-            &format!("the message is no JSON object of the protocol: {error}"),
+            &format!("the message is not a JSON object of this protocol: {error}"),
         )
     })?;
     let id = message.id.filter(|id| id.is_string() || id.is_number());
@@ -89,7 +89,7 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
         unknown => {
             let unknown: String = unknown.chars().take(40).collect();
             let message = format!(
-                "{unknown:?} is no message of this protocol; it knows subscribe, unsubscribe, ack, ping, auth"
+                "{unknown:?} is not a message of this protocol; it has subscribe, unsubscribe, ack, ping, auth"
             );
             return Err(refuse(id, "unknown_type", &message));
         }

@@ -106,7 +106,7 @@ fn a_token_the_relay_would_refuse_is_not_printed() {
         let line = format!("--sub alice {line} --config {config}");
         let error = token(&line, &[]).unwrap_err().to_string();
         assert!(
-            error.contains("would refuse") && error.contains(says),
+            error.contains("would reject") && error.contains(says),
             "{error}"
         );
         assert!(!error.contains(SECRET), "{error}");

@@ -114,7 +114,7 @@ impl Link {
             Upgrade::Switched(headers, stream, early) => {
                 if !accepts(&headers, &key) {
                     let sentence = format!(
-                        "{server} switched to something that is no WebSocket; is --url right?"
+                        "{server} switched to something that is not a WebSocket; is --url right?"
                     );
                     return Err(OpenError::Refused { sentence });
                 }

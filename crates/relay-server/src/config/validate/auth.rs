@@ -19,7 +19,7 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
         found.error(
             &["auth.cookie"],
             format!(
-                "{:?} is no cookie name; use A-Z a-z 0-9 _ -, such as \"relay_token\"",
+                "{:?} is not a valid cookie name; use A-Z a-z 0-9 _ -, such as \"relay_token\"",
                 auth.cookie
             ),
         );

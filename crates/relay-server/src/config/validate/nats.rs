@@ -25,7 +25,7 @@ fn subjects(nats: &Nats, found: &mut Findings) {
         if !good || prefix.len() > 128 {
             found.error(
                 &[key],
-                format!("{prefix:?} is no subject prefix; use words of A-Z a-z 0-9 _ - with single dots between, such as \"progress\""),
+                format!("{prefix:?} is not a valid subject prefix; use words of A-Z a-z 0-9 _ - with single dots between, such as \"progress\""),
             );
         }
     }
@@ -49,7 +49,7 @@ fn subjects(nats: &Nats, found: &mut Findings) {
         found.error(
             &["nats.stream"],
             format!(
-                "{:?} is no stream name; use A-Z a-z 0-9 _ -, such as \"PROGRESS\"",
+                "{:?} is not a valid stream name; use A-Z a-z 0-9 _ -, such as \"PROGRESS\"",
                 nats.stream
             ),
         );

@@ -87,9 +87,9 @@ fn values_that_contradict_each_other_are_refused() {
         ("[nats]\nlive_prefix = \"progress\"", "overlap"),
         ("[nats]\nlive_prefix = \"progress.live\"", "overlap"),
         ("[nats]\nprefix = \"live.jobs\"", "overlap"),
-        ("[nats]\nprefix = \"a.*\"", "no subject prefix"),
-        ("[nats]\nprefix = \"\"", "no subject prefix"),
-        ("[nats]\nstream = \"a.b\"", "no stream name"),
+        ("[nats]\nprefix = \"a.*\"", "not a valid subject prefix"),
+        ("[nats]\nprefix = \"\"", "not a valid subject prefix"),
+        ("[nats]\nstream = \"a.b\"", "not a valid stream name"),
         ("[nats]\nurl = []", "name at least one server"),
         (
             "[bus]\nmode = \"jetstream\"\n[nats]\nstream_max_age = \"1h\"",
@@ -107,9 +107,9 @@ fn values_that_contradict_each_other_are_refused() {
         ("[log]\nlevel = \"infoo\"", "did you mean \"info\"?"),
         (
             "[log]\nlevel = \"info,relay_bus=loud\"",
-            "\"relay_bus=loud\" is no log level",
+            "\"relay_bus=loud\" is not a log level",
         ),
-        ("[auth]\ncookie = \"a b\"", "no cookie name"),
+        ("[auth]\ncookie = \"a b\"", "not a valid cookie name"),
         ("[auth]\naudience = \"\"", "is empty"),
     ] {
         let found = problem(file, &[]);

@@ -205,7 +205,7 @@ fn a_key_of_the_wrong_kind_is_refused_with_what_to_do() {
         (
             "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
             Algorithm::RS256,
-            "no public key",
+            "not an RSA, EC or Ed25519 public key",
         ),
         (" \n", Algorithm::HS256, "is empty"),
     ] {
