@@ -115,7 +115,7 @@ async fn a_stored_message_that_panics_keeps_nobody_waiting() {
     sleep(Duration::from_secs(5)).await;
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
-    let joined = |message: &Message| matches!(message, Message::Joined(joined) if joined.publications.len() == 1);
+    let joined = |message: &Message| matches!(message, Message::Joined(_, joined) if joined.publications.len() == 1);
     assert!(messages.iter().any(joined));
     assert!(tasks.try_join_next().is_none(), "the hub runs on");
 }
