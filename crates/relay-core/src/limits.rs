@@ -3,8 +3,8 @@
 //! Counts and refuses; knows nothing of sockets. What was admitted is released once, with the same user and
 //! address.
 //!
-//! Invariant: the ledger holds an entry only for a user or an address that has a connection, so it is as small
-//! as the node is busy; and the counts of addresses sum to the total.
+//! Invariant: the ledger holds an entry only for a user or address that has a connection, so it is as small as the
+//! node is busy; the counts of addresses sum to the total, and those of users to no more.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -108,10 +108,11 @@ impl Ledger {
             return Err(LimitRefusal::Address { limit });
         }
         if let Some(user) = user {
-            self.admit_user(user)?;
+            self.count_user(user)?;
         }
         *self.addresses.entry(network(address)).or_default() += 1;
         self.total += 1;
+        self.check();
         Ok(())
     }
 
@@ -121,8 +122,9 @@ impl Ledger {
         self.total = self.total.saturating_sub(1);
         take_one(&mut self.addresses, &network(address));
         if let Some(user) = user {
-            self.release_user(user);
+            take_one(&mut self.users, user);
         }
+        self.check();
     }
 
     /// Counts a connection admitted without a user as one of `user`, who has named himself since.
@@ -130,17 +132,15 @@ impl Ledger {
     /// # Errors
     /// When the user has as many as one may; then nothing is counted.
     pub fn admit_user(&mut self, user: &Name) -> Result<(), LimitRefusal> {
-        let limit = self.limits.per_user;
-        if self.of_user(user) >= limit {
-            return Err(LimitRefusal::User { limit });
-        }
-        *self.users.entry_ref(user).or_default() += 1;
+        self.count_user(user)?;
+        self.check();
         Ok(())
     }
 
     /// Counts one connection of `user` less; its address keeps it.
     pub fn release_user(&mut self, user: &Name) {
         take_one(&mut self.users, user);
+        self.check();
     }
 
     /// The limits it keeps.
@@ -172,6 +172,35 @@ impl Ledger {
     /// From how many addresses there are connections.
     pub fn addresses(&self) -> usize {
         self.addresses.len()
+    }
+
+    fn count_user(&mut self, user: &Name) -> Result<(), LimitRefusal> {
+        let limit = self.limits.per_user;
+        if self.of_user(user) >= limit {
+            return Err(LimitRefusal::User { limit });
+        }
+        *self.users.entry_ref(user).or_default() += 1;
+        Ok(())
+    }
+
+    /// Asserts in debug builds what holds after every change.
+    fn check(&self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        let mut counts = self.addresses.values().chain(self.users.values());
+        debug_assert!(
+            counts.all(|count| *count > 0),
+            "an entry without a connection"
+        );
+        let of_addresses: u32 = self.addresses.values().sum();
+        let of_users: u32 = self.users.values().sum();
+        debug_assert_eq!(of_addresses, self.total, "addresses and the total");
+        debug_assert!(
+            of_users <= self.total,
+            "{of_users} of users, {} in all",
+            self.total
+        );
     }
 }
 

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashSet;
 use smallvec::{SmallVec, smallvec};
 
 use crate::id::JobId;
@@ -206,6 +207,7 @@ impl Outbox {
             // The usual case, a client of one job that is held back by its pace: nothing is moved.
             self.items[0] = item;
             self.replayed = 0;
+            self.check();
             return Offered::Conflated;
         }
         let conflated = self.supersede(publication);
@@ -242,7 +244,7 @@ impl Outbox {
         if publication.is_state() {
             self.pace(publication.key, now + bounds.interval, now);
         }
-        self.told = self.told.max(publication.seq);
+        self.reach(publication.seq);
         Some(self.told)
     }
 
@@ -331,13 +333,13 @@ impl Outbox {
 
     /// Starts a client where its cursor stands, or as far as all that it watches is known.
     pub fn resume(&mut self, seq: Seq) {
-        self.told = self.told.max(seq);
+        self.reach(seq);
     }
 
     /// Notes that everything up to `seq` has been offered or did not concern this connection.
     pub fn advance(&mut self, seq: Seq) {
         if self.items.is_empty() {
-            self.told = self.told.max(seq);
+            self.reach(seq);
         }
     }
 
@@ -364,7 +366,7 @@ impl Outbox {
         if item.publication().is_some_and(Publication::is_state) {
             self.pace(item.key, now + bounds.interval, now);
         }
-        self.told = self.told.max(item.seq);
+        self.reach(item.seq);
         Some(Taken {
             telling: item.telling,
             via: *item.vias.first()?,
@@ -420,6 +422,11 @@ impl Outbox {
             .max()
     }
 
+    /// The one place that moves the cursor, so that it never falls.
+    fn reach(&mut self, seq: Seq) {
+        self.told = self.told.max(seq);
+    }
+
     /// Removes what `newer` makes needless.
     fn supersede(&mut self, newer: &Publication) -> bool {
         let mut conflated = false;
@@ -459,6 +466,7 @@ impl Outbox {
             self.milestone_bytes += bytes_of(&item);
         }
         self.items.insert(at, item);
+        self.check();
     }
 
     fn remove(&mut self, at: usize) -> Option<Item> {
@@ -468,6 +476,7 @@ impl Outbox {
             self.milestones -= 1;
             self.milestone_bytes -= bytes_of(&item);
         }
+        self.check();
         Some(item)
     }
 
@@ -513,6 +522,45 @@ impl Outbox {
         self.milestones = count(counted().count());
         self.milestone_bytes = counted().map(bytes_of).sum();
         self.replayed = count(self.items.iter().filter(|item| item.replayed).count());
+        self.check();
+    }
+
+    /// Asserts in debug builds what holds after every change of what waits.
+    ///
+    /// One walk over it, and nearly nothing where nothing or one thing waits, which is nearly always.
+    fn check(&self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        let (mut replayed, mut milestones, mut bytes) = (0, 0, 0);
+        let mut newer = HashSet::new();
+        let mut before = None;
+        for item in self.items.iter().rev() {
+            debug_assert!(
+                before.is_none_or(|after| item.seq <= after),
+                "{before:?} waits before {:?}",
+                item.seq
+            );
+            before = Some(item.seq);
+            debug_assert!(!item.vias.is_empty(), "{:?} is owed to nobody", item.seq);
+            replayed += u32::from(item.replayed);
+            if item.counts() {
+                milestones += 1;
+                bytes += bytes_of(item);
+            }
+            let live = item.publication().filter(|_| !item.replayed);
+            if let Some(state) = live.filter(|publication| publication.is_state())
+                && self.items.len() > 1
+            {
+                let is_newest = newer.insert(item.key);
+                debug_assert!(
+                    is_newest || state.is_terminal(),
+                    "{state:?} waits, and so does a newer state"
+                );
+            }
+        }
+        let counted = (self.replayed, self.milestones, self.milestone_bytes);
+        debug_assert_eq!(counted, (replayed, milestones, bytes));
     }
 }
 
