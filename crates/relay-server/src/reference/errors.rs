@@ -18,6 +18,7 @@ const BEFORE_ONE: &[&str] = &[
     "StatusCode::",
     "code: ",
     "self.reject(",
+    "refuse(id",
 ];
 /// Before a call or a `match` that names codes among other arguments, and what ends it.
 const BEFORE_SEVERAL: &[(&str, &str)] = &[
