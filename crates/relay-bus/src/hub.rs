@@ -19,6 +19,8 @@ mod intake;
 mod join;
 mod load;
 mod publish;
+mod request;
+mod table;
 mod tally;
 
 use std::ops::{Deref, DerefMut};
@@ -26,29 +28,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use relay_core::cursor::Cursor;
 use relay_core::id::JobId;
-use relay_core::job::Again;
-use relay_core::outbox::SubscriptionId;
+use relay_core::job::JobBounds;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
-use relay_core::topic::Topic;
 use tokio::sync::{Notify, oneshot};
 
 pub use history::History;
 pub use publish::{PublishError, PublishRequest, Verb};
-pub use tally::Survey;
+pub use request::{JoinRequest, Lookup, Survey};
 
 use crate::clock::Clock;
-use crate::inbox::{ConnectionId, Inbox, Message};
+use crate::inbox::{Inbox, Message};
 use crate::seam::Store;
-use crate::table::{Shards, Table};
+use table::{Shards, Table, TableBounds, Waiter};
 
 /// Jobs in the snapshot of an owner or a group: the most recently updated ones.
 pub const SNAPSHOT_JOBS: usize = 1000;
-
-/// Loads that may wait for the store; what is looked up beyond that cannot be said.
-const MAX_LOADS: usize = 65_536;
 
 /// How a hub is set up.
 #[derive(Debug, Clone)]
@@ -99,32 +95,6 @@ impl Backing {
     }
 }
 
-/// A subscription that wants its first word.
-#[derive(Debug, Clone)]
-pub struct JoinRequest {
-    /// The shard that asks.
-    pub shard: usize,
-    /// Its connection.
-    pub connection: ConnectionId,
-    /// The connection's subscription.
-    pub subscription: SubscriptionId,
-    /// What it watches.
-    pub topic: Topic,
-    /// Where it left off.
-    pub cursor: Option<Cursor>,
-    /// What it is told of the time before.
-    pub again: Again,
-}
-
-/// What the relay knows of one job.
-#[derive(Debug, Clone)]
-pub struct Lookup {
-    /// Its latest state, or `None` if no state is known.
-    pub state: Option<Arc<Publication>>,
-    /// Whether the bus is away, so that there may be a newer one.
-    pub stale: bool,
-}
-
 /// Figures for operators.
 #[derive(Debug, Clone, Default)]
 pub struct HubStats {
@@ -166,8 +136,16 @@ pub struct Hub {
 impl Hub {
     /// A hub with an empty memory. `epoch` counts until the bus says another.
     pub fn new(settings: HubSettings, backing: Backing, clock: Clock, epoch: Epoch) -> Arc<Self> {
-        let mut table = Table::new(&settings, epoch);
-        table.stale = !matches!(backing, Backing::Embedded);
+        let bounds = TableBounds {
+            job: JobBounds {
+                history: settings.per_job,
+                update_bytes: settings.update_bytes,
+            },
+            jobs: settings.max_jobs,
+            bytes: settings.max_bytes,
+        };
+        let is_stale = !matches!(backing, Backing::Embedded);
+        let table = Table::new(bounds, epoch, is_stale);
         let inboxes = (0..settings.shards).map(|_| Arc::default()).collect();
         Arc::new(Self {
             settings,
@@ -192,18 +170,17 @@ impl Hub {
 
     /// Which life of the bus numbers belong to.
     pub fn epoch(&self) -> Epoch {
-        self.table().epoch
+        self.table().epoch()
     }
 
     /// Which life of the bus this is, and the highest number seen in it.
     pub fn place(&self) -> Position {
-        let table = self.table();
-        Position::new(table.epoch, table.high)
+        self.table().position()
     }
 
     /// Whether the bus is away, so that what is known may be out of date.
     pub fn is_stale(&self) -> bool {
-        self.table().stale
+        self.table().is_stale()
     }
 
     /// The latest state of a job; waits for the store if it has to be asked.
@@ -220,23 +197,23 @@ impl Hub {
 
     fn lookup_or_wait(&self, job: &JobId) -> Result<Lookup, oneshot::Receiver<Lookup>> {
         let mut table = self.table();
-        let stale = table.stale;
-        let entry = table.jobs.get(job);
+        let stale = table.is_stale();
+        let entry = table.get(job);
         let known = entry
             .is_some_and(|entry| entry.job.is_some() && entry.repair.is_none() && !entry.partial);
         if known || self.backing.memory().is_none() {
             let state = entry.and_then(|entry| entry.state().cloned());
             return Ok(Lookup { state, stale });
         }
-        if table.to_load.len() >= MAX_LOADS {
+        if table.loads.is_full() {
             let (state, stale) = (None, true);
             return Ok(Lookup { state, stale });
         }
         let (answer, waiting) = oneshot::channel();
         let repair = table.start_repair(job);
         // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
-        repair.waiters.retain(crate::table::Waiter::waits);
-        repair.waiters.push(crate::table::Waiter::Lookup(answer));
+        repair.waiters.retain(Waiter::waits);
+        repair.waiters.push(Waiter::Lookup(answer));
         drop(table);
         self.work.notify_one();
         Err(waiting)
@@ -245,16 +222,16 @@ impl Hub {
     /// Figures for operators.
     pub fn stats(&self) -> HubStats {
         let table = self.table();
-        let mut counts: Vec<_> = table.counts.iter().map(|(what, n)| (*what, *n)).collect();
+        let mut counts: Vec<_> = table.counts().collect();
         counts.sort_unstable();
         HubStats {
-            jobs: table.jobs.len(),
-            bytes: table.bytes,
-            high: table.high,
-            repairs: table.repairs,
-            evicted: table.evicted,
-            lag: table.lag,
-            stale: table.stale,
+            jobs: table.len(),
+            bytes: table.bytes(),
+            high: table.high(),
+            repairs: table.repairs(),
+            evicted: table.evicted(),
+            lag: table.lag(),
+            stale: table.is_stale(),
             counts,
             inboxes: self
                 .inboxes
@@ -332,6 +309,9 @@ impl Drop for Locked<'_> {
             );
             // The lock is still held: nobody sees the table again.
             std::process::exit(1);
+        }
+        if self.is_changed && !std::thread::panicking() {
+            self.table.check();
         }
     }
 }

@@ -4,7 +4,8 @@
 //! behind costs its clients freshness and the hub nothing: past a first bound a newer state takes an
 //! older one's place, past a second one milestones are shed and a gap is left.
 //!
-//! Invariant: answers to joins are never shed; their number is bounded by the shard's connections.
+//! Invariants: answers to joins are never shed; their number is bounded by the shard's connections. The state
+//! that a newer one may replace is where it is looked for.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use tokio::sync::Notify;
 const SOFT_LIMIT: usize = 16_384;
 /// From this many on, milestones are shed too.
 const HARD_LIMIT: usize = 65_536;
+/// Messages up to which the invariants are asserted after every change of a debug build.
+const CHECKED_MESSAGES: usize = 64;
 
 /// Names a connection to its shard; the hub only hands it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,7 +90,10 @@ struct Queue {
 impl Inbox {
     /// Hands over a message; the shard hears of it with the next [`Inbox::wake`] at the latest.
     pub fn push(&self, message: Message) {
-        self.queue.lock().push(message);
+        let mut queue = self.queue.lock();
+        queue.push(message);
+        queue.check();
+        drop(queue);
         self.unsaid.store(true, Ordering::Release);
     }
 
@@ -111,6 +117,7 @@ impl Inbox {
         queue.states.clear();
         queue.gaps.clear();
         queue.vacant = 0;
+        queue.check();
     }
 
     /// How many messages wait.
@@ -192,6 +199,29 @@ impl Queue {
                 self.states.insert(publication.key, at);
             }
         }
+    }
+}
+
+impl Queue {
+    /// Asserts the invariants in a debug build, unless the queue is long.
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.messages.len() <= CHECKED_MESSAGES {
+            self.check_all();
+        }
+    }
+
+    fn check_all(&self) {
+        let vacant = self.messages.iter().filter(|place| place.is_none());
+        debug_assert_eq!(vacant.count(), self.vacant);
+        for (key, at) in &self.states {
+            let waits = matches!(
+                self.messages.get(*at),
+                Some(Some(Message::Publish(state)))
+                    if state.key == *key && state.is_state() && !state.is_terminal()
+            );
+            debug_assert!(waits, "{key:?} has no state at {at}");
+        }
+        debug_assert!(self.gaps.len() <= self.messages.len() - self.vacant);
     }
 }
 

@@ -13,4 +13,3 @@ pub mod nats;
 mod poison;
 pub mod seam;
 pub mod subject;
-mod table;

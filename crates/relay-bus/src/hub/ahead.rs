@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use relay_core::position::Seq;
 
+use super::table::{Answer, Early, Table};
 use super::{Hub, JoinRequest};
-use crate::table::{Answer, Table};
 
 /// How long anything waits. Nodes are apart by the time a message travels, or by that of a reconnect; what is
 /// further ahead is no place this bus has been, or no message that will come by itself.
@@ -21,10 +21,12 @@ impl Hub {
     /// Takes what the store answered, as soon as the bus has been read that far.
     pub(super) fn answered(&self, table: &mut Table, answer: Answer) {
         let newest = answer.newest();
-        if newest > table.high {
-            let until = self.clock.now() + AHEAD_WAIT;
-            table.early.push((until, answer));
-            table.ahead_from = table.ahead_from.min(newest);
+        if newest > table.high() {
+            table.ahead.keep_answer(Early {
+                seq: newest,
+                until: self.clock.now() + AHEAD_WAIT,
+                what: answer,
+            });
         } else {
             self.take_answer(table, answer);
         }
@@ -34,32 +36,28 @@ impl Hub {
     /// starts anew.
     pub(super) fn admit_ahead(&self, table: &mut Table) {
         let now = self.clock.now();
-        table.ahead_from = Seq::MAX;
-        for (until, answer) in std::mem::take(&mut table.early) {
-            let newest = answer.newest();
-            if answer.life != table.life {
-                table.to_load.push_back(answer.key);
-            } else if newest <= table.high || now >= until {
-                self.take_answer(table, answer);
+        let (answers, joins) = table.ahead.take();
+        for early in answers {
+            if early.what.life != table.life() {
+                table.loads.ask(early.what.key);
+            } else if early.seq <= table.high() || now >= early.until {
+                self.take_answer(table, early.what);
             } else {
-                table.ahead_from = table.ahead_from.min(newest);
-                table.early.push((until, answer));
+                table.ahead.keep_answer(early);
                 continue;
             }
             // There is room for another.
             self.work.notify_one();
         }
-        for (until, mut request) in std::mem::take(&mut table.ahead) {
-            match ahead(table, &request) {
-                None => self.join_now(table, request),
-                Some(_) if now >= until => {
+        for early in joins {
+            match ahead(table, &early.what) {
+                None => self.join_now(table, early.what),
+                Some(_) if now >= early.until => {
+                    let mut request = early.what;
                     request.cursor = None;
                     self.join_now(table, request);
                 }
-                Some(since) => {
-                    table.ahead_from = table.ahead_from.min(since);
-                    table.ahead.push_back((until, request));
-                }
+                Some(seq) => table.ahead.keep_join(Early { seq, ..early }),
             }
         }
     }
@@ -69,5 +67,5 @@ impl Hub {
 pub(super) fn ahead(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
-    (cursor.position.epoch == table.epoch && since > table.high).then_some(since)
+    (cursor.position.epoch == table.epoch() && since > table.high()).then_some(since)
 }

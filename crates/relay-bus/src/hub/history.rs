@@ -3,7 +3,7 @@
 use relay_core::document::Refusal;
 use relay_core::id::{JobId, Owner};
 use relay_core::job::{Job, JobMemory};
-use relay_core::position::{Epoch, Seq};
+use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Body;
 
 use super::Hub;
@@ -29,22 +29,20 @@ pub struct History {
 impl Hub {
     /// Copies what is remembered. Updates that come meanwhile may or may not be in the copy.
     pub fn history(&self) -> History {
-        let ids: Vec<JobId> = self.table().jobs.keys().cloned().collect();
+        let ids = self.table().ids();
         let mut jobs = Vec::with_capacity(ids.len());
         for some in ids.chunks(JOBS_AT_ONCE) {
             let table = self.table();
-            let known = some
-                .iter()
-                .filter_map(|id| table.jobs.get(id)?.job.as_ref());
+            let known = some.iter().filter_map(|id| table.get(id)?.job.as_ref());
             jobs.extend(known.map(|job| (job.id.clone(), job.owner.clone(), job.memory())));
         }
         // Oldest first, the order in which they are forgotten when there are too many.
         jobs.sort_by_key(|(_, _, memory)| memory.publications.last().map(|last| last.seq));
         let table = self.table();
         History {
-            epoch: table.epoch,
-            high: table.high,
-            known_from: table.known_from,
+            epoch: table.epoch(),
+            high: table.high(),
+            known_from: table.known_from(),
             jobs,
         }
     }
@@ -55,9 +53,8 @@ impl Hub {
     /// When a job's state is not one that a hub accepts.
     pub fn restore(&self, history: History) -> Result<(), Refusal> {
         let mut table = self.table();
-        table.epoch = history.epoch;
-        table.high = history.high;
-        table.known_from = history.known_from;
+        let position = Position::new(history.epoch, history.high);
+        table.begin_at(position, history.known_from);
         for (id, owner, memory) in history.jobs {
             let publications = memory.publications.clone();
             let key = publications
@@ -71,7 +68,7 @@ impl Hub {
                 Job::restore(key, id.clone(), owner, memory)
             });
             let Some(job) = restored.transpose()? else {
-                table.known_from = table.known_from.max(last);
+                table.doubt_below(last);
                 continue;
             };
             let entry = table.entry(&id);
@@ -83,7 +80,7 @@ impl Hub {
                 };
                 entry.note(&what, publication.seq);
             }
-            table.index(&id);
+            table.enter(&id);
         }
         table.evict();
         Ok(())

@@ -11,11 +11,11 @@ use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
 
-use super::{Backing, Hub};
+use super::Hub;
+use super::table::Table;
 use crate::inbox::{LostMilestones, Message};
 use crate::poison;
 use crate::seam::{Incoming, Intake, What};
-use crate::table::Table;
 
 /// Live updates that may wait for one repair; past it the job is fetched once more instead.
 const QUEUED_PER_REPAIR: usize = 256;
@@ -38,13 +38,13 @@ impl Intake for Hub {
         let now = self.clock.wall().as_unix_micros();
         let lag = now.saturating_sub(last.stored_at.as_unix_micros());
         let mut table = self.table();
-        table.lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
+        table.set_lag(Duration::from_micros(u64::try_from(lag).unwrap_or(0)));
         for incoming in updates.drain(..) {
             if let Err(declined) = self.take(&mut table, incoming) {
                 table.count(declined.code());
             }
         }
-        if table.high >= table.ahead_from {
+        if table.ahead.is_reached(table.high()) {
             self.admit_ahead(&mut table);
         }
     }
@@ -52,9 +52,8 @@ impl Intake for Hub {
     fn live(&self, epoch: Epoch, from_seq: Seq) {
         let mut table = self.table();
         // Also a bus on which nothing had happened may have been watched.
-        let first = table.life == 0;
-        table.life += 1;
-        if epoch != table.epoch {
+        let first = table.begin_life();
+        if epoch != table.epoch() {
             self.begin_epoch(&mut table, epoch, first);
         } else if !first {
             if self.backing.memory().is_some() {
@@ -63,11 +62,10 @@ impl Intake for Hub {
             }
             self.doubt(&mut table);
         }
-        table.known_from = match self.backing {
-            Backing::Stored(_) => table.known_from.max(from_seq),
-            Backing::Embedded | Backing::Passing(_) => table.known_from,
-        };
-        table.high = table.high.max(from_seq);
+        if self.backing.memory().is_some() {
+            table.doubt_below(from_seq);
+        }
+        table.saw(from_seq);
         self.tell_holds(&mut table);
         self.admit_ahead(&mut table);
         if self.backing.memory().is_none() {
@@ -80,24 +78,23 @@ impl Intake for Hub {
 
     fn missing(&self, after: Seq) {
         let mut table = self.table();
-        table.hold_for_hole(after);
+        table.holdback.hold_for_hole(after);
         self.tell_holds(&mut table);
     }
 
     fn found(&self) {
         let mut table = self.table();
-        table.close_hole();
+        table.holdback.close_hole();
         self.tell_holds(&mut table);
     }
 
     fn lost(&self, reason: &str) {
         let mut table = self.table();
-        if !table.stale {
+        if table.set_stale(true) {
             tracing::warn!(
                 reason,
                 "the bus is away; clients keep their connections, states are marked stale"
             );
-            table.stale = true;
             self.tell_all(|| Message::Stale(true));
         }
     }
@@ -114,12 +111,8 @@ impl Hub {
         table: &mut Table,
         incoming: Incoming,
     ) -> Result<Option<Arc<Publication>>, Declined> {
-        table.high = table.high.max(incoming.seq);
-        if let Some(repair) = table
-            .jobs
-            .get_mut(&incoming.job)
-            .and_then(|e| e.repair.as_mut())
-        {
+        table.saw(incoming.seq);
+        if let Some(repair) = table.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
             if repair.queued.len() >= QUEUED_PER_REPAIR {
                 repair.queued.clear();
                 repair.again = true;
@@ -162,8 +155,7 @@ impl Hub {
                 unwatched => {
                     // Nobody watches: whoever comes next will have it loaded.
                     table.forget(&incoming.job);
-                    table.complete = false;
-                    table.complete_owners.remove(&incoming.owner);
+                    table.index.doubt_of(&incoming.owner);
                     unwatched?;
                     table.count("unwatched");
                     Ok(None)
@@ -191,14 +183,14 @@ impl Hub {
         table: &mut Table,
         incoming: &Incoming,
     ) -> Result<Arc<Publication>, Declined> {
-        let bounds = table.bounds;
+        let bounds = table.bounds();
         let place = Place {
-            epoch: table.epoch,
+            epoch: table.epoch(),
             seq: incoming.seq,
             received_at: self.clock.now(),
             stored_at: incoming.stored_at,
         };
-        if let Some(entry) = table.jobs.get_mut(&incoming.job)
+        if let Some(entry) = table.get_mut(&incoming.job)
             && let Some(job) = &mut entry.job
         {
             let judged = judge(job, incoming, place, &bounds);
@@ -207,11 +199,11 @@ impl Hub {
             if is_owners {
                 entry.note(&incoming.what, incoming.seq);
             }
-            table.index(&incoming.job);
+            table.enter(&incoming.job);
             return applied;
         }
         let (id, owner) = (incoming.job.clone(), incoming.owner.clone());
-        let mut job = Box::new(Job::new(table.new_key(), id, owner, table.known_from));
+        let mut job = Box::new(Job::new(table.new_key(), id, owner, table.known_from()));
         match judge(&job, incoming, place, &bounds) {
             Ok(judged) => {
                 let publication = job.enter(judged, &bounds);
@@ -220,13 +212,13 @@ impl Hub {
                 poison::fault("panics-when-entered", incoming.job.as_str());
                 entry.job = Some(job);
                 entry.note(&incoming.what, incoming.seq);
-                table.index(&incoming.job);
+                table.enter(&incoming.job);
                 Ok(publication)
             }
             Err(declined) => {
                 table.forget(&incoming.job);
                 // The store may hold something of it that was accepted elsewhere.
-                table.complete = false;
+                table.index.doubt_some();
                 Err(declined)
             }
         }
@@ -237,7 +229,7 @@ impl Hub {
             return Standing::Next;
         }
         let previous = incoming.previous.unwrap_or_default();
-        match table.jobs.get(&incoming.job) {
+        match table.get(&incoming.job) {
             // Another owner's subject has a history of its own; it is declined, not repaired.
             Some(entry)
                 if entry
@@ -279,38 +271,22 @@ impl Hub {
     /// The bus started anew: nothing known before counts, and no number does.
     fn begin_epoch(&self, table: &mut Table, epoch: Epoch, first: bool) {
         tracing::info!(epoch = epoch.get(), "the bus begins a new epoch");
-        for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
-            table.forget(&id);
-        }
-        for entry in table.jobs.values_mut() {
-            entry.nothing_until = Seq::ZERO;
-        }
-        table.epoch = epoch;
-        table.high = Seq::ZERO;
-        table.known_from = Seq::ZERO;
-        table.forget_holes();
-        table.release_all();
+        table.begin_epoch(epoch);
         self.tell_all(|| Message::NewEpoch { first });
     }
 
     /// The bus was away: what nobody watches is forgotten, what somebody watches will be compared.
     fn doubt(&self, table: &mut Table) {
-        table.complete = false;
-        table.complete_owners.clear();
+        table.index.doubt_all();
+        table.doubt_all();
         if self.backing.memory().is_some() {
-            table.known_from = table.high;
-            for id in table.jobs.keys().cloned().collect::<Vec<_>>() {
-                if !table.is_watched(&id) {
-                    table.forget(&id);
-                }
-            }
+            table.forget_unwatched();
             return;
         }
         // A bus that forgets cannot be asked: say that something may be missing.
-        let high = table.high;
-        table.known_from = high;
+        let high = table.high();
         let mut missed = Vec::new();
-        for job in table.jobs.values_mut().filter_map(|it| it.job.as_mut()) {
+        for job in table.values_mut().filter_map(|it| it.job.as_mut()) {
             job.doubt(high);
             missed.extend(job.state().filter(|state| !state.is_terminal()).cloned());
         }
@@ -331,8 +307,7 @@ impl Hub {
 
     /// What is known is up to date again.
     pub(super) fn freshen(&self, table: &mut Table) {
-        if table.stale {
-            table.stale = false;
+        if table.set_stale(false) {
             tracing::info!("the bus is there; states are fresh");
             self.tell_all(|| Message::Stale(false));
         }
@@ -340,7 +315,7 @@ impl Hub {
 
     /// Passes on which jobs are held and which are released.
     pub(super) fn tell_holds(&self, table: &mut Table) {
-        for repairing in table.unsaid.drain(..) {
+        for repairing in table.holdback.take_untold() {
             self.tell_all(|| Message::Repair(repairing.clone()));
         }
     }
@@ -371,19 +346,18 @@ pub(super) fn judge(
 /// Whether anybody watches a job about which too little is known to say so from the table alone.
 fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
     let known_parent = table
-        .jobs
         .get(&incoming.job)
         .and_then(|entry| entry.state())
         .and_then(|state| state.parent.clone());
     if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
         return Ok(true);
     }
-    if table.watched_groups.is_empty() || incoming.what != What::State {
+    if !table.index.watches_groups() || incoming.what != What::State {
         return Ok(false);
     }
     // Only the body says which group a job belongs to.
     let parent = parent(incoming)?;
-    Ok(parent.is_some_and(|parent| table.watched_groups.contains(&parent)))
+    Ok(parent.is_some_and(|parent| table.index.is_watched(&parent)))
 }
 
 /// The group a state names, if it is one that can be read.

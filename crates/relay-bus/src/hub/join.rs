@@ -14,22 +14,24 @@ use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Joined, LeftOut};
 
 use super::ahead::{AHEAD_WAIT, ahead};
+use super::table::{Early, LoadKey, Table, Waiter};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{ConnectionId, Message};
-use crate::table::{LoadKey, Table, Waiter};
 
 impl Hub {
     /// Asks for the first word on a topic. The answer comes as [`Message::Joined`], at once if the table
     /// knows it, when the store has answered otherwise.
     pub fn join(&self, request: JoinRequest) {
         let mut table = self.table();
-        *table.shards_of(&request.topic) |= 1 << request.shard;
+        table.watch(&request.topic, request.shard);
         if self.backing.memory().is_some()
             && let Some(since) = ahead(&table, &request)
         {
-            let until = self.clock.now() + AHEAD_WAIT;
-            table.ahead.push_back((until, request));
-            table.ahead_from = table.ahead_from.min(since);
+            table.ahead.keep_join(Early {
+                seq: since,
+                until: self.clock.now() + AHEAD_WAIT,
+                what: request,
+            });
             return;
         }
         self.join_now(&mut table, request);
@@ -39,13 +41,9 @@ impl Hub {
         match request.topic.clone() {
             Topic::Job(id) => self.join_job(table, &id, request),
             Topic::User(owner) => {
-                let complete = table.complete || table.complete_owners.contains(&owner);
-                self.join_many(table, LoadKey::Owner(owner), complete, request);
+                self.join_many(table, LoadKey::Owner(owner), request);
             }
-            Topic::Group(_) => {
-                let complete = table.complete;
-                self.join_many(table, LoadKey::Everything, complete, request);
-            }
+            Topic::Group(_) => self.join_many(table, LoadKey::Everything, request),
         }
     }
 
@@ -62,32 +60,12 @@ impl Hub {
         let whose = (shard, connection, subscription);
         let is_it = |it: &JoinRequest| (it.shard, it.connection, it.subscription) == whose;
         let mut table = self.table();
-        let waiting = |table: &Table| {
-            let repairs = table.jobs.get(topic.id()).and_then(|it| it.repair.as_ref());
-            repairs.map_or(0, |repair| repair.waiters.len())
-                + table.waiting.values().map(Vec::len).sum::<usize>()
-                + table.deferred.len()
-                + table.ahead.len()
+        let ahead = table.ahead.withdraw(is_it);
+        let others = match topic {
+            Topic::Job(job) => table.get_mut(job).map_or(0, |entry| entry.withdraw(is_it)),
+            Topic::User(_) | Topic::Group(_) => table.loads.withdraw(is_it),
         };
-        let before = waiting(&table);
-        table.ahead.retain(|(_, request)| !is_it(request));
-        match topic {
-            Topic::Job(job) => {
-                let entry = table.jobs.get_mut(job);
-                if let Some(repair) = entry.and_then(|entry| entry.repair.as_mut()) {
-                    let gone = |it: &Waiter| matches!(it, Waiter::Join(request) if is_it(request));
-                    repair.waiters.retain(|waiter| !gone(waiter));
-                }
-            }
-            Topic::User(_) | Topic::Group(_) => {
-                // An emptied list stays until its load is in, which looks for it.
-                for requests in table.waiting.values_mut() {
-                    requests.retain(|request| !is_it(request));
-                }
-                table.deferred.retain(|(_, request)| !is_it(request));
-            }
-        }
-        waiting(&table) < before
+        ahead + others > 0
     }
 
     /// A shard's last watcher of a topic left.
@@ -98,7 +76,7 @@ impl Hub {
     fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {
         let since = since(table, &request);
         let ready = self.backing.memory().is_none()
-            || table.jobs.get(id).is_some_and(|entry| {
+            || table.get(id).is_some_and(|entry| {
                 entry.repair.is_none()
                     && !entry.partial
                     && entry
@@ -118,12 +96,12 @@ impl Hub {
     /// Answers for one job with what the table holds.
     pub(super) fn answer_job(&self, table: &Table, id: &JobId, request: JoinRequest) {
         let since = since(table, &request);
-        let job = table.jobs.get(id).and_then(|entry| entry.job.as_ref());
+        let job = table.get(id).and_then(|entry| entry.job.as_ref());
         let replay = match job {
             Some(job) => job.replay_with(since, request.again),
             None => Replay {
                 recovered: since.is_some_and(|since| {
-                    self.backing.memory().is_some() || since >= table.known_from
+                    self.backing.memory().is_some() || since >= table.known_from()
                 }),
                 publications: Vec::new(),
             },
@@ -140,24 +118,23 @@ impl Hub {
             recovered: replay.recovered,
             publications: replay.publications,
             left_out: left_out.into_iter().collect(),
-            high: table.high,
+            high: table.high(),
         });
         self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
     }
 
-    fn join_many(&self, table: &mut Table, key: LoadKey, complete: bool, request: JoinRequest) {
-        if complete || self.backing.memory().is_none() {
+    fn join_many(&self, table: &mut Table, key: LoadKey, request: JoinRequest) {
+        if table.index.is_complete(&key) || self.backing.memory().is_none() {
             self.answer_many(table, request);
             return;
         }
         self.load_once(table, &key);
-        table.waiting.entry(key).or_default().push(request);
+        table.loads.await_join(key, request);
     }
 
     /// Sees to it that many jobs are loaded, unless they are about to be.
     pub(super) fn load_once(&self, table: &mut Table, key: &LoadKey) {
-        if !table.waiting.contains_key(key) && !table.surveys.contains_key(key) {
-            table.to_load.push_back(key.clone());
+        if table.loads.ask_once(key) {
             self.work.notify_one();
         }
     }
@@ -182,22 +159,14 @@ impl Hub {
         for id in &unsure {
             table.start_repair(id);
         }
-        table.deferred.push((unsure, request));
+        table.loads.defer(unsure, request);
         self.tell_holds(table);
         self.work.notify_one();
     }
 
     /// A job's repair is done: joins that waited for it alone are answered.
     pub(super) fn release_deferred(&self, table: &mut Table, id: &JobId) {
-        let mut ready = Vec::new();
-        table.deferred.retain_mut(|(unsure, request)| {
-            unsure.remove(id);
-            if unsure.is_empty() {
-                ready.push(request.clone());
-            }
-            !unsure.is_empty()
-        });
-        for request in ready {
+        for request in table.loads.take_ready(id) {
             let members = members(table, &request.topic);
             self.answer_members(table, &members, request);
         }
@@ -207,13 +176,13 @@ impl Hub {
     /// a client that replaces what it shows by what comes is right.
     fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
         let since = since(table, &request);
-        let entries = members.iter().filter_map(|id| table.jobs.get(id));
+        let entries = members.iter().filter_map(|id| table.get(id));
         let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
         let recovered = since.filter(|since| {
             // More may have changed than a snapshot holds.
             let all_listed = members.len() < SNAPSHOT_JOBS
                 || last_of(table, members).is_some_and(|last| last <= *since);
-            let all_known = self.backing.memory().is_some() || *since >= table.known_from;
+            let all_known = self.backing.memory().is_some() || *since >= table.known_from();
             all_listed && all_known && jobs.iter().all(|job| *since >= job.known_from())
         });
         let mut publications: Vec<_> = jobs
@@ -237,7 +206,7 @@ impl Hub {
             recovered: recovered.is_some(),
             publications,
             left_out,
-            high: table.high,
+            high: table.high(),
         });
         self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
     }
@@ -256,32 +225,28 @@ fn left_out_since(job: &Job, since: Option<Seq>) -> Option<LeftOut> {
 fn last_of(table: &Table, members: &[JobId]) -> Option<Seq> {
     members
         .last()
-        .and_then(|id| Some(table.jobs.get(id)?.last_seq()))
+        .and_then(|id| Some(table.get(id)?.last_seq()))
 }
 
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
 fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
-    (cursor.position.epoch == table.epoch && since <= table.high).then_some(since)
+    (cursor.position.epoch == table.epoch() && since <= table.high()).then_some(since)
 }
 
 /// The most recently updated jobs of an owner or a group.
 fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
-    let index = match topic {
-        Topic::User(owner) => table.owners.get(owner),
-        Topic::Group(parent) => table.groups.get(parent),
-        Topic::Job(_) => None,
-    };
     let group = match topic {
         Topic::Group(parent) => Some(parent),
         Topic::Job(_) | Topic::User(_) => None,
     };
     let belongs = |id: &JobId| group.is_none_or(|group| parent_of(table, id) == Some(group));
-    let jobs = index.iter().flat_map(|members| &members.jobs);
-    let mut recent: Vec<_> = jobs
+    let mut recent: Vec<_> = table
+        .index
+        .jobs(topic)
         .filter(|id| belongs(id))
-        .filter_map(|id| Some((table.jobs.get(id)?.last_seq(), id)))
+        .filter_map(|id| Some((table.get(id)?.last_seq(), id)))
         .collect();
     recent.sort_unstable_by_key(|entry| Reverse(entry.0));
     recent.truncate(SNAPSHOT_JOBS);
@@ -289,12 +254,12 @@ fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
 }
 
 fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
-    table.jobs.get(id)?.state()?.parent.as_ref()
+    table.get(id)?.state()?.parent.as_ref()
 }
 
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.
 fn is_unsure(table: &Table, id: &JobId, since: Option<Seq>) -> bool {
-    table.jobs.get(id).is_some_and(|entry| {
+    table.get(id).is_some_and(|entry| {
         let behind = |job: &Job| since.is_some_and(|since| since < job.known_from());
         let ended = entry.state().is_some_and(|state| state.is_terminal());
         entry.repair.is_some()

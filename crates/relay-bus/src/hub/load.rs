@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Place};
 use relay_core::outbox::GapReason;
@@ -18,11 +17,11 @@ use relay_core::watcher::beginning::LeftOut;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::intake::{judge, parent};
+use super::table::{Answer, Entry, LoadKey, Table, Waiter};
 use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
 use crate::seam::{Incoming, Store, StoreError, What};
-use crate::table::{Answer, Entry, LoadKey, Table, Waiter};
 
 /// Requests to the store, and answers that wait for the reader, at a time.
 const IN_FLIGHT: usize = 64;
@@ -56,7 +55,7 @@ impl Hub {
         let mut comparing = false;
         loop {
             // Before the bus is read there is no epoch that an answer would belong to.
-            let reads = self.table().life > 0;
+            let reads = self.table().life() > 0;
             if let Some(store) = self.backing.memory().filter(|_| reads) {
                 if !comparing && std::mem::take(&mut *self.resync.lock()) {
                     comparing = true;
@@ -83,14 +82,15 @@ impl Hub {
     /// What to ask the store for next, if there is room for its answer.
     fn next_load(&self, in_flight: usize) -> Option<LoadKey> {
         let mut table = self.table();
-        let room = in_flight + table.early.len() < IN_FLIGHT;
-        room.then(|| table.to_load.pop_front()).flatten()
+        let room = in_flight + table.ahead.answers() < IN_FLIGHT;
+        // Only then is the table changed.
+        if room { table.loads.next() } else { None }
     }
 
     async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
         let (life, high) = {
             let table = self.table();
-            (table.life, table.high)
+            (table.life(), table.high())
         };
         let answer = match &key {
             LoadKey::Job(job) => store.load_job(job.clone(), high).await,
@@ -115,11 +115,11 @@ impl Hub {
     async fn compare(&self, store: &Arc<dyn Store>) -> Loaded {
         let (life, watched) = {
             let table = self.table();
-            let watched = match &table.catching_up {
-                Some(catching_up) => catching_up.watched.clone(),
+            let watched = match table.holdback.watched() {
+                Some(watched) => watched.to_vec(),
                 None => table.watched(),
             };
-            (table.life, watched)
+            (table.life(), watched)
         };
         let changed = store.changed(watched).await;
         if changed.is_err() {
@@ -131,25 +131,25 @@ impl Hub {
     pub(super) fn finish(&self, loaded: Loaded) {
         let mut table = self.table();
         match loaded {
-            Loaded::Changed(life, Ok(changed)) if life == table.life => {
+            Loaded::Changed(life, Ok(changed)) if life == table.life() => {
                 self.compared(&mut table, changed);
             }
             Loaded::Changed(..) => {
                 *self.resync.lock() = true;
                 self.work.notify_one();
             }
-            Loaded::Updates(key, life, Ok(updates)) if life == table.life => {
+            Loaded::Updates(key, life, Ok(updates)) if life == table.life() => {
                 let answer = Answer { key, life, updates };
                 self.answered(&mut table, answer);
             }
             Loaded::Updates(key, life, Err(error @ StoreError::TooMany(_)))
-                if life == table.life =>
+                if life == table.life() =>
             {
                 // It would be the same again: whoever waits gets what is known, and no claim that it is all.
                 tracing::warn!(?key, %error, "not every job can be listed");
                 self.finish_many(&mut table, key, None);
             }
-            Loaded::Updates(key, _, _) => table.to_load.push_back(key),
+            Loaded::Updates(key, _, _) => table.loads.ask(key),
         }
     }
 
@@ -162,7 +162,7 @@ impl Hub {
 
     /// The store was compared with what is watched: what changed is repaired, the rest is up to date.
     fn compared(&self, table: &mut Table, changed: Vec<JobId>) {
-        let missed_from = table.catching_up.as_ref().map(|it| it.from);
+        let missed_from = table.holdback.missed_from();
         for id in changed {
             table.count("resynced");
             table.start_repair(&id);
@@ -172,20 +172,13 @@ impl Hub {
             }
         }
         // Whoever watches all jobs of a user must hear of one whose only update was missed.
-        let watched = table.owners.iter().filter(|(_, it)| it.shards != 0);
-        let mut keys: HashSet<LoadKey> = watched
-            .map(|(owner, _)| LoadKey::Owner(owner.clone()))
-            .collect();
-        if !table.watched_groups.is_empty() {
-            keys.insert(LoadKey::Everything);
+        let keys = table.index.watched_loads();
+        for key in &keys {
+            table.loads.ask(key.clone());
         }
-        table.to_load.extend(keys.iter().cloned());
-        if let Some(catching_up) = &mut table.catching_up {
-            catching_up.awaited = Some(keys);
-        }
-        table.caught_up(None);
+        table.holdback.compared(keys);
         self.tell_holds(table);
-        if table.catching_up.is_none() {
+        if !table.holdback.is_comparing() {
             self.freshen(table);
         }
         self.work.notify_one();
@@ -198,11 +191,11 @@ impl Hub {
             LoadKey::Everything | LoadKey::Job(_) => self.settings.max_jobs,
         };
         let whole = updates.as_ref().is_some_and(|all| all.len() < limit);
-        let waited_for = table.waiting.contains_key(&key);
-        let surveyed = table.surveys.contains_key(&key);
-        let missed_from = table.catching_up.as_ref().map(|it| it.from);
+        let waited_for = table.loads.is_joined(&key);
+        let surveyed = table.loads.is_surveyed(&key);
+        let missed_from = table.holdback.missed_from();
         for update in updates.into_iter().flatten() {
-            let entry = table.jobs.get(&update.job);
+            let entry = table.get(&update.job);
             let repairing = entry.is_some_and(|entry| entry.repair.is_some());
             let known = entry.filter(|entry| entry.job.is_some());
             match known.map(|entry| entry.last(&What::State)) {
@@ -224,7 +217,7 @@ impl Hub {
                 }
                 None => {
                     if self.remember(table, &update).is_ok()
-                        && let Some(entry) = table.jobs.get_mut(&update.job)
+                        && let Some(entry) = table.get_mut(&update.job)
                         && let Some(job) = &mut entry.job
                     {
                         entry.partial = true;
@@ -235,18 +228,9 @@ impl Hub {
             }
         }
         if whole {
-            match &key {
-                LoadKey::Owner(owner) => {
-                    // Who has no jobs leaves no trace but this one; they are asked for again.
-                    if table.complete_owners.len() >= self.settings.max_jobs {
-                        table.complete_owners.clear();
-                    }
-                    table.complete_owners.insert(owner.clone());
-                }
-                LoadKey::Everything | LoadKey::Job(_) => table.complete = true,
-            }
+            table.index.complete(&key, self.settings.max_jobs);
         }
-        for mut request in table.waiting.remove(&key).unwrap_or_default() {
+        for mut request in table.loads.take_joins(&key) {
             if key == LoadKey::Everything && !whole {
                 // A member that is not in the table may have had updates since the cursor.
                 request.cursor = None;
@@ -255,7 +239,7 @@ impl Hub {
         }
         self.answer_surveys(table, &key);
         table.evict();
-        if table.caught_up(Some(&key)) {
+        if table.holdback.caught_up(&key) {
             self.freshen(table);
         }
         self.tell_holds(table);
@@ -281,7 +265,6 @@ impl Hub {
         self.adopt(table, id, rebuilt, &updates, repair.missed_from);
         for incoming in repair.queued {
             let newer = table
-                .jobs
                 .get(id)
                 .is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
             if newer && let Err(declined) = self.take(table, incoming) {
@@ -290,12 +273,12 @@ impl Hub {
         }
         table.release(id);
         self.tell_holds(table);
-        let stale = table.stale;
+        let stale = table.is_stale();
         for waiter in repair.waiters {
             match waiter {
                 Waiter::Join(request) => self.answer_job(table, id, request),
                 Waiter::Lookup(answer) => {
-                    let state = table.jobs.get(id).and_then(|entry| entry.state().cloned());
+                    let state = table.get(id).and_then(|entry| entry.state().cloned());
                     // Whoever asked may have stopped waiting.
                     drop(answer.send(Lookup { state, stale }));
                 }
@@ -311,12 +294,12 @@ impl Hub {
     /// once the next ending has rolled the first one up, nobody can tell any more that it came after an
     /// ending, and it is accepted. It did happen, so it is told rather than looked for.
     fn rebuild(&self, table: &mut Table, id: &JobId, updates: &[Incoming]) -> Option<Job> {
-        let known = table.jobs.get(id).and_then(|entry| entry.job.as_ref());
+        let known = table.get(id).and_then(|entry| entry.job.as_ref());
         let known_key = known.map(|job| job.key);
         let mut job: Option<Job> = None;
         for update in updates {
             let place = Place {
-                epoch: table.epoch,
+                epoch: table.epoch(),
                 seq: update.seq,
                 received_at: self.clock.now(),
                 stored_at: update.stored_at,
@@ -327,8 +310,8 @@ impl Hub {
             match &mut job {
                 Some(job) => {
                     // What is declined now was declined, and counted, when it came.
-                    if let Ok(judged) = judge(job, update, place, &table.bounds) {
-                        job.enter(judged, &table.bounds);
+                    if let Ok(judged) = judge(job, update, place, &table.bounds()) {
+                        job.enter(judged, &table.bounds());
                     }
                 }
                 None => {
@@ -339,8 +322,8 @@ impl Hub {
                         first.doubt(discarded);
                     }
                     first.belongs_to(first_parent(updates));
-                    if let Ok(judged) = judge(&first, update, place, &table.bounds) {
-                        first.enter(judged, &table.bounds);
+                    if let Ok(judged) = judge(&first, update, place, &table.bounds()) {
+                        first.enter(judged, &table.bounds());
                         job = Some(first);
                     }
                 }
@@ -359,17 +342,18 @@ impl Hub {
     ) {
         let Some(rebuilt) = rebuilt else {
             // Nothing is stored: the job expired while nobody looked, or never was.
-            if table.jobs.get(id).is_some_and(|entry| entry.job.is_some()) {
-                let high = table.high;
+            if table.get(id).is_some_and(|entry| entry.job.is_some()) {
+                let high = table.high();
                 self.say_gone(table, id, high);
             } else {
                 table.forget(id);
-                table.entry(id).nothing_until = table.high;
+                let high = table.high();
+                table.entry(id).nothing_until = high;
             }
             return;
         };
         let owner = rebuilt.owner.clone();
-        let bounds = table.bounds;
+        let bounds = table.bounds();
         let entry = table.entry(id);
         entry.partial = false;
         let untold = untold(entry, &rebuilt, missed_from);
@@ -382,7 +366,7 @@ impl Hub {
         for update in updates.iter().filter(|update| update.owner == owner) {
             entry.note(&update.what, update.seq);
         }
-        table.index(id);
+        table.enter(id);
         for publication in untold {
             let shards = table.watchers_of(&publication);
             if lost {
@@ -406,7 +390,7 @@ impl Hub {
         let micros = |age: Duration| i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         let (ended, silent) = (self.settings.terminal_ttl, self.settings.idle_ttl);
         let mut table = self.table();
-        let high = table.high;
+        let high = table.high();
         for id in table.expired(self.clock.wall(), micros(ended), micros(silent)) {
             table.count("expired");
             self.say_gone(&mut table, &id, high);

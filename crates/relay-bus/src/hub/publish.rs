@@ -119,7 +119,7 @@ impl Hub {
     /// What goes onto the bus, if the job as it is known would accept it.
     fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
         let table = self.table();
-        let entry = table.jobs.get(&request.job);
+        let entry = table.get(&request.job);
         let job = entry.and_then(|entry| entry.job.as_deref());
         let owner = request
             .owner
@@ -130,7 +130,7 @@ impl Hub {
             return Err(Declined::ForeignOwner.into());
         }
         let last = entry.map_or(Seq::ZERO, |entry| entry.last(&What::State));
-        let bounds = table.bounds;
+        let bounds = table.bounds();
         let outgoing = poison::read(&request.job, None, || {
             #[cfg(test)]
             poison::fault("panics-when-published", request.job.as_str());
@@ -146,11 +146,11 @@ impl Hub {
             job: outgoing.job,
             what: outgoing.what,
             payload: outgoing.payload,
-            seq: table.high.next(),
+            seq: table.high().next(),
             previous: None,
             stored_at: self.clock.wall(),
         };
-        let position = Position::new(table.epoch, incoming.seq);
+        let position = Position::new(table.epoch(), incoming.seq);
         match self.take(&mut table, incoming) {
             Ok(_) | Err(Declined::Repeated) => Ok(position),
             Err(error) => {

@@ -3,31 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_core::position::Epoch;
 use relay_core::publication::Frames;
 use relay_core::tally::{Aggregate, Tally};
 use relay_core::topic::Topic;
 use tokio::sync::oneshot;
 
-use super::{Hub, MAX_LOADS};
+use super::table::{LoadKey, SurveyRequest, Table};
+use super::{Hub, Survey};
 use crate::inbox::Message;
-use crate::table::{LoadKey, SurveyRequest, Table};
 
 /// How often a tally that changed is told.
 pub(super) const TALLY_INTERVAL: Duration = Duration::from_secs(1);
 /// A shard this far behind is told of a tally later, when it is newer.
 const BEHIND: usize = 1024;
-
-/// How the jobs of a user or a group stand, for somebody who asks once.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Survey {
-    /// How they stand; all zeros where there are none.
-    pub tally: Tally,
-    /// Which life of the bus that is of.
-    pub epoch: Epoch,
-    /// Whether the bus is away, so that they may stand differently by now.
-    pub stale: bool,
-}
 
 impl Hub {
     /// How the jobs of a user or a group stand; waits for the store if it has to be asked which there are.
@@ -44,35 +32,30 @@ impl Hub {
 
     fn survey_or_wait(&self, topic: &Topic) -> Result<Option<Survey>, oneshot::Receiver<Survey>> {
         let mut table = self.table();
-        let (key, complete) = match topic {
+        let key = match topic {
             Topic::Job(_) => return Ok(None),
-            Topic::User(owner) => {
-                let complete = table.complete || table.complete_owners.contains(owner);
-                (LoadKey::Owner(owner.clone()), complete)
-            }
-            Topic::Group(_) => (LoadKey::Everything, table.complete),
+            Topic::User(owner) => LoadKey::Owner(owner.clone()),
+            Topic::Group(_) => LoadKey::Everything,
         };
-        if complete || self.backing.memory().is_none() {
-            return Ok(Some(surveyed(&mut table, topic)));
+        if table.index.is_complete(&key) || self.backing.memory().is_none() {
+            return Ok(Some(surveyed(&table, topic)));
         }
-        if table.to_load.len() >= MAX_LOADS {
+        if table.loads.is_full() {
             return Ok(None);
         }
         let (answer, waiting) = oneshot::channel();
         self.load_once(&mut table, &key);
-        let requests = table.surveys.entry(key).or_default();
-        // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
-        requests.retain(SurveyRequest::waits);
-        requests.push(SurveyRequest {
+        let request = SurveyRequest {
             topic: topic.clone(),
             answer,
-        });
+        };
+        table.loads.await_survey(key, request);
         Err(waiting)
     }
 
     /// The jobs somebody asked about are in: what they come to.
     pub(super) fn answer_surveys(&self, table: &mut Table, key: &LoadKey) {
-        for request in table.surveys.remove(key).unwrap_or_default() {
+        for request in table.loads.take_surveys(key) {
             let survey = surveyed(table, &request.topic);
             // Whoever asked may have stopped waiting.
             request.answer.send(survey).ok();
@@ -82,20 +65,17 @@ impl Hub {
     /// How the jobs of a user or a group stand now. From here on the shard is told whenever that changes,
     /// until its last watcher of the topic leaves.
     pub fn tally(&self, topic: &Topic, shard: usize) -> Option<Tally> {
-        let mut table = self.table();
-        let members = table.members(topic)?;
-        members.tallied |= 1 << shard;
-        Some(members.tally)
+        self.table().index.follow_tally(topic, shard)
     }
 
     /// Tells of what has changed since the last time.
     pub(super) fn tell_tallies(&self) {
         let mut table = self.table();
-        for topic in std::mem::take(&mut table.tallies_changed) {
-            let Some(members) = table.members(&topic) else {
+        for topic in table.index.take_changed() {
+            let Some(shards) = table.index.followers(&topic) else {
                 continue;
             };
-            let (shards, tally) = (members.tallied, members.tally);
+            let tally = table.index.tally(&topic);
             let aggregate = Arc::new(Aggregate {
                 topic: topic.clone(),
                 tally,
@@ -113,18 +93,18 @@ impl Hub {
                 }
             }
             if put_off {
-                table.tallies_changed.insert(topic);
+                table.index.put_off(topic);
             }
         }
     }
 }
 
-fn surveyed(table: &mut Table, topic: &Topic) -> Survey {
+fn surveyed(table: &Table, topic: &Topic) -> Survey {
     // What is under repair counts as it was last known.
-    let stale = table.stale || table.repairs > 0 && table.has_repairs(topic);
+    let stale = table.is_stale() || table.repairs() > 0 && table.has_repairs(topic);
     Survey {
-        tally: table.members(topic).map(|it| it.tally).unwrap_or_default(),
-        epoch: table.epoch,
+        tally: table.index.tally(topic),
+        epoch: table.epoch(),
         stale,
     }
 }

@@ -9,19 +9,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
+use relay_core::outbox::SubscriptionId;
 use relay_core::position::Epoch;
 use relay_core::publication::Body;
+use relay_core::topic::Topic;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::load::Loaded;
 use super::*;
+use crate::hub::table::LoadKey;
+use crate::inbox::ConnectionId;
 use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, What};
-use crate::table::LoadKey;
 use relay_core::watcher::beginning::Joined;
 
 const EPOCH: Epoch = Epoch::new(1);
@@ -210,7 +214,7 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
     }
     let (second, third) = (append("running"), append("completed"));
     hub.ingest(&mut vec![second, third.clone()]);
-    let life = hub.table.lock().life;
+    let life = hub.table.lock().life();
     let listed = LoadKey::Owner(owner());
     hub.finish(Loaded::Updates(listed, life, Ok(vec![third])));
     let fetched = LoadKey::Job(name("m1"));
@@ -316,7 +320,7 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
     });
     let clip = append("m1", What::Milestone(name("clip")));
     let other = append("m2", What::State);
-    let (life, listed) = (hub.table.lock().life, LoadKey::Owner(owner()));
+    let (life, listed) = (hub.table.lock().life(), LoadKey::Owner(owner()));
     hub.finish(Loaded::Updates(
         listed,
         life,
@@ -366,7 +370,7 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
         job: name(job),
         what,
         payload: Bytes::copy_from_slice(payload.as_bytes()),
-        seq: table.high.next(),
+        seq: table.high().next(),
         previous: None,
         stored_at: WallTime::default(),
     };
@@ -413,8 +417,7 @@ fn regression_a_join_that_did_not_recover_has_every_members_snapshot() {
     take(&hub, "j2", What::State, RUNNING);
     hub.table
         .lock()
-        .jobs
-        .get_mut("j2")
+        .get_mut(&name("j2"))
         .unwrap()
         .job
         .as_mut()
@@ -488,12 +491,12 @@ fn regression_a_job_that_changes_its_parent_leaves_the_old_group() {
     let moved = r#"{"status":"running","parent_id":"other"}"#;
     take(&hub, "j1", What::State, moved);
     let table = hub.table.lock();
-    assert!(!table.groups.contains_key("g"));
-    assert!(table.groups["other"].jobs.contains("j1"));
+    let listed = |group: &str| table.index.jobs(&Topic::Group(name(group))).count();
+    assert_eq!((listed("g"), listed("other")), (0, 1));
     drop(table);
     let mut table = hub.table.lock();
     table.forget(&name("j1"));
-    assert!(table.groups.is_empty() && table.owners.is_empty());
+    assert_eq!(table.index.len(), 0);
 }
 
 #[test]
@@ -600,8 +603,8 @@ fn a_connection_that_has_gone_takes_its_join_along_and_no_other_s() {
         }
     }
     let table = hub.table.lock();
-    assert!(table.waiting.values().all(Vec::is_empty));
-    assert_eq!(table.to_load.len(), 3, "one load a key, however many ask");
+    assert_eq!(table.loads.waiting(), 0);
+    assert_eq!(table.loads.len(), 3, "one load a key, however many ask");
 }
 
 /// How the jobs of a topic stand: queued, running, completed, failed, cancelled.
@@ -657,6 +660,6 @@ async fn a_survey_is_not_kept_for_somebody_who_has_gone() {
         assert!(hub.survey(&topic).now_or_never().is_none());
     }
     let table = hub.table.lock();
-    assert_eq!(table.surveys.values().map(Vec::len).sum::<usize>(), 1);
-    assert_eq!(table.to_load.len(), 1, "one load, however many ask");
+    assert_eq!(table.loads.surveys(), 1);
+    assert_eq!(table.loads.len(), 1, "one load, however many ask");
 }

@@ -154,7 +154,7 @@ fn a_job_that_panics_when_it_is_restored_is_left_out_and_not_claimed_to_be_known
     let restarted = Hub::new(settings(), Backing::Embedded, Clock::start(), Epoch::new(2));
     restarted.restore(hub.history()).unwrap();
     assert_eq!(restarted.stats().jobs, 1);
-    assert_eq!(restarted.table().known_from, Seq::new(1));
+    assert_eq!(restarted.table().known_from(), Seq::new(1));
 }
 
 /// The table is as it was, so the panic is the affair of whoever had it.
@@ -164,7 +164,7 @@ fn a_panic_of_whoever_only_reads_the_table_harms_nobody_else() {
     let reader = hub.clone();
     let panicked = std::thread::spawn(move || {
         let table = reader.table();
-        assert_eq!(table.high, Seq::MAX, "a fault injected by a test");
+        assert_eq!(table.high(), Seq::MAX, "a fault injected by a test");
     });
     assert!(panicked.join().is_err());
     hub.ingest(&mut vec![update("good", 1)]);

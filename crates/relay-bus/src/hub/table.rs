@@ -1,0 +1,539 @@
+//! What a node remembers: jobs, who is interested in which, and what is being repaired.
+//!
+//! The table is the hub's inside, held under one lock. It decides; the hub talks to stores and shards.
+//! It knows shards as bits of a mask and nothing of connections.
+//!
+//! Itself it holds the jobs, and up to where the bus has been read. What belongs to them lies in rooms of its own:
+//! whose they are (`index`), which of them make room for others (`eviction`), what is loaded and who waits for it
+//! (`loads`), what waits for the reader (`ahead`), and what clients are not sent yet (`holdback`).
+//!
+//! Invariants: a job in the table without a repair is complete above its `known_from`; a job that is
+//! repaired is told nothing until the repair is done; a job somebody watches is never evicted.
+
+mod ahead;
+mod entry;
+mod eviction;
+mod holdback;
+mod index;
+mod loads;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use relay_core::id::{JobId, Name, Owner};
+use relay_core::job::JobBounds;
+use relay_core::moment::WallTime;
+use relay_core::position::{Epoch, Position, Seq};
+use relay_core::publication::{Body, JobKey, Publication};
+use relay_core::topic::Topic;
+
+pub(super) use ahead::{Ahead, Early};
+pub(super) use entry::{Entry, Repair, Waiter};
+pub(super) use holdback::Holdback;
+pub(super) use index::Index;
+pub(super) use loads::{Answer, LoadKey, Loads, SurveyRequest};
+
+use crate::seam::{Held, Incoming};
+use eviction::Eviction;
+
+/// Which shards: bit `n` is shard `n`.
+pub(super) type Shards = u64;
+
+/// Jobs up to which all invariants are asserted after every change of a debug build.
+const CHECKED_JOBS: usize = 64;
+
+/// How much a table holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableBounds {
+    /// Of each job.
+    pub(super) job: JobBounds,
+    /// Jobs.
+    pub(super) jobs: usize,
+    /// Bytes of their payloads.
+    pub(super) bytes: usize,
+}
+
+/// The hub's memory.
+#[derive(Debug)]
+pub(super) struct Table {
+    epoch: Epoch,
+    /// The highest number seen.
+    high: Seq,
+    /// Below this a job that is not in the table may have had updates.
+    known_from: Seq,
+    /// Which reading of the bus this is: what was asked during an earlier one is asked again. 0 before the first.
+    life: u64,
+    is_stale: bool,
+    /// How long the last update took from the bus to here.
+    lag: Duration,
+    bounds: JobBounds,
+    /// Boxed: up to half of a map's places are empty.
+    jobs: HashMap<JobId, Box<Entry>>,
+    /// Entries with a repair.
+    repairs: usize,
+    next_key: u64,
+    counts: HashMap<&'static str, u64>,
+    eviction: Eviction,
+    pub(super) index: Index,
+    pub(super) loads: Loads,
+    pub(super) ahead: Ahead,
+    pub(super) holdback: Holdback,
+}
+
+impl Table {
+    pub(super) fn new(bounds: TableBounds, epoch: Epoch, is_stale: bool) -> Self {
+        Self {
+            epoch,
+            high: Seq::ZERO,
+            known_from: Seq::ZERO,
+            life: 0,
+            is_stale,
+            lag: Duration::ZERO,
+            bounds: bounds.job,
+            jobs: HashMap::new(),
+            repairs: 0,
+            next_key: 0,
+            counts: HashMap::new(),
+            eviction: Eviction::new(bounds.jobs, bounds.bytes),
+            index: Index::default(),
+            loads: Loads::default(),
+            ahead: Ahead::default(),
+            holdback: Holdback::default(),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The highest number seen.
+    pub(super) fn high(&self) -> Seq {
+        self.high
+    }
+
+    /// Which life of the bus this is, and the highest number seen in it.
+    pub(super) fn position(&self) -> Position {
+        Position::new(self.epoch, self.high)
+    }
+
+    /// Below this a job that is not in the table may have had updates.
+    pub(super) fn known_from(&self) -> Seq {
+        self.known_from
+    }
+
+    /// Which reading of the bus this is; 0 before the first.
+    pub(super) fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Whether the bus is away, so that what is known may be out of date.
+    pub(super) fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// How long the last update took from the bus to here.
+    pub(super) fn lag(&self) -> Duration {
+        self.lag
+    }
+
+    /// What every job is bounded by.
+    pub(super) fn bounds(&self) -> JobBounds {
+        self.bounds
+    }
+
+    /// The bus has come as far as this number.
+    pub(super) fn saw(&mut self, seq: Seq) {
+        self.high = self.high.max(seq);
+    }
+
+    pub(super) fn set_lag(&mut self, lag: Duration) {
+        self.lag = lag;
+    }
+
+    /// True if that is news.
+    pub(super) fn set_stale(&mut self, is_stale: bool) -> bool {
+        std::mem::replace(&mut self.is_stale, is_stale) != is_stale
+    }
+
+    /// The bus is read anew. True if it is the first time.
+    pub(super) fn begin_life(&mut self) -> bool {
+        self.life += 1;
+        self.life == 1
+    }
+
+    /// The bus started anew: nothing known before counts, and no number does.
+    pub(super) fn begin_epoch(&mut self, epoch: Epoch) {
+        for id in self.ids() {
+            self.forget(&id);
+        }
+        for entry in self.jobs.values_mut() {
+            entry.nothing_until = Seq::ZERO;
+        }
+        self.epoch = epoch;
+        self.high = Seq::ZERO;
+        self.known_from = Seq::ZERO;
+        self.holdback.forget_holes();
+        self.holdback.release_all();
+    }
+
+    /// Goes on from another life of this table.
+    pub(super) fn begin_at(&mut self, position: Position, known_from: Seq) {
+        self.epoch = position.epoch;
+        self.high = position.seq;
+        self.known_from = known_from;
+    }
+
+    /// A job that is not in the table may have had updates up to `seq`.
+    pub(super) fn doubt_below(&mut self, seq: Seq) {
+        self.known_from = self.known_from.max(seq);
+    }
+
+    /// A job that is not in the table may have had updates up to now.
+    pub(super) fn doubt_all(&mut self) {
+        self.known_from = self.high;
+    }
+
+    /// Drops what is known of jobs that nobody watches.
+    pub(super) fn forget_unwatched(&mut self) {
+        for id in self.ids() {
+            if !self.is_watched(&id) {
+                self.forget(&id);
+            }
+        }
+    }
+
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// What became of updates, in no order.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.counts.iter().map(|(what, count)| (*what, *count))
+    }
+
+    /// Jobs in memory, known or only watched.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Bytes of their payloads.
+    pub(super) fn bytes(&self) -> usize {
+        self.eviction.bytes()
+    }
+
+    /// Jobs being repaired.
+    pub(super) fn repairs(&self) -> usize {
+        self.repairs
+    }
+
+    /// Jobs evicted since the start.
+    pub(super) fn evicted(&self) -> u64 {
+        self.eviction.evicted()
+    }
+
+    pub(super) fn new_key(&mut self) -> JobKey {
+        self.next_key += 1;
+        JobKey(self.next_key)
+    }
+
+    /// Notes that keys up to this one are in use.
+    pub(super) fn keep_key(&mut self, key: JobKey) {
+        self.next_key = self.next_key.max(key.0);
+    }
+
+    /// The ids of all jobs.
+    pub(super) fn ids(&self) -> Vec<JobId> {
+        self.jobs.keys().cloned().collect()
+    }
+
+    pub(super) fn get(&self, id: &JobId) -> Option<&Entry> {
+        self.jobs.get(id).map(Box::as_ref)
+    }
+
+    /// To be changed; what a job's state is or weighs is entered with [`Table::enter`].
+    pub(super) fn get_mut(&mut self, id: &JobId) -> Option<&mut Entry> {
+        self.jobs.get_mut(id).map(Box::as_mut)
+    }
+
+    /// To be changed; what a job's state is or weighs is entered with [`Table::enter`].
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.jobs.values_mut().map(Box::as_mut)
+    }
+
+    /// The entry of a job, made if there is none.
+    pub(super) fn entry(&mut self, id: &JobId) -> &mut Entry {
+        if !self.jobs.contains_key(id) {
+            let entry = Entry::new(self.eviction.enter(id));
+            self.jobs.insert(id.clone(), Box::new(entry));
+            let jobs = &self.jobs;
+            self.eviction.tidy(jobs.len(), |place| {
+                jobs.get(&place.id).is_some_and(|it| it.turn.is_at(place))
+            });
+        }
+        self.jobs.entry(id.clone()).or_default()
+    }
+
+    /// Shards that watch a job through any topic, as far as its entry, owner and parent say.
+    pub(super) fn watchers(&self, id: &JobId, owner: &Owner, parent: Option<&Name>) -> Shards {
+        let by_job = self.jobs.get(id).map_or(0, |entry| entry.shards);
+        by_job | self.index.watchers(owner, parent)
+    }
+
+    /// Shards that watch what `publication` is about.
+    pub(super) fn watchers_of(&self, publication: &Publication) -> Shards {
+        self.watchers(
+            &publication.job,
+            &publication.owner,
+            publication.parent.as_ref(),
+        )
+    }
+
+    /// Enters a job's current state into the index and accounts for its size.
+    pub(super) fn enter(&mut self, id: &JobId) {
+        let Some(entry) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let entry = entry.as_mut();
+        self.eviction.touch(&mut entry.turn);
+        if let Some(job) = &entry.job {
+            self.eviction.weigh(&mut entry.turn, job.payload_bytes());
+            self.index.enter(&mut entry.listing, job);
+        }
+    }
+
+    /// Whether nobody watches what an update is about, as far as it says that without being read.
+    pub(super) fn is_unwatched(&self, update: &Incoming) -> bool {
+        !self.index.watches_groups() && self.watchers(&update.job, &update.owner, None) == 0
+    }
+
+    /// Whether any job of a user or a group is being repaired.
+    pub(super) fn has_repairs(&self, topic: &Topic) -> bool {
+        let mut jobs = self.index.jobs(topic);
+        jobs.any(|id| self.jobs.get(id).is_some_and(|it| it.repair.is_some()))
+    }
+
+    /// Keeps the table within its bounds; what is evicted can be loaded again where there is a store.
+    pub(super) fn evict(&mut self) {
+        let mut chances = self.eviction.places();
+        while self.eviction.is_full(self.jobs.len()) && chances > 0 {
+            chances -= 1;
+            let Some(place) = self.eviction.next() else {
+                return;
+            };
+            let id = &place.id;
+            let Some(entry) = self.jobs.get(id).filter(|entry| entry.turn.is_at(&place)) else {
+                continue;
+            };
+            if entry.turn.was_used() || self.is_watched(id) {
+                // A second chance: it was used since it queued.
+                if let Some(entry) = self.jobs.get_mut(id) {
+                    self.eviction.queue(place.id, &mut entry.turn);
+                }
+                continue;
+            }
+            self.eviction.count();
+            let last = entry.last_seq();
+            self.doubt_below(last);
+            self.forget(id);
+        }
+    }
+
+    /// Whether a job must stay: somebody watches it, or it is being repaired.
+    pub(super) fn is_watched(&self, id: &JobId) -> bool {
+        let Some(entry) = self.jobs.get(id) else {
+            return false;
+        };
+        entry.repair.is_some()
+            || match &entry.job {
+                Some(job) => {
+                    let parent = job.state().and_then(|state| state.parent.as_ref());
+                    self.watchers(id, &job.owner, parent) != 0
+                }
+                None => entry.shards != 0,
+            }
+    }
+
+    /// Drops what is known of a job; its watchers stay.
+    pub(super) fn forget(&mut self, id: &JobId) {
+        let Some(entry) = self.jobs.get_mut(id) else {
+            return;
+        };
+        self.eviction.weigh(&mut entry.turn, 0);
+        entry.subjects.clear();
+        entry.nothing_until = self.high;
+        entry.partial = false;
+        let known = entry.job.take().is_some();
+        let listing = std::mem::take(&mut entry.listing);
+        if entry.is_idle() {
+            self.jobs.remove(id);
+        }
+        if known {
+            self.index.doubt_some();
+        }
+        self.index.remove(id, listing);
+    }
+
+    /// Every job somebody watches, as it is held.
+    pub(super) fn watched(&self) -> Vec<Held> {
+        let watched = self.jobs.iter().filter(|(id, _)| self.is_watched(id));
+        watched
+            .map(|(id, entry)| Held {
+                owner: entry.job.as_ref().map(|job| job.owner.clone()),
+                job: id.clone(),
+                seq: entry.last_seq(),
+            })
+            .collect()
+    }
+
+    /// Starts fetching a job; whatever comes meanwhile waits in the repair.
+    pub(super) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
+        // What came live while the bus is compared says nothing of what was missed before it.
+        let missed_from = self.holdback.missed_from();
+        let entry = self.entry(id);
+        if entry.repair.is_none() {
+            entry.repair = Some(Box::default());
+            let known = entry.job.as_ref().map(|job| job.owner.clone());
+            let last = entry.last_seq().min(missed_from.unwrap_or(Seq::MAX));
+            self.repairs += 1;
+            self.loads.ask(LoadKey::Job(id.clone()));
+            if known.is_some() {
+                self.hold(id, known.as_ref(), last);
+            }
+        }
+        let repair = self.entry(id).repair.get_or_insert_default();
+        repair.missed_from = repair.missed_from.into_iter().chain(missed_from).min();
+        repair
+    }
+
+    /// Ends a job's repair; what it held is the caller's to deal with.
+    pub(super) fn take_repair(&mut self, id: &JobId) -> Option<Repair> {
+        let repair = self.jobs.get_mut(id)?.repair.take()?;
+        self.repairs -= 1;
+        Some(*repair)
+    }
+
+    /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
+    /// would say that what is being repaired has been told.
+    pub(super) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: Seq) {
+        let entry = self.jobs.get_mut(id).map(Box::as_mut);
+        let (repair, job) =
+            entry.map_or((None, None), |it| (it.repair.as_mut(), it.job.as_deref()));
+        if let (Some(repair), Some(owner)) = (repair, owner) {
+            repair.owner = Some(owner.clone());
+        }
+        let state = job.and_then(|job| job.state());
+        let parent = || state.and_then(|state| state.parent.clone());
+        self.holdback.hold(id, owner, seq, parent);
+    }
+
+    /// The job's repair is done, unless another has begun.
+    pub(super) fn release(&mut self, id: &JobId) {
+        let entry = self.jobs.get(id);
+        if entry.is_none_or(|entry| entry.repair.is_none()) {
+            self.holdback.release(id);
+        }
+    }
+
+    /// The bus was away: nobody is told anything above what is known now until what was missed is.
+    pub(super) fn hold_all(&mut self) {
+        let watched = self.watched();
+        self.holdback.hold_all(self.high, watched);
+    }
+
+    /// Jobs being repaired of which nothing is known yet, and which may belong to `topic`: watchers of it
+    /// are owed them.
+    pub(super) fn unknown_members(&self, topic: &Topic) -> impl Iterator<Item = &JobId> {
+        self.holdback.jobs().filter(move |id| {
+            let entry = self.jobs.get(*id).filter(|entry| entry.job.is_none());
+            let repair = entry.and_then(|entry| entry.repair.as_ref());
+            repair.is_some_and(|repair| match (topic, &repair.owner) {
+                (Topic::User(owner), Some(of)) => owner == of,
+                (Topic::User(_) | Topic::Group(_), _) => true,
+                (Topic::Job(_), _) => false,
+            })
+        })
+    }
+
+    /// A shard watches `topic`.
+    pub(super) fn watch(&mut self, topic: &Topic, shard: usize) {
+        match topic {
+            Topic::Job(id) => self.entry(id).shards |= 1 << shard,
+            Topic::User(_) | Topic::Group(_) => self.index.watch(topic, shard),
+        }
+    }
+
+    /// A shard's last watcher of `topic` left.
+    pub(super) fn leave(&mut self, topic: &Topic, shard: usize) {
+        let Topic::Job(id) = topic else {
+            self.index.leave(topic, shard);
+            return;
+        };
+        let Some(entry) = self.jobs.get_mut(id) else {
+            return;
+        };
+        entry.shards &= !(1 << shard);
+        if entry.job.is_none() && entry.is_idle() {
+            self.jobs.remove(id);
+        }
+    }
+
+    /// Jobs that are over for longer than `ended`, or silent for longer than `silent`.
+    pub(super) fn expired(&self, now: WallTime, ended: i64, silent: i64) -> Vec<JobId> {
+        let old = |state: &Arc<Publication>| {
+            let stored_at = state.stored_at.as_unix_micros();
+            let age = now.as_unix_micros().saturating_sub(stored_at);
+            age > if state.is_terminal() { ended } else { silent }
+        };
+        let expired = self
+            .jobs
+            .iter()
+            .filter(|(_, entry)| entry.repair.is_none() && entry.state().is_some_and(old));
+        expired.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The publication that tells watchers a job left history.
+    pub(super) fn gone(&self, id: &JobId, seq: Seq) -> Option<Arc<Publication>> {
+        let last = self.jobs.get(id)?.state()?;
+        Some(Arc::new(Publication {
+            seq,
+            epoch: self.epoch,
+            key: last.key,
+            job: id.clone(),
+            owner: last.owner.clone(),
+            parent: last.parent.clone(),
+            body: Body::Gone,
+            received_at: last.received_at,
+            worker_at: None,
+            stored_at: last.stored_at,
+            frames: relay_core::publication::Frames::default(),
+        }))
+    }
+
+    /// Asserts the invariants in a debug build, here and in every room: in a large table only what costs nothing.
+    pub(super) fn check(&self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        self.holdback.check();
+        if self.jobs.len() > CHECKED_JOBS {
+            return;
+        }
+        let entries = || self.jobs.iter();
+        let is_known = |id: &JobId| self.jobs.get(id).is_some_and(|it| it.job.is_some());
+        self.index.check(is_known);
+        self.loads.check();
+        self.ahead.check();
+        self.eviction
+            .check(entries().map(|(id, entry)| (id, &entry.turn)));
+        let repairs = entries().filter(|(_, entry)| entry.repair.is_some());
+        debug_assert_eq!(repairs.count(), self.repairs);
+        for (id, entry) in entries() {
+            entry.check(id);
+        }
+        for id in self.holdback.jobs() {
+            let is_repaired = self.jobs.get(id).is_some_and(|it| it.repair.is_some());
+            debug_assert!(is_repaired, "{id} holds clients, and nothing releases them");
+        }
+    }
+}

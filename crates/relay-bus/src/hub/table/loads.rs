@@ -1,0 +1,192 @@
+//! What has to be loaded from the store, and who waits for it.
+//!
+//! Knows keys and those who wait, and nothing of what is loaded.
+//!
+//! Invariants: however many wait for a key, they ask for it once; nobody waits for no job at all.
+
+use std::collections::VecDeque;
+
+use hashbrown::{HashMap, HashSet};
+use relay_core::id::{JobId, Owner};
+use relay_core::position::Seq;
+use relay_core::topic::Topic;
+use tokio::sync::oneshot;
+
+use crate::hub::request::{JoinRequest, Survey};
+use crate::seam::Incoming;
+
+/// Loads that may wait for the store; what is looked up beyond that cannot be said.
+const MAX_LOADS: usize = 65_536;
+
+/// What one repair or load is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::hub) enum LoadKey {
+    /// Everything stored about one job.
+    Job(JobId),
+    /// The last states of one owner's jobs.
+    Owner(Owner),
+    /// The last states of all jobs: which of them belong to a group is in their bodies.
+    Everything,
+}
+
+/// What the store holds of what was asked for.
+#[derive(Debug)]
+pub(in crate::hub) struct Answer {
+    pub(in crate::hub) key: LoadKey,
+    /// Which reading of the bus it was asked in.
+    pub(in crate::hub) life: u64,
+    pub(in crate::hub) updates: Vec<Incoming>,
+}
+
+impl Answer {
+    /// The highest number in it.
+    pub(in crate::hub) fn newest(&self) -> Seq {
+        let seqs = self.updates.iter().map(|update| update.seq);
+        seqs.max().unwrap_or(Seq::ZERO)
+    }
+}
+
+/// Somebody who wants to know how the jobs of a user or a group stand, once they are known.
+#[derive(Debug)]
+pub(in crate::hub) struct SurveyRequest {
+    pub(in crate::hub) topic: Topic,
+    /// Whoever asked holds the other end; dropping that one means not to wait any more.
+    pub(in crate::hub) answer: oneshot::Sender<Survey>,
+}
+
+impl SurveyRequest {
+    /// Whether anybody still wants the answer.
+    fn waits(&self) -> bool {
+        !self.answer.is_closed()
+    }
+}
+
+/// Loads to be made, and who waits for which.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Loads {
+    queue: VecDeque<LoadKey>,
+    /// Joins that wait for an owner's jobs, or for all. An emptied list stays until its load is in, which looks
+    /// for it.
+    joins: HashMap<LoadKey, Vec<JoinRequest>>,
+    /// Who waits for the same and only counts.
+    surveys: HashMap<LoadKey, Vec<SurveyRequest>>,
+    /// Joins of owners and groups that wait for the repair of single jobs.
+    deferred: Vec<Deferred>,
+}
+
+/// A join that waits for the repair of these jobs.
+#[derive(Debug)]
+struct Deferred {
+    unsure: HashSet<JobId>,
+    join: JoinRequest,
+}
+
+impl Loads {
+    /// What has to be loaded next.
+    pub(in crate::hub) fn next(&mut self) -> Option<LoadKey> {
+        self.queue.pop_front()
+    }
+
+    /// Whether no more can be promised.
+    pub(in crate::hub) fn is_full(&self) -> bool {
+        self.queue.len() >= MAX_LOADS
+    }
+
+    pub(in crate::hub) fn ask(&mut self, key: LoadKey) {
+        self.queue.push_back(key);
+    }
+
+    /// Asks for a load, unless somebody waits for the same already. True if it is asked for.
+    pub(in crate::hub) fn ask_once(&mut self, key: &LoadKey) -> bool {
+        let is_new = !self.is_joined(key) && !self.is_surveyed(key);
+        if is_new {
+            self.ask(key.clone());
+        }
+        is_new
+    }
+
+    /// A join waits for the load.
+    pub(in crate::hub) fn await_join(&mut self, key: LoadKey, join: JoinRequest) {
+        self.joins.entry(key).or_default().push(join);
+    }
+
+    /// Somebody who only counts waits for the load.
+    pub(in crate::hub) fn await_survey(&mut self, key: LoadKey, survey: SurveyRequest) {
+        let surveys = self.surveys.entry(key).or_default();
+        // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
+        surveys.retain(SurveyRequest::waits);
+        surveys.push(survey);
+    }
+
+    /// Whether a join waits for the load, or did.
+    pub(in crate::hub) fn is_joined(&self, key: &LoadKey) -> bool {
+        self.joins.contains_key(key)
+    }
+
+    /// Whether somebody who only counts waits for the load.
+    pub(in crate::hub) fn is_surveyed(&self, key: &LoadKey) -> bool {
+        self.surveys.contains_key(key)
+    }
+
+    /// The load is in: the joins that waited for it.
+    pub(in crate::hub) fn take_joins(&mut self, key: &LoadKey) -> Vec<JoinRequest> {
+        self.joins.remove(key).unwrap_or_default()
+    }
+
+    /// The load is in: who waited for it and only counts.
+    pub(in crate::hub) fn take_surveys(&mut self, key: &LoadKey) -> Vec<SurveyRequest> {
+        self.surveys.remove(key).unwrap_or_default()
+    }
+
+    /// A join waits until each of these jobs is repaired.
+    pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobId>, join: JoinRequest) {
+        self.deferred.push(Deferred { unsure, join });
+    }
+
+    /// A job's repair is done: the joins that waited for it alone.
+    pub(in crate::hub) fn take_ready(&mut self, id: &JobId) -> Vec<JoinRequest> {
+        let mut ready = Vec::new();
+        self.deferred.retain_mut(|deferred| {
+            deferred.unsure.remove(id);
+            if deferred.unsure.is_empty() {
+                ready.push(deferred.join.clone());
+            }
+            !deferred.unsure.is_empty()
+        });
+        ready
+    }
+
+    /// Gives up joins; how many.
+    pub(in crate::hub) fn withdraw(&mut self, is_it: impl Fn(&JoinRequest) -> bool) -> usize {
+        let before = self.waiting();
+        for joins in self.joins.values_mut() {
+            joins.retain(|join| !is_it(join));
+        }
+        self.deferred.retain(|deferred| !is_it(&deferred.join));
+        before - self.waiting()
+    }
+
+    /// How many joins wait.
+    pub(in crate::hub) fn waiting(&self) -> usize {
+        self.joins.values().map(Vec::len).sum::<usize>() + self.deferred.len()
+    }
+
+    /// How many wait who only count.
+    #[cfg(test)]
+    pub(in crate::hub) fn surveys(&self) -> usize {
+        self.surveys.values().map(Vec::len).sum()
+    }
+
+    /// How many loads are asked for.
+    #[cfg(test)]
+    pub(in crate::hub) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Asserts the invariants.
+    pub(super) fn check(&self) {
+        let mut deferred = self.deferred.iter();
+        let waits = deferred.all(|deferred| !deferred.unsure.is_empty());
+        debug_assert!(waits, "a join waits for nothing");
+    }
+}
