@@ -271,6 +271,7 @@ impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::Declined(declined) => declined.into(),
+            PublishError::MayNot { owner } => Self::may_not_publish(owner.as_str()),
             PublishError::UnknownJob(_) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown_job", error.to_string())
             }

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use relay_bus::hub::{PublishRequest, Verb};
 use relay_bus::seam::What;
 use relay_core::cursor::Cursor;
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::Name;
 use relay_core::position::Position;
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
@@ -205,7 +205,7 @@ async fn publish_one(
         .as_deref()
         .map(|owner| name("owner", owner))
         .transpose()?;
-    let wanted = Wanted {
+    let wanted = PublishRequest {
         job: job.clone(),
         owner,
         verb,
@@ -330,7 +330,7 @@ async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Pos
     publish(
         api,
         identity,
-        Wanted {
+        PublishRequest {
             job,
             owner,
             verb,
@@ -341,34 +341,17 @@ async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Pos
     .await
 }
 
-/// An update somebody wants published.
-struct Wanted {
-    job: JobId,
-    owner: Option<Owner>,
-    verb: Verb,
-    payload: Bytes,
-    message_id: Option<String>,
-}
-
-async fn publish(api: &Api, identity: &Identity, wanted: Wanted) -> Result<Position, ApiError> {
+async fn publish(
+    api: &Api,
+    identity: &Identity,
+    request: PublishRequest,
+) -> Result<Position, ApiError> {
     let hub = &api.node.hub;
-    let published = timeout(BUS_WAIT, async {
-        let owner = hub.owner_of(&wanted.job, wanted.owner.as_ref()).await;
-        if !identity.may_publish(&owner) {
-            return Err(ApiError::may_not_publish(owner.as_str()));
-        }
-        let request = PublishRequest {
-            job: wanted.job,
-            owner: Some(owner),
-            verb: wanted.verb,
-            payload: wanted.payload,
-            message_id: wanted.message_id,
-        };
-        Ok(hub.publish(request).await?)
-    });
-    published
-        .await
-        .unwrap_or_else(|_| Err(ApiError::bus_unavailable()))
+    let published = hub.publish(request, |owner| identity.may_publish(owner));
+    match timeout(BUS_WAIT, published).await {
+        Ok(published) => Ok(published?),
+        Err(_) => Err(ApiError::bus_unavailable()),
+    }
 }
 
 async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {

@@ -55,7 +55,7 @@ async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
             let Some(request) = request(&publish) else {
                 continue;
             };
-            if let Err(error) = hub.publish(request).await {
+            if let Err(error) = hub.publish(request, |_| true).await {
                 tracing::warn!(%error, job = publish.job, "an update of the demo's worker was rejected");
             }
         }

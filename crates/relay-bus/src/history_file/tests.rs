@@ -28,7 +28,7 @@ async fn publish(hub: &Hub, job: &str, what: What, payload: &str) -> Seq {
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         message_id: None,
     };
-    hub.publish(request).await.unwrap().seq
+    hub.publish(request, |_| true).await.unwrap().seq
 }
 
 /// A life with a milestone between two attempts' endings.
@@ -109,7 +109,7 @@ async fn a_job_that_came_back_is_guarded_as_before() {
         payload,
         message_id: None,
     };
-    let late = after.publish(request).await.unwrap_err();
+    let late = after.publish(request, |_| true).await.unwrap_err();
     assert!(late.to_string().contains("progress fell"), "{late}");
     assert_eq!(
         publish(

@@ -170,7 +170,18 @@ impl Hub {
         table: &mut Table,
         incoming: &Incoming,
     ) -> Result<Arc<Publication>, Declined> {
-        let publication = self.remember(table, incoming)?;
+        let verdict = self.judge(table, incoming);
+        self.settle(table, incoming, verdict)
+    }
+
+    /// Enters an update that was judged, and hands it to the shards that watch.
+    pub(super) fn settle(
+        &self,
+        table: &mut Table,
+        incoming: &Incoming,
+        verdict: Verdict,
+    ) -> Result<Arc<Publication>, Declined> {
+        let publication = enter(table, incoming, verdict)?;
         table.count("accepted");
         self.publish_to(table.watchers_of(&publication), &publication);
         table.evict();
@@ -183,6 +194,12 @@ impl Hub {
         table: &mut Table,
         incoming: &Incoming,
     ) -> Result<Arc<Publication>, Declined> {
+        let verdict = self.judge(table, incoming);
+        enter(table, incoming, verdict)
+    }
+
+    /// Reads an update that follows what is known, once, and changes nothing of any job.
+    pub(super) fn judge(&self, table: &mut Table, incoming: &Incoming) -> Verdict {
         let bounds = table.bounds();
         let place = Place {
             epoch: table.epoch(),
@@ -190,37 +207,17 @@ impl Hub {
             received_at: self.clock.now(),
             stored_at: incoming.stored_at,
         };
-        if let Some(entry) = table.get_mut(&incoming.job)
-            && let Some(job) = &mut entry.job
-        {
-            let judged = judge(job, incoming, place, &bounds);
-            let is_owners = job.owner == incoming.owner;
-            let applied = judged.map(|judged| job.enter(judged, &bounds));
-            if is_owners {
-                entry.note(&incoming.what, incoming.seq);
-            }
-            table.enter(&incoming.job);
-            return applied;
+        if let Some(job) = table.job(&incoming.job) {
+            return Verdict {
+                judged: judge(job, incoming, place, &bounds),
+                new: None,
+            };
         }
         let (id, owner) = (incoming.job.clone(), incoming.owner.clone());
-        let mut job = Box::new(Job::new(table.new_key(), id, owner, table.known_from()));
-        match judge(&job, incoming, place, &bounds) {
-            Ok(judged) => {
-                let publication = job.enter(judged, &bounds);
-                let entry = table.entry(&incoming.job);
-                #[cfg(test)]
-                poison::fault("panics-when-entered", incoming.job.as_str());
-                entry.job = Some(job);
-                entry.note(&incoming.what, incoming.seq);
-                table.enter(&incoming.job);
-                Ok(publication)
-            }
-            Err(declined) => {
-                table.forget(&incoming.job);
-                // The store may hold something of it that was accepted elsewhere.
-                table.index.doubt_some();
-                Err(declined)
-            }
+        let job = Box::new(Job::new(table.new_key(), id, owner, table.known_from()));
+        Verdict {
+            judged: judge(&job, incoming, place, &bounds),
+            new: Some(job),
         }
     }
 
@@ -319,6 +316,53 @@ impl Hub {
             self.tell_all(|| Message::Repair(repairing.clone()));
         }
     }
+}
+
+/// What an update comes to, before the table knows of it.
+pub(super) struct Verdict {
+    pub(super) judged: Result<Judged, Declined>,
+    /// The job it was judged by, where nothing was known of it.
+    new: Option<Box<Job>>,
+}
+
+/// Enters an update that was judged as the table stands now. What was declined leaves its number.
+fn enter(
+    table: &mut Table,
+    incoming: &Incoming,
+    verdict: Verdict,
+) -> Result<Arc<Publication>, Declined> {
+    let bounds = table.bounds();
+    let (mut job, judged) = match (verdict.new, verdict.judged) {
+        (None, judged) => {
+            let entry = table.entry(&incoming.job);
+            let Some(job) = &mut entry.job else {
+                debug_assert!(false, "{incoming} was judged by a job that is not there");
+                return Err(Declined::Panicked);
+            };
+            let is_owners = job.owner == incoming.owner;
+            let applied = judged.map(|judged| job.enter(judged, &bounds));
+            if is_owners {
+                entry.note(&incoming.what, incoming.seq);
+            }
+            table.enter(&incoming.job);
+            return applied;
+        }
+        (Some(_), Err(declined)) => {
+            table.forget(&incoming.job);
+            // The store may hold something of it that was accepted elsewhere.
+            table.index.doubt_some();
+            return Err(declined);
+        }
+        (Some(job), Ok(judged)) => (job, judged),
+    };
+    let publication = job.enter(judged, &bounds);
+    let entry = table.entry(&incoming.job);
+    #[cfg(test)]
+    poison::fault("panics-when-entered", incoming.job.as_str());
+    entry.job = Some(job);
+    entry.note(&incoming.what, incoming.seq);
+    table.enter(&incoming.job);
+    Ok(publication)
 }
 
 /// Reads an update and says what it comes to; nothing is changed yet.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::document::{Refusal, merge_patch};
+use relay_core::document::merge_patch;
 use relay_core::id::{JobId, Owner};
 use relay_core::job::{Declined, Job, JobBounds, Subject};
 use relay_core::position::{Position, Seq};
@@ -49,6 +49,12 @@ pub enum PublishError {
     /// The update is wrong or late.
     #[error(transparent)]
     Declined(#[from] Declined),
+    /// Whoever asks may not publish for this owner.
+    #[error("this user may not publish jobs of owner {owner}")]
+    MayNot {
+        /// Whose job it is.
+        owner: Owner,
+    },
     /// A patch for a job without a state.
     #[error(
         "no state of job {0} is known, so there is nothing to patch; POST the complete state first"
@@ -60,34 +66,29 @@ pub enum PublishError {
 }
 
 impl Hub {
-    /// The owner a request publishes for: the one it names, else the job's, else nobody.
-    pub async fn owner_of(&self, job: &JobId, named: Option<&Owner>) -> Owner {
-        match named {
-            Some(owner) => owner.clone(),
-            None => match self.lookup(job).await.state {
-                Some(state) => state.owner.clone(),
-                None => Owner::nobody(),
-            },
-        }
-    }
-
-    /// Publishes an update; answers with its place in history.
+    /// Publishes an update; answers with its place in history. `may_publish` says whether whoever asks may publish
+    /// for the owner it turns out to be: the one the request names, else the job's, else nobody.
     ///
     /// # Errors
-    /// Says what is wrong with the update, or that the bus would not take it.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Position, PublishError> {
+    /// Says what is wrong with the update, that it may not be published, or that the bus would not take it.
+    pub async fn publish(
+        &self,
+        request: PublishRequest,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Position, PublishError> {
+        if let Some(owner) = &request.owner {
+            // Nothing is looked up for whoever may not.
+            permitted(owner.clone(), &may_publish)?;
+        }
         // The guard's verdict needs the job in memory, wherever it comes from.
         self.lookup(&request.job).await;
+        let Some(store) = self.backing.store() else {
+            return self.publish_here(&request, &may_publish);
+        };
         let mut tries = 0;
         loop {
-            let outgoing = self.prepare(&request)?;
-            let Some(store) = self.backing.store() else {
-                return self.publish_here(outgoing);
-            };
-            match store.publish(outgoing).await {
-                Ok(seq) => {
-                    return Ok(Position::new(self.epoch(), seq));
-                }
+            match store.publish(self.prepare(&request, &may_publish)?).await {
+                Ok(seq) => return Ok(Position::new(self.epoch(), seq)),
                 Err(StoreError::Conflict) if tries < PATCH_TRIES => {
                     // The other update is on its way to us; merge onto it once it is here.
                     tries += 1;
@@ -117,59 +118,93 @@ impl Hub {
     }
 
     /// What goes onto the bus, if the job as it is known would accept it.
-    fn prepare(&self, request: &PublishRequest) -> Result<Outgoing, PublishError> {
+    fn prepare(
+        &self,
+        request: &PublishRequest,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Outgoing, PublishError> {
         let table = self.table();
-        let entry = table.get(&request.job);
+        let (entry, bounds) = (table.get(&request.job), table.bounds());
         let job = entry.and_then(|entry| entry.job.as_deref());
-        let owner = request
-            .owner
-            .clone()
-            .or_else(|| job.map(|job| job.owner.clone()))
-            .unwrap_or_else(Owner::nobody);
-        if job.is_some_and(|job| job.owner != owner) {
-            return Err(Declined::ForeignOwner.into());
-        }
+        let owner = request.owner(job, may_publish)?;
         let last = entry.map_or(Seq::ZERO, |entry| entry.last(&What::State));
-        let bounds = table.bounds();
-        let outgoing = poison::read(&request.job, None, || {
-            #[cfg(test)]
-            poison::fault("panics-when-published", request.job.as_str());
-            request.outgoing(job, owner, last, &bounds)
+        let read = poison::read(&request.job, None, || {
+            let update = request.update(job)?;
+            let terminal = check(job, &request.job, &owner, &update, &bounds)?;
+            Ok::<_, PublishError>((update, terminal))
         });
-        outgoing.unwrap_or(Err(Declined::Panicked.into()))
+        let (update, terminal) = read.unwrap_or(Err(Declined::Panicked.into()))?;
+        Ok(Outgoing {
+            owner,
+            job: request.job.clone(),
+            what: update.what,
+            payload: update.payload,
+            terminal,
+            message_id: request.message_id.clone(),
+            expected_last: (request.verb == Verb::Patch).then_some(last),
+        })
     }
 
-    fn publish_here(&self, outgoing: Outgoing) -> Result<Position, PublishError> {
+    /// Publishes where there is no bus: what is accepted is in the table.
+    fn publish_here(
+        &self,
+        request: &PublishRequest,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Position, PublishError> {
         let mut table = self.table();
+        let job = table.job(&request.job);
+        let owner = request.owner(job, may_publish)?;
+        let update = poison::read(&request.job, None, || request.update(job));
+        let update = update.unwrap_or(Err(Declined::Panicked.into()))?;
+        let position = Position::new(table.epoch(), table.high().next());
         let incoming = Incoming {
-            owner: outgoing.owner,
-            job: outgoing.job,
-            what: outgoing.what,
-            payload: outgoing.payload,
-            seq: table.high().next(),
+            owner,
+            job: request.job.clone(),
+            what: update.what,
+            payload: update.payload,
+            seq: position.seq,
             previous: None,
             stored_at: self.clock.wall(),
         };
-        let position = Position::new(table.epoch(), incoming.seq);
-        match self.take(&mut table, incoming) {
-            Ok(_) | Err(Declined::Repeated) => Ok(position),
-            Err(error) => {
-                table.count(error.code());
-                Err(error.into())
-            }
+        let verdict = self.judge(&mut table, &incoming);
+        match verdict.judged {
+            Ok(_) | Err(Declined::Repeated) => {}
+            // No number is given to it.
+            Err(declined) => return Err(declined.into()),
         }
+        table.saw(position.seq);
+        if let Err(repeated) = self.settle(&mut table, &incoming, verdict) {
+            table.count(repeated.code());
+        }
+        Ok(position)
     }
 }
 
+/// An update as it is published: of a patch, what it comes to.
+struct Update {
+    what: What,
+    payload: Bytes,
+}
+
 impl PublishRequest {
-    /// The update as it goes onto the bus; `last` is the number of the job's last state.
-    fn outgoing(
+    /// Whose update it is, if that is somebody it may be published for.
+    fn owner(
         &self,
         job: Option<&Job>,
-        owner: Owner,
-        last: Seq,
-        bounds: &JobBounds,
-    ) -> Result<Outgoing, PublishError> {
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Owner, PublishError> {
+        let known = job.map(|job| &job.owner);
+        let owner = self.owner.as_ref().or(known).cloned();
+        let owner = permitted(owner.unwrap_or_else(Owner::nobody), may_publish)?;
+        match known {
+            Some(known) if *known != owner => Err(Declined::ForeignOwner.into()),
+            _ => Ok(owner),
+        }
+    }
+
+    fn update(&self, job: Option<&Job>) -> Result<Update, PublishError> {
+        #[cfg(test)]
+        poison::fault("panics-when-published", self.job.as_str());
         let (what, payload) = match &self.verb {
             Verb::Put(what) => (what.clone(), self.payload.clone()),
             Verb::Patch => {
@@ -177,31 +212,41 @@ impl PublishRequest {
                 let Some(Body::State { json, .. }) = state.map(|state| &state.body) else {
                     return Err(PublishError::UnknownJob(self.job.clone()));
                 };
-                let merged = merge_patch(json, &self.payload).map_err(declined)?;
+                let merged = merge_patch(json, &self.payload);
+                let merged = merged.map_err(|refusal| PublishError::Declined(refusal.into()))?;
                 (What::State, Bytes::from(merged))
             }
         };
-        let subject = match &what {
-            What::Milestone(name) => Subject::Milestone(name),
-            What::State | What::Gone => Subject::State,
-        };
-        let terminal = match job {
-            Some(job) => job.check(subject, &payload, bounds)?,
-            None => Job::new(JobKey(0), self.job.clone(), owner.clone(), Seq::ZERO)
-                .check(subject, &payload, bounds)?,
-        };
-        Ok(Outgoing {
-            owner,
-            job: self.job.clone(),
-            what,
-            payload,
-            terminal,
-            message_id: self.message_id.clone(),
-            expected_last: (self.verb == Verb::Patch).then_some(last),
-        })
+        Ok(Update { what, payload })
     }
 }
 
-fn declined(refusal: Refusal) -> PublishError {
-    PublishError::Declined(refusal.into())
+fn permitted(owner: Owner, may_publish: impl Fn(&Owner) -> bool) -> Result<Owner, PublishError> {
+    if may_publish(&owner) {
+        Ok(owner)
+    } else {
+        Err(PublishError::MayNot { owner })
+    }
+}
+
+/// Whether the update is an ending, if it is acceptable at all.
+fn check(
+    job: Option<&Job>,
+    id: &JobId,
+    owner: &Owner,
+    update: &Update,
+    bounds: &JobBounds,
+) -> Result<bool, Declined> {
+    let subject = match &update.what {
+        What::Milestone(name) => Subject::Milestone(name),
+        What::State | What::Gone => Subject::State,
+    };
+    match job {
+        Some(job) => job.check(subject, &update.payload, bounds),
+        None => Job::new(JobKey(0), id.clone(), owner.clone(), Seq::ZERO).check(
+            subject,
+            &update.payload,
+            bounds,
+        ),
+    }
 }

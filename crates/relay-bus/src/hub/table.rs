@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Name, Owner};
-use relay_core::job::JobBounds;
+use relay_core::job::{Job, JobBounds};
 use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::{Body, JobKey, Publication};
@@ -249,6 +249,11 @@ impl Table {
 
     pub(super) fn get(&self, id: &JobId) -> Option<&Entry> {
         self.jobs.get(id).map(Box::as_ref)
+    }
+
+    /// The job, if anything is known of it.
+    pub(super) fn job(&self, id: &JobId) -> Option<&Job> {
+        self.get(id)?.job.as_deref()
     }
 
     /// To be changed; what a job's state is or weighs is entered with [`Table::enter`].

@@ -2,6 +2,7 @@
 
 mod model;
 mod poison;
+mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,75 @@
+//! Publishing for somebody: whose update it is, whether they may, and what becomes of it where there is no bus.
+
+use super::*;
+use crate::hub::{PublishError, PublishRequest, Verb};
+
+fn request(job: &str, owner: Option<Owner>, payload: &'static str) -> PublishRequest {
+    PublishRequest {
+        job: name(job),
+        owner,
+        verb: Verb::Put(What::State),
+        payload: Bytes::from_static(payload.as_bytes()),
+        message_id: None,
+    }
+}
+
+const HALF: &str = r#"{"status":"running","progress":50}"#;
+
+#[tokio::test]
+async fn an_update_without_an_owner_is_the_jobs_owners_and_needs_the_right_to_it() {
+    let hub = hub();
+    take(&hub, "j1", What::State, RUNNING);
+    let asked = Mutex::new(Vec::new());
+    let refuse = |owner: &Owner| {
+        asked.lock().push(owner.as_str().to_owned());
+        false
+    };
+    for (job, named) in [("j1", None), ("j2", None), ("j1", Some(name("bob")))] {
+        let refused = hub.publish(request(job, named, HALF), refuse).await;
+        assert!(matches!(refused, Err(PublishError::MayNot { .. })));
+    }
+    assert_eq!(*asked.lock(), ["alice", "-", "bob"]);
+    let allowed = hub.publish(request("j1", None, HALF), |_| true).await;
+    assert_eq!(allowed.unwrap(), Position::new(EPOCH, Seq::new(2)));
+    let foreign = request("j1", Some(name("bob")), HALF);
+    let foreign = hub.publish(foreign, |_| true).await.unwrap_err();
+    assert_eq!(foreign.to_string(), "the job belongs to another owner");
+}
+
+/// The store is away, so a look-up would not be answered.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_looked_up_for_whoever_may_not_publish() {
+    let stream = Stream::default();
+    stream.away.store(true, Ordering::Relaxed);
+    let hub = Hub::new(
+        settings(),
+        Backing::Stored(Arc::new(stream)),
+        Clock::start(),
+        EPOCH,
+    );
+    let refused = hub.publish(request("j1", Some(owner()), HALF), |_| false);
+    let refused = refused.now_or_never();
+    assert!(matches!(refused, Some(Err(PublishError::MayNot { .. }))));
+    assert_eq!(hub.stats().repairs, 0);
+}
+
+#[tokio::test]
+async fn without_a_bus_what_is_rejected_takes_no_number_and_what_is_repeated_does() {
+    let hub = hub();
+    let publish = async |payload| {
+        hub.publish(request("j1", Some(owner()), payload), |_| true)
+            .await
+    };
+    let place = |seq| Position::new(EPOCH, Seq::new(seq));
+    assert!(publish("{}").await.is_err());
+    assert_eq!(hub.stats().jobs, 0);
+    assert_eq!(publish(HALF).await.unwrap(), place(1));
+    assert!(
+        publish(r#"{"status":"running","progress":40}"#)
+            .await
+            .is_err()
+    );
+    assert_eq!(publish(HALF).await.unwrap(), place(2));
+    assert_eq!(hub.place(), place(2));
+    assert_eq!(hub.stats().counts, [("accepted", 1), ("repeated", 1)]);
+}
