@@ -37,12 +37,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bus::clock::Clock;
-use relay_bus::hub::JoinRequest;
 use relay_bus::inbox::{ConnectionId, Inbox, Message};
 use relay_core::id::Name;
 use relay_core::moment::Moment;
 use relay_core::session::CloseReason;
-use relay_core::topic::Topic;
 use relay_core::watcher::horizon::Horizon;
 use relay_wire::exchange::{Body, Hurry};
 use slab::Slab;
@@ -116,6 +114,27 @@ struct State {
     metrics: Metrics,
 }
 
+impl State {
+    /// The slot of a connection, if it is still there and does not end.
+    fn find(&self, id: ConnectionId) -> Option<usize> {
+        let slot = usize::try_from(id.0 & 0xffff_ffff).ok()?;
+        let connection = self.connections.get(slot)?;
+        (connection.id == id && connection.goes_on()).then_some(slot)
+    }
+
+    /// When the shard has something to do by itself.
+    fn next_wake(&mut self) -> Moment {
+        let timer = self.timers.next().unwrap_or(self.next_gauges);
+        self.sleeps_until = timer.min(self.next_gauges);
+        self.sleeps_until
+    }
+
+    /// Whether the shard was told to drain and everybody has left.
+    fn is_drained(&self) -> bool {
+        self.draining && self.connections.is_empty()
+    }
+}
+
 impl Shard {
     /// A shard without connections.
     pub(crate) fn new(number: usize, node: Arc<Node>, mailboxes: Mailboxes) -> Rc<Self> {
@@ -132,7 +151,7 @@ impl Shard {
             drained: Notify::new(),
             state: RefCell::new(State {
                 connections: Slab::new(),
-                registry: Registry::default(),
+                registry: Registry::new(number, node.hub.clone()),
                 timers: Timers::default(),
                 dirty: Vec::new(),
                 ending: Vec::new(),
@@ -168,7 +187,7 @@ impl Shard {
             return;
         };
         loop {
-            let wake = self.clock.instant(self.next_wake());
+            let wake = self.clock.instant(self.state.borrow_mut().next_wake());
             tokio::select! {
                 () = self.inbox.arrived() => {}
                 () = sleep_until(wake) => {}
@@ -188,18 +207,11 @@ impl Shard {
             self.state.borrow_mut().sleeps_until = Moment::default();
             self.inbox.drain(&mut messages);
             self.turn(&mut messages).await;
-            if self.is_drained() {
+            if self.state.borrow().is_drained() {
                 self.drained.notify_one();
                 return;
             }
         }
-    }
-
-    fn next_wake(&self) -> Moment {
-        let mut state = self.state.borrow_mut();
-        let timer = state.timers.next().unwrap_or(state.next_gauges);
-        state.sleeps_until = timer.min(state.next_gauges);
-        state.sleeps_until
     }
 
     async fn turn(&self, messages: &mut Vec<Message>) {
@@ -320,13 +332,6 @@ impl Shard {
         (slot, id)
     }
 
-    /// The slot of a connection, if it is still there and does not end.
-    fn find(state: &State, id: ConnectionId) -> Option<usize> {
-        let slot = usize::try_from(id.0 & 0xffff_ffff).ok()?;
-        let connection = state.connections.get(slot)?;
-        (connection.id == id && connection.goes_on()).then_some(slot)
-    }
-
     /// Does something for a connection from outside of a turn, if it is still there.
     fn visit<R>(
         &self,
@@ -336,7 +341,7 @@ impl Shard {
         // A request that is dropped within a borrow has nothing to say any more.
         let mut state = self.state.try_borrow_mut().ok()?;
         let now = self.clock.now();
-        let slot = Self::find(&state, id)?;
+        let slot = state.find(id)?;
         let done = self.work(&mut state, slot, now, work);
         self.finish(&mut state, now);
         done
@@ -401,22 +406,11 @@ impl Shard {
         if state.errands.is_empty() {
             return;
         }
-        for errand in std::mem::take(&mut state.errands) {
+        for errand in state.errands.drain(..) {
             match errand {
-                Errand::Join(join) => {
-                    state.registry.expect(&join.topic);
-                    self.node.hub.join(JoinRequest {
-                        shard: self.number,
-                        connection: id,
-                        subscription: join.subscription,
-                        topic: join.topic,
-                        cursor: join.cursor,
-                        again: join.again,
-                    });
-                }
+                Errand::Join(join) => state.registry.join(id, join),
                 Errand::Leave(via, topic) => {
-                    let interest = Interest { slot, via };
-                    self.unwatch(&mut state.registry, &topic, interest);
+                    state.registry.leave(&topic, id, Interest { slot, via });
                 }
             }
         }
@@ -461,11 +455,8 @@ impl Shard {
             }
             for subscription in connection.watcher.subscriptions() {
                 let (topic, via) = (&subscription.topic, subscription.id);
-                let hub = &self.node.hub;
-                if !subscription.live && hub.withdraw(topic, self.number, connection.id, via) {
-                    state.registry.answered(topic);
-                }
-                self.unwatch(&mut state.registry, topic, Interest { slot, via });
+                let interest = Interest { slot, via };
+                state.registry.leave(topic, connection.id, interest);
             }
             state.metrics.closed(&connection, &self.node.telemetry);
             self.node
@@ -491,18 +482,6 @@ impl Shard {
         }
     }
 
-    /// An interest in a topic ends; the hub is told when it was the shard's last.
-    fn unwatch(&self, registry: &mut Registry, topic: &Topic, interest: Interest) {
-        registry.remove(topic, interest);
-        self.leave_unwanted(registry, topic);
-    }
-
-    fn leave_unwanted(&self, registry: &Registry, topic: &Topic) {
-        if !registry.is_wanted(topic) {
-            self.node.hub.leave(topic, self.number);
-        }
-    }
-
     // --- time
 
     /// A connection is to be looked at when its time comes.
@@ -517,7 +496,7 @@ impl Shard {
 
     fn run_timers(&self, state: &mut State, now: Moment) {
         while let Some((at, id)) = state.timers.take(now) {
-            if let Some(slot) = Self::find(state, id) {
+            if let Some(slot) = state.find(id) {
                 self.work(state, slot, now, |connection, desk| {
                     if connection.timer == Some(at) {
                         connection.timer = None;
@@ -553,7 +532,7 @@ impl Shard {
         let (mut state, mut buffer) = (self.state.borrow_mut(), self.read.borrow_mut());
         loop {
             let now = self.clock.now();
-            let Some(slot) = Self::find(&state, id) else {
+            let Some(slot) = state.find(id) else {
                 return Poll::Ready(());
             };
             let attended = self.work(&mut state, slot, now, |connection, desk| {

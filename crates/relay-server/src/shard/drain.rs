@@ -42,12 +42,6 @@ impl Shard {
         self.drained.notified().await;
     }
 
-    /// Whether the shard was told to drain and everybody has left.
-    pub(super) fn is_drained(&self) -> bool {
-        let state = self.state.borrow();
-        state.draining && state.connections.is_empty()
-    }
-
     /// The bus began a new life: every cursor given out is void, so everybody starts anew. Before the
     /// `first` none was given out, and whoever is there waits for it.
     pub(super) fn on_new_epoch(&self, state: &mut State, first: bool) {

@@ -70,7 +70,7 @@ impl Shard {
                         continue;
                     }
                     #[cfg(test)]
-                    super::tests::fault_in_fan_out(connection, publication);
+                    super::tests::fault_in_fan_out(connection);
                     let how = (alone, is_news);
                     if !connection.offer(publication, interest.via, how, &mut desk) {
                         forbidden.push(*interest);
@@ -109,18 +109,16 @@ impl Shard {
         now: Moment,
     ) {
         state.horizon.hear(joined.high);
-        state.registry.answered(&joined.topic);
         let (topic, via) = (joined.topic.clone(), joined.subscription);
-        if let Some(slot) = Self::find(state, connection) {
-            let live = self.work(state, slot, now, |connection, desk| {
+        // It may have left while the hub was asked.
+        let live = state.find(connection).filter(|slot| {
+            let begun = self.work(state, *slot, now, |connection, desk| {
                 connection.begin(joined, desk)
             });
-            if live == Some(true) {
-                state.registry.add(&topic, Interest { slot, via });
-            }
-        }
-        // It may have left while the hub was asked; the hub still counts the shard in.
-        self.leave_unwanted(&state.registry, &topic);
+            begun == Some(true)
+        });
+        let interest = live.map(|slot| Interest { slot, via });
+        state.registry.joined(&topic, interest);
     }
 
     /// How the jobs of a topic stand has changed.

@@ -141,13 +141,13 @@ impl Shard {
                 }));
             }
             Mail::PollGone(sid) => {
-                if let Some(id) = self.locate(sid) {
+                if let Some(id) = session(self, sid) {
                     self.forget(id);
                 }
             }
             Mail::Post(sid, taken) => taken.send(self.request(sid, Session::post, |_, _| {})),
             Mail::Posted(sid, body, taken) => {
-                let posted = self.locate(sid).and_then(|id| {
+                let posted = session(self, sid).and_then(|id| {
                     self.visit(id, |connection, desk| on_posted(connection, body, desk))
                 });
                 taken.send(posted.unwrap_or(Err(ENDED)));
@@ -162,14 +162,6 @@ impl Shard {
         }
     }
 
-    /// The session of a client that knows its secret.
-    fn locate(&self, sid: Sid) -> Option<ConnectionId> {
-        let state = self.state.try_borrow().ok()?;
-        let connection = state.connections.get(usize::try_from(sid.slot).ok()?)?;
-        let client = connection.speaker.socketio()?;
-        (client.secret() == sid.secret && connection.goes_on()).then_some(connection.id)
-    }
-
     /// Asks a session whether it takes a request, and does what follows if so; ends it where the request broke
     /// the rules.
     fn request(
@@ -178,11 +170,14 @@ impl Shard {
         ask: impl FnOnce(&mut Session) -> Result<(), Fault>,
         then: impl FnOnce(&mut Connection, &mut Desk<'_>),
     ) -> Result<(), Turned> {
-        let taken = self.locate(sid).and_then(|id| {
+        let taken = session(self, sid).and_then(|id| {
             self.visit(id, |connection, desk| {
                 let client = connection.speaker.socketio_mut().ok_or(ENDED)?;
                 match ask(&mut client.protocol) {
-                    Ok(()) => Ok(then(connection, desk)),
+                    Ok(()) => {
+                        then(connection, desk);
+                        Ok(())
+                    }
                     Err(Fault::Mismatch) => Err(MISMATCH),
                     Err(Fault::Overlap) => {
                         connection.end(CloseReason::Protocol);
@@ -197,13 +192,13 @@ impl Shard {
     /// The poll that waits is let go, so that its client can go on over WebSocket. `None` if there is no such
     /// session.
     pub(crate) fn let_poll_go(&self, sid: Sid) -> Option<()> {
-        let id = self.locate(sid)?;
+        let id = session(self, sid)?;
         self.visit(id, |connection, _| connection.due = true)
     }
 
     /// The WebSocket that wanted to take a session over did not.
     pub(crate) fn unprobe(&self, sid: Sid) {
-        if let Some(id) = self.locate(sid) {
+        if let Some(id) = session(self, sid) {
             self.visit(id, |connection, _| {
                 if let Some(client) = connection.speaker.socketio_mut() {
                     client.protocol.unprobe();
@@ -220,7 +215,7 @@ impl Shard {
         decoder: Decoder,
         inbound: impl Iterator<Item = Inbound>,
     ) -> Option<ConnectionId> {
-        let id = self.locate(sid)?;
+        let id = session(self, sid)?;
         let socket = socket.clone();
         let upgraded = self.visit(id, |connection, desk| {
             let now: Moment = desk.now;
@@ -238,6 +233,15 @@ impl Shard {
         });
         upgraded.flatten()
     }
+}
+
+/// The session of a client that knows its secret.
+fn session(shard: &Shard, sid: Sid) -> Option<ConnectionId> {
+    // A request that is dropped within a borrow has nothing to say any more.
+    let state = shard.state.try_borrow().ok()?;
+    let connection = state.connections.get(usize::try_from(sid.slot).ok()?)?;
+    let client = connection.speaker.socketio()?;
+    (client.secret() == sid.secret && connection.goes_on()).then_some(connection.id)
 }
 
 fn on_posted(

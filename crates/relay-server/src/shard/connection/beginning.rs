@@ -50,7 +50,7 @@ impl Connection {
 
     /// Subscribes to what the URL names, once it is known who the client is. What is not its to watch by then
     /// is refused; where it was known before, the request was.
-    pub(super) fn start(&mut self, desk: &mut Desk<'_>) {
+    pub(crate) fn start(&mut self, desk: &mut Desk<'_>) {
         let Some((topics, cursor)) = self.rare.as_mut().and_then(|rare| rare.awaited.take()) else {
             return;
         };

@@ -58,7 +58,7 @@ impl Connection {
     /// Takes bytes from the client's socket.
     pub(crate) fn received(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
         #[cfg(test)]
-        crate::shard::tests::fault(bytes);
+        crate::shard::tests::fault_in_message(bytes);
         let limit = desk.node.limits.message_bytes;
         let (messages, error) = self.speaker.decode(bytes, limit);
         self.sign_of_life(desk);

@@ -1,0 +1,195 @@
+//! Pings, deadlines of sessions, pacing, and leaving in time.
+
+use relay_core::moment::WallTime;
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_pinged_and_let_go_when_it_shows_no_sign_of_life() {
+    with_shard(defaults, |bench| async move {
+        let client = bench.client().await;
+        sleep(Duration::from_secs(24)).await;
+        assert_eq!(client.frames(), []);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(client.frames(), [(PING, Vec::new())]);
+        sleep(Duration::from_secs(34)).await;
+        assert!(bench.is_there(&client));
+        sleep(Duration::from_secs(1)).await;
+        assert!(!bench.is_there(&client));
+        assert_eq!(client.closed(), Some(4408));
+        assert_eq!(bench.closed("dead"), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_answers_pings_stays() {
+    with_shard(defaults, |bench| async move {
+        let client = bench.client().await;
+        for _ in 0..10 {
+            sleep(Duration::from_secs(25)).await;
+            // A pong, masked.
+            let pong = [0x8a, 0x80, 0, 0, 0, 0];
+            bench.shard.visit(client.id, |connection, desk| {
+                connection.received(&pong, desk)
+            });
+        }
+        assert!(bench.is_there(&client));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_stream_lives_as_long_as_its_socket_takes_what_is_sent() {
+    with_shard(defaults, |bench| async move {
+        let client = bench.event_stream("job:j1").await;
+        sleep(Duration::from_secs(300)).await;
+        assert!(bench.is_there(&client));
+        assert!(client.bytes().starts_with(b":\n\n"), "a comment, as a ping");
+        client.pipe.room.set(0);
+        sleep(Duration::from_secs(100)).await;
+        assert!(!bench.is_there(&client));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn states_of_a_job_are_paced_and_the_latest_arrives() {
+    with_shard(defaults, |bench| async move {
+        let client = bench.watcher("job:j1").await;
+        for progress in 1..=5 {
+            bench.progress("j1", progress).await;
+        }
+        let progress = |message: &Value| message["job"]["progress"].as_u64();
+        let first: Vec<_> = client.messages().iter().filter_map(progress).collect();
+        assert_eq!(first, [1], "the first at once, the others wait");
+        sleep(Duration::from_millis(100)).await;
+        let then: Vec<_> = client.messages().iter().filter_map(progress).collect();
+        assert_eq!(then, [5], "promise 3");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ending_does_not_wait_for_its_pace() {
+    with_shard(defaults, |bench| async move {
+        let client = bench.watcher("job:j1").await;
+        bench.progress("j1", 1).await;
+        bench.progress("j1", 2).await;
+        client.bytes();
+        bench.end("j1").await;
+        let messages = client.messages();
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0]["job"]["status"], "completed");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_when_its_token_does() {
+    with_shard(defaults, |bench| async move {
+        let now = bench.node.hub.clock().wall().as_unix_micros();
+        let mut opening = bench.anybody(Speaker::websocket());
+        opening.identity = Arc::new(Identity {
+            expires_at: Some(WallTime::from_unix_micros(now + 5_000_000)),
+            ..Identity::anonymous()
+        });
+        let client = bench.connect(opening);
+        sleep(Duration::from_millis(4_500)).await;
+        assert!(bench.is_there(&client));
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(client.closed(), Some(4401));
+        assert_eq!(bench.closed("expired"), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_say_who_it_is_in_time_is_let_go() {
+    with_shard(defaults, |bench| async move {
+        let opening = bench.anybody(Speaker::websocket()).unauthenticated();
+        let client = bench.connect(opening);
+        bench.says(&client, r#"{"type":"subscribe","topic":"job:j1"}"#);
+        sleep(Duration::from_millis(9_900)).await;
+        assert_eq!(client.kinds(), ["hello", "error"]);
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(client.closed(), Some(4401));
+        assert_eq!(bench.closed("unauthenticated"), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_tells_everybody_at_once_and_lets_them_go_within_its_window() {
+    with_shard(defaults, |bench| async move {
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(bench.watcher("job:j1").await);
+        }
+        bench.drain.send_replace(true);
+        bench.pause().await;
+        for client in &clients {
+            assert_eq!(client.kinds(), ["server_shutdown"], "promise 10");
+        }
+        // Five milliseconds of room each.
+        sleep(Duration::from_millis(101)).await;
+        for client in &clients {
+            assert_eq!(client.closed(), Some(1012));
+        }
+        assert_eq!(bench.closed("drain"), 20);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_the_relay_drains_is_let_go_at_once() {
+    with_shard(defaults, |bench| async move {
+        let _stays = bench.client().await;
+        bench.drain.send_replace(true);
+        bench.pause().await;
+        let late = bench.connect(bench.anybody(Speaker::websocket()));
+        assert!(!bench.is_there(&late));
+        assert_eq!(late.closed(), Some(1012));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_poll_waits_for_news_and_a_drain_answers_it() {
+    use relay_wire::exchange::{Hurry, Unanswered};
+    use tokio::sync::oneshot;
+
+    with_shard(defaults, |bench| async move {
+        let poll = || {
+            let topics = vec![Topic::parse("job:j1").unwrap()];
+            let opening = bench.anybody(Speaker::long_poll(1)).watching(topics, None);
+            let (request, answered) = oneshot::channel();
+            let (id, _) = bench.shard.begin_polling(opening, Some(request));
+            (id, answered)
+        };
+        let (_, mut answered) = poll();
+        sleep(Duration::from_secs(20)).await;
+        assert!(answered.try_recv().is_err(), "there is no news");
+        bench.progress("j1", 1).await;
+        let body = answered.await.unwrap().unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["frames"][0]["job"]["progress"], 1);
+
+        bench.end("j1").await;
+        let (id, answered) = poll();
+        bench.shard.hurry(id, Hurry::Time);
+        assert!(
+            answered.await.unwrap().is_ok(),
+            "in a hurry, with what there is"
+        );
+
+        let topics = vec![Topic::parse("job:j2").unwrap()];
+        let opening = bench.anybody(Speaker::long_poll(1)).watching(topics, None);
+        let (request, answered) = oneshot::channel();
+        bench.shard.begin_polling(opening, Some(request));
+        bench.pause().await;
+        bench.drain.send_replace(true);
+        assert_eq!(answered.await.unwrap(), Err(Unanswered::Draining));
+    })
+    .await;
+}
