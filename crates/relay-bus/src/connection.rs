@@ -17,7 +17,7 @@ use async_nats::{Client, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use crate::seam::StoreError;
+use crate::seam::{Rejection, StoreError, Unreachable};
 
 pub(crate) use settings::Prepared;
 pub use settings::{ConnectionError, ConnectionSettings};
@@ -78,7 +78,7 @@ impl Link {
         timeout: Duration,
     ) -> Result<Bytes, StoreError> {
         if !self.is_up() {
-            return Err(StoreError::Unreachable(self.failure()));
+            return Err(self.away().into());
         }
         let request = async_nats::Request::new()
             .payload(payload)
@@ -86,9 +86,9 @@ impl Link {
         match self.client.send_request(subject.clone(), request).await {
             Ok(message) => Ok(message.payload),
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                Err(StoreError::Refused(format!("nobody listens on {subject}")))
+                Err(Rejection::NoListener { subject }.into())
             }
-            Err(error) => Err(StoreError::Unreachable(error.to_string())),
+            Err(error) => Err(Unreachable::Unanswered(error.into()).into()),
         }
     }
 
@@ -139,6 +139,12 @@ impl Link {
     /// Why the connection is down, in a sentence's end.
     pub(crate) fn failure(&self) -> String {
         self.signals.failure()
+    }
+
+    /// The same, as an answer to whoever asked something.
+    pub(crate) fn away(&self) -> Unreachable {
+        let reason = self.failure();
+        Unreachable::Away { reason }
     }
 
     /// How many messages were dropped because the reader was slow, beyond those `known`.

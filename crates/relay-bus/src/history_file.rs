@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 
-use crate::hub::{History, Hub};
+use crate::hub::{History, Hub, Remembered};
 use crate::poison;
 
 /// The format this version writes, and the only one it reads.
@@ -286,7 +286,7 @@ fn write(history: &History, complete: bool, out: &mut impl Write) -> io::Result<
         jobs: history.jobs.len(),
     };
     write_line(&head, out)?;
-    for (id, owner, memory) in &history.jobs {
+    for Remembered { id, owner, memory } in &history.jobs {
         let job = JobLine {
             job: id.as_str().to_owned(),
             owner: owner.as_str().to_owned(),
@@ -358,11 +358,7 @@ impl Reader<'_> {
         Ok(history)
     }
 
-    fn job(
-        &mut self,
-        epoch: Epoch,
-        high: Seq,
-    ) -> Result<(JobId, Owner, JobMemory), HistoryFileError> {
+    fn job(&mut self, epoch: Epoch, high: Seq) -> Result<Remembered, HistoryFileError> {
         let line: JobLine = self.next()?;
         let job = self.name(&line.job)?;
         let owner = self.name(&line.owner)?;
@@ -386,7 +382,11 @@ impl Reader<'_> {
                 }
             }
         }
-        Ok((job, owner, memory))
+        Ok(Remembered {
+            id: job,
+            owner,
+            memory,
+        })
     }
 
     fn publication(

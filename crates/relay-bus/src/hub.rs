@@ -34,12 +34,12 @@ use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use tokio::sync::{Notify, oneshot};
 
-pub use history::History;
+pub use history::{History, Remembered};
 pub use publish::{PublishError, PublishRequest, Verb};
 pub use request::{JoinRequest, Lookup, Survey};
 
 use crate::clock::Clock;
-use crate::inbox::{Inbox, Message};
+use crate::inbox::{Inbox, InboxStats, Message};
 use crate::seam::Store;
 use table::{Shards, Table, TableBounds, Waiter};
 
@@ -114,8 +114,8 @@ pub struct HubStats {
     pub stale: bool,
     /// Updates by what became of them.
     pub counts: Vec<(&'static str, u64)>,
-    /// Per shard: messages waiting, states conflated and milestones shed in its inbox.
-    pub inboxes: Vec<(usize, u64, u64)>,
+    /// Of each shard's inbox, in the order of the shards.
+    pub inboxes: Vec<InboxStats>,
 }
 
 /// The hub. Shared by the bus's reader, the shards and the HTTP handlers.
@@ -233,14 +233,7 @@ impl Hub {
             lag: table.lag(),
             stale: table.is_stale(),
             counts,
-            inboxes: self
-                .inboxes
-                .iter()
-                .map(|inbox| {
-                    let (conflated, shed) = inbox.lost();
-                    (inbox.len(), conflated, shed)
-                })
-                .collect(),
+            inboxes: self.inboxes.iter().map(|inbox| inbox.stats()).collect(),
         }
     }
 

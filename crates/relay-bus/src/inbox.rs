@@ -75,6 +75,17 @@ pub struct Inbox {
     arrived: Notify,
 }
 
+/// Figures of one inbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InboxStats {
+    /// Messages waiting.
+    pub waiting: usize,
+    /// States that a newer one replaced before they reached the shard, since the start.
+    pub conflated: u64,
+    /// Milestones that were dropped before they reached the shard, since the start.
+    pub shed: u64,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     messages: VecDeque<Option<Message>>,
@@ -131,10 +142,14 @@ impl Inbox {
         self.len() == 0
     }
 
-    /// States conflated and milestones shed before they reached the shard, since the start.
-    pub fn lost(&self) -> (u64, u64) {
+    /// Figures for operators.
+    pub fn stats(&self) -> InboxStats {
         let queue = self.queue.lock();
-        (queue.conflated, queue.shed)
+        InboxStats {
+            waiting: queue.messages.len() - queue.vacant,
+            conflated: queue.conflated,
+            shed: queue.shed,
+        }
     }
 }
 

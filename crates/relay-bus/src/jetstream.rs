@@ -25,7 +25,7 @@ pub use store::JetStreamStore;
 pub use stream::{Difference, StreamError};
 
 use crate::connection::{ConnectionError, ConnectionSettings, Prepared};
-use crate::seam::{Intake, StoreError};
+use crate::seam::{Intake, StoreError, Unreachable};
 use crate::subject::{PrefixError, Subjects};
 use ask::Asker;
 
@@ -95,8 +95,11 @@ pub enum SetupError {
     #[error(transparent)]
     Prefix(#[from] PrefixError),
     /// Of the stream's name.
-    #[error("{0:?} is not a stream's name: use A-Z a-z 0-9 _ -")]
-    StreamName(String),
+    #[error("{name:?} is not a stream's name: use A-Z a-z 0-9 _ -")]
+    StreamName {
+        /// The name as given.
+        name: String,
+    },
 }
 
 /// Makes the two halves of the mode: the store for the hub, and the reader to be run.
@@ -112,7 +115,8 @@ pub fn jetstream(
 ) -> Result<(Arc<JetStreamStore>, JetStreamReader), SetupError> {
     let is_name = relay_core::id::check_name(&settings.stream).is_ok();
     if !is_name {
-        return Err(SetupError::StreamName(settings.stream));
+        let name = settings.stream;
+        return Err(SetupError::StreamName { name });
     }
     let subjects = Subjects::new(&settings.prefix, &settings.live_prefix)?;
     let prepared = connection.prepare()?;
@@ -120,7 +124,7 @@ pub fn jetstream(
         settings,
         subjects,
         asker: OnceLock::new(),
-        away: Mutex::new(Some("the relay has not connected to NATS yet".to_owned())),
+        away: Mutex::new(Some(Unreachable::NotYet.to_string())),
         seen: AtomicU64::new(0),
         loads: Semaphore::new(LOADS),
     });
@@ -184,14 +188,12 @@ impl Shared {
     /// Whom to ask, if there is anybody.
     fn asker(&self) -> Result<&Asker, StoreError> {
         if let Some(reason) = self.away.lock().clone() {
-            return Err(StoreError::Unreachable(reason));
+            return Err(Unreachable::Away { reason }.into());
         }
         match self.asker.get() {
             Some(asker) if asker.link().is_up() => Ok(asker),
-            Some(asker) => Err(StoreError::Unreachable(asker.link().failure())),
-            None => Err(StoreError::Unreachable(
-                "the relay has not connected to NATS yet".to_owned(),
-            )),
+            Some(asker) => Err(asker.link().away().into()),
+            None => Err(Unreachable::NotYet.into()),
         }
     }
 }

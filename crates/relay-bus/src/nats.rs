@@ -23,7 +23,9 @@ use relay_core::position::{Epoch, Seq};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::connection::{ConnectionError, ConnectionSettings, Link, Prepared};
-use crate::seam::{Held, Incoming, Intake, Outgoing, Store, StoreError, What};
+use crate::seam::{
+    Held, Incoming, Intake, Outgoing, Rejection, Store, StoreError, Unreachable, What,
+};
 use crate::subject::{PrefixError, Subjects};
 
 /// Our own message is known by it when it comes back.
@@ -140,9 +142,11 @@ impl Store for NatsStore {
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         async move {
-            let link = self.shared.link.get().ok_or_else(|| {
-                StoreError::Unreachable("the relay has not connected to NATS yet".to_owned())
-            })?;
+            let link = self
+                .shared
+                .link
+                .get()
+                .ok_or_else(|| StoreError::from(Unreachable::NotYet))?;
             link.ask(subject, payload, timeout).await
         }
         .boxed()
@@ -157,16 +161,13 @@ impl NatsStore {
     /// Publishes, and waits until the message has come back and got its number.
     async fn publish_and_hear(&self, outgoing: Outgoing) -> Result<Seq, StoreError> {
         if outgoing.what == What::Gone {
-            return Err(StoreError::Refused(
-                "that a job is gone is for the bus to say".to_owned(),
-            ));
+            return Err(Rejection::Gone.into());
         }
-        let away = |reason: String| StoreError::Unreachable(reason);
         let Some(link) = self.shared.link.get() else {
-            return Err(away("the relay has not connected to NATS yet".to_owned()));
+            return Err(Unreachable::NotYet.into());
         };
         if !link.is_up() {
-            return Err(away(link.failure()));
+            return Err(link.away().into());
         }
         let mark = link.refusals();
         let subject = self
@@ -188,11 +189,11 @@ impl NatsStore {
                 Ok(Ok(Some(number))) => Ok(number),
                 Ok(Err(error)) => Err(error),
                 Ok(Ok(None)) | Err(_) => Err(match link.refusal_since(mark, &subject) {
-                    Some(refusal) => StoreError::Refused(refusal),
-                    None => away("NATS did not hand back what was published".to_owned()),
+                    Some(refusal) => Rejection::Forbidden { refusal }.into(),
+                    None => Unreachable::NotHandedBack.into(),
                 }),
             },
-            () = link.broken() => Err(away(link.failure())),
+            () = link.broken() => Err(link.away().into()),
         }
     }
 
@@ -212,14 +213,13 @@ impl NatsStore {
             .client()
             .publish_with_headers(subject.to_owned(), headers, outgoing.payload)
             .await;
-        sent.map_err(|error| StoreError::Refused(error.to_string()))
+        sent.map_err(|error| Rejection::NotTaken(error.into()).into())
     }
 }
 
 /// A caller's id for a message, as a header's value. The client panics at a line break.
-pub(crate) fn message_id(id: &str) -> Result<HeaderValue, StoreError> {
-    id.parse()
-        .map_err(|_| StoreError::Refused("a message id must not contain a line break".to_owned()))
+pub(crate) fn message_id(id: &str) -> Result<HeaderValue, Rejection> {
+    id.parse().map_err(|_| Rejection::MessageId)
 }
 
 /// A message of ours that has not come back yet.

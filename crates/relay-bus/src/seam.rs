@@ -4,6 +4,8 @@
 //! store behind it also answers the hub's questions through [`Store`]. The hub knows nothing of NATS,
 //! a mode knows nothing of clients.
 
+mod failure;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Seq};
+
+pub use failure::{Rejection, StoreError, Unreachable};
 
 /// Which of a job's two kinds of message this is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,24 +89,6 @@ pub struct Held {
     pub seq: Seq,
 }
 
-/// Why a mode could not answer.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The bus is not reachable now, or did not answer in time.
-    #[error("the bus is not reachable: {0}")]
-    Unreachable(String),
-    /// The bus answered, and refused.
-    #[error("the bus rejected the request: {0}")]
-    Refused(String),
-    /// Somebody else published to the subject first (`expected_last`).
-    #[error("the job was updated by somebody else at the same time")]
-    Conflict,
-    /// The answer would be larger than a node may hold.
-    #[error("more than {0} jobs match")]
-    TooMany(usize),
-}
-
 /// What a mode with memory of its own can be asked. Answers are complete: in ascending `seq`, at least
 /// as fresh as `at_least`, with nothing left out between the first and the last.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
@@ -133,8 +119,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         _payload: Bytes,
         _timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
-        let refused = format!("this bus cannot carry requests, so nothing answers {subject}");
-        std::future::ready(Err(StoreError::Refused(refused))).boxed()
+        std::future::ready(Err(Rejection::NoQuestions { subject }.into())).boxed()
     }
 
     /// Publishes, and answers with the bus's number once it is stored.

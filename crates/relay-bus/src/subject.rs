@@ -61,8 +61,11 @@ pub enum PrefixError {
 #[non_exhaustive]
 pub enum SubjectError {
     /// It does not begin with the prefix.
-    #[error("the subject is not under {0:?}")]
-    ForeignPrefix(String),
+    #[error("the subject is not under {prefix:?}")]
+    ForeignPrefix {
+        /// The prefix.
+        prefix: String,
+    },
     /// There are not three tokens behind the prefix.
     #[error(
         "the subject has {0} tokens behind the prefix; it takes <owner>.<job>.<state or milestone>"
@@ -167,7 +170,9 @@ impl Subjects {
 fn parse_under(stem: &str, subject: &str) -> Result<Address, SubjectError> {
     let rest = subject
         .strip_prefix(stem)
-        .ok_or_else(|| SubjectError::ForeignPrefix(stem.trim_end_matches('.').to_owned()))?;
+        .ok_or_else(|| SubjectError::ForeignPrefix {
+            prefix: stem.trim_end_matches('.').to_owned(),
+        })?;
     let mut tokens = rest.split('.');
     let (Some(owner), Some(job), Some(last), None) =
         (tokens.next(), tokens.next(), tokens.next(), tokens.next())
@@ -269,20 +274,14 @@ mod tests {
     #[test]
     fn a_subject_with_the_wrong_number_of_tokens_is_refused() {
         let parse = |text| subjects().parse(text).unwrap_err();
+        let foreign = || SubjectError::ForeignPrefix {
+            prefix: "progress".into(),
+        };
         assert_eq!(parse("progress.a.b"), SubjectError::Tokens(2));
         assert_eq!(parse("progress.a.b.c.d"), SubjectError::Tokens(4));
-        assert_eq!(
-            parse("progress"),
-            SubjectError::ForeignPrefix("progress".into())
-        );
-        assert_eq!(
-            parse("live.progress.a.b.state"),
-            SubjectError::ForeignPrefix("progress".into())
-        );
-        assert_eq!(
-            parse("progressive.a.b.state"),
-            SubjectError::ForeignPrefix("progress".into())
-        );
+        assert_eq!(parse("progress"), foreign());
+        assert_eq!(parse("live.progress.a.b.state"), foreign());
+        assert_eq!(parse("progressive.a.b.state"), foreign());
     }
 
     #[test]

@@ -432,14 +432,17 @@ impl Telemetry {
         self.bus_lag.set(hub.lag.as_secs_f64());
         self.bus_sequence
             .set(i64::try_from(hub.high.get()).unwrap_or(i64::MAX));
-        for (shard, (waiting, conflated, shed)) in hub.inboxes.iter().enumerate() {
+        for (shard, inbox) in hub.inboxes.iter().enumerate() {
             let shard = shard.to_string();
             let label = [shard.as_str()];
             self.inbox_messages
                 .with_label_values(&label)
-                .set(signed(*waiting));
-            raise(&self.inbox_conflated.with_label_values(&label), *conflated);
-            raise(&self.inbox_shed.with_label_values(&label), *shed);
+                .set(signed(inbox.waiting));
+            raise(
+                &self.inbox_conflated.with_label_values(&label),
+                inbox.conflated,
+            );
+            raise(&self.inbox_shed.with_label_values(&label), inbox.shed);
         }
         for (result, count) in &hub.counts {
             raise(&self.updates.with_label_values(&[result]), *count);

@@ -57,7 +57,7 @@ fn said(history: &History) -> Vec<(String, Seq, Vec<String>)> {
     let mut said: Vec<_> = history
         .jobs
         .iter()
-        .map(|(id, owner, memory)| {
+        .map(|Remembered { id, owner, memory }| {
             let publications = memory.publications.iter();
             let bodies = publications.map(|each| match &each.body {
                 Body::State { json, .. } => {
@@ -89,7 +89,7 @@ async fn a_file_closed_in_order_gives_everything_back_and_the_epoch_goes_on() {
     assert_eq!(after.epoch(), EPOCH);
     assert_eq!(after.history().high, Seq::new(7));
     assert_eq!(said(&after.history()), said(&before.history()));
-    assert_eq!(after.history().jobs[0].2.publications.len(), 4);
+    assert_eq!(after.history().jobs[0].memory.publications.len(), 4);
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn an_update_that_panics_when_it_is_read_back_is_left_out_and_its_job_says
     let known: Vec<_> = history
         .jobs
         .iter()
-        .map(|(id, _, memory)| {
+        .map(|Remembered { id, memory, .. }| {
             (
                 id.as_str(),
                 memory.known_from.get(),

@@ -23,21 +23,42 @@ pub struct History {
     /// Below this a job that is not listed may have had updates.
     pub known_from: Seq,
     /// The jobs.
-    pub jobs: Vec<(JobId, Owner, JobMemory)>,
+    pub jobs: Vec<Remembered>,
+}
+
+/// One job as it is put back.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Its id.
+    pub id: JobId,
+    /// Whose it is.
+    pub owner: Owner,
+    /// What is known of it.
+    pub memory: JobMemory,
+}
+
+impl From<&Job> for Remembered {
+    fn from(job: &Job) -> Self {
+        Self {
+            id: job.id.clone(),
+            owner: job.owner.clone(),
+            memory: job.memory(),
+        }
+    }
 }
 
 impl Hub {
     /// Copies what is remembered. Updates that come meanwhile may or may not be in the copy.
     pub fn history(&self) -> History {
         let ids = self.table().ids();
-        let mut jobs = Vec::with_capacity(ids.len());
+        let mut jobs: Vec<Remembered> = Vec::with_capacity(ids.len());
         for some in ids.chunks(JOBS_AT_ONCE) {
             let table = self.table();
-            let known = some.iter().filter_map(|id| table.get(id)?.job.as_ref());
-            jobs.extend(known.map(|job| (job.id.clone(), job.owner.clone(), job.memory())));
+            let known = some.iter().filter_map(|id| table.job(id));
+            jobs.extend(known.map(Remembered::from));
         }
         // Oldest first, the order in which they are forgotten when there are too many.
-        jobs.sort_by_key(|(_, _, memory)| memory.publications.last().map(|last| last.seq));
+        jobs.sort_by_key(|job| job.memory.publications.last().map(|last| last.seq));
         let table = self.table();
         History {
             epoch: table.epoch(),
@@ -55,7 +76,7 @@ impl Hub {
         let mut table = self.table();
         let position = Position::new(history.epoch, history.high);
         table.begin_at(position, history.known_from);
-        for (id, owner, memory) in history.jobs {
+        for Remembered { id, owner, memory } in history.jobs {
             let publications = memory.publications.clone();
             let key = publications
                 .first()

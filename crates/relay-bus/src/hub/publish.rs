@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::Hub;
 use crate::poison;
-use crate::seam::{Incoming, Outgoing, StoreError, What};
+use crate::seam::{Incoming, Outgoing, Rejection, StoreError, What};
 
 /// How often a patch is tried again when somebody else published first.
 const PATCH_TRIES: u32 = 10;
@@ -111,9 +111,7 @@ impl Hub {
     ) -> Result<Bytes, StoreError> {
         match self.backing.store() {
             Some(store) => store.ask(subject, payload, timeout).await,
-            None => Err(StoreError::Refused(format!(
-                "this bus cannot carry requests, so nothing answers {subject}"
-            ))),
+            None => Err(Rejection::NoQuestions { subject }.into()),
         }
     }
 

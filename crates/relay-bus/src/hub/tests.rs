@@ -26,7 +26,7 @@ use super::load::Loaded;
 use super::*;
 use crate::hub::table::LoadKey;
 use crate::inbox::ConnectionId;
-use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, What};
+use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, Unreachable, What};
 use relay_core::watcher::beginning::Joined;
 
 const EPOCH: Epoch = Epoch::new(1);
@@ -100,7 +100,7 @@ impl Stream {
         };
         // On the way back.
         sleep(Duration::from_millis(late / 2)).await;
-        answer.ok_or_else(|| StoreError::Unreachable("scripted".to_owned()))
+        answer.ok_or_else(|| StoreError::from(Unreachable::NotYet))
     }
 }
 
@@ -157,7 +157,7 @@ impl Store for Stream {
     }
 
     fn publish(&self, _outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
-        async { Err(StoreError::Unreachable("scripted".to_owned())) }.boxed()
+        async { Err(StoreError::from(Unreachable::NotYet)) }.boxed()
     }
 }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decode::number;
 use crate::connection::Link;
-use crate::seam::StoreError;
+use crate::seam::{Rejection, StoreError, Unreachable};
 
 /// How long any one question may take.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
@@ -52,24 +52,37 @@ pub(super) enum AskError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("{what} could not be sent: {reason}")]
-    Unsent { what: &'static str, reason: String },
+    #[error("{what} could not be sent: {source}")]
+    Unsent {
+        what: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{what} could not be sent: the connection closed")]
+    Closed { what: &'static str },
     #[error("no replica of the stream has caught up with message {at_least}")]
     Stale { at_least: Seq },
+}
+
+impl AskError {
+    fn unsent(what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let source = Box::new(source);
+        Self::Unsent { what, source }
+    }
 }
 
 impl From<AskError> for StoreError {
     fn from(error: AskError) -> Self {
         match error {
             AskError::Refused { passing: false, .. } | AskError::Forbidden { .. } => {
-                Self::Refused(error.to_string())
+                Rejection::NotTaken(error.into()).into()
             }
             AskError::TimedOut { .. }
             | AskError::NoResponders { .. }
             | AskError::Refused { .. }
             | AskError::Unreadable { .. }
             | AskError::Unsent { .. }
-            | AskError::Stale { .. } => Self::Unreachable(error.to_string()),
+            | AskError::Closed { .. }
+            | AskError::Stale { .. } => Unreachable::Unanswered(error.into()).into(),
         }
     }
 }
@@ -215,7 +228,7 @@ impl Asker {
                     RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
                         AskError::Unsent {
                             what,
-                            reason: error.to_string(),
+                            source: error.into(),
                         }
                     }
                 });
@@ -245,7 +258,6 @@ impl Asker {
     pub(super) async fn direct(&self, get: &DirectGet<'_>) -> Result<DirectAnswer, AskError> {
         let what = "a direct get";
         let mark = self.link.refusals();
-        let unsent = |reason: String| AskError::Unsent { what, reason };
         let body =
             serde_json::to_vec(get).map_err(|source| AskError::Unreadable { what, source })?;
         let client = self.link.client();
@@ -253,17 +265,17 @@ impl Asker {
         let mut replies = client
             .subscribe(inbox.clone())
             .await
-            .map_err(|error| unsent(error.to_string()))?;
+            .map_err(|error| AskError::unsent(what, error))?;
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
         client
             .publish_with_reply(subject.clone(), inbox, body.into())
             .await
-            .map_err(|error| unsent(error.to_string()))?;
+            .map_err(|error| AskError::unsent(what, error))?;
         let mut messages = Vec::new();
         loop {
             let next = tokio::time::timeout(SILENCE_LIMIT, replies.next()).await;
             let Some(message) = next.map_err(|_| self.timed_out(what, mark, &subject))? else {
-                return Err(unsent("the connection closed".to_owned()));
+                return Err(AskError::Closed { what });
             };
             let Some(status) = verdict(&message) else {
                 messages.push(message);
@@ -311,10 +323,7 @@ impl Asker {
         let asked = async {
             // No request goes out for the handle.
             let stream = self.context.get_stream_no_info(&self.stream).await;
-            let stream = stream.map_err(|error| AskError::Unsent {
-                what,
-                reason: error.to_string(),
-            })?;
+            let stream = stream.map_err(|error| AskError::unsent(what, error))?;
             about(stream.raw_message_builder())
                 .send()
                 .await
@@ -328,10 +337,7 @@ impl Asker {
                             passing: refused.code() == 503,
                         }),
                         RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
-                            Err(AskError::Unsent {
-                                what,
-                                reason: error.to_string(),
-                            })
+                            Err(AskError::unsent(what, error))
                         }
                     },
                     |message| Ok(Some(message)),

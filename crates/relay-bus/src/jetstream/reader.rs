@@ -45,8 +45,8 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 /// Why reading has not begun.
 #[derive(Debug, thiserror::Error)]
 enum AttachError {
-    #[error("{0}")]
-    Away(String),
+    #[error("{reason}")]
+    Away { reason: String },
     #[error("NATS rejected the subscription: {refusal}")]
     Refused { refusal: String },
     #[error("the subscription could not be sent")]
@@ -65,7 +65,7 @@ impl AttachError {
     fn pause(&self) -> Duration {
         match self {
             Self::Changed | Self::Stopped(_) => Duration::ZERO,
-            Self::Away(_) | Self::Unsent | Self::Barrier(_) => PAUSE,
+            Self::Away { .. } | Self::Unsent | Self::Barrier(_) => PAUSE,
             Self::Stream(StreamError::Unanswered { .. }) => PAUSE,
             Self::Stream(_) | Self::Refused { .. } => LONG_PAUSE,
         }
@@ -189,7 +189,7 @@ impl Reader<'_> {
             self.often = Seldom::default();
         }
         // A lost connection has its own line.
-        let is_own = !matches!(error, AttachError::Away(_) | AttachError::Changed);
+        let is_own = !matches!(error, AttachError::Away { .. } | AttachError::Changed);
         if is_own && self.often.allow().is_some() {
             tracing::warn!(reason = text, "cannot read the stream yet; trying again");
         }
@@ -202,7 +202,8 @@ impl Reader<'_> {
         if !link.is_up() {
             link.changed().await;
             if !link.is_up() {
-                return Err(AttachError::Away(link.failure()));
+                let reason = link.failure();
+                return Err(AttachError::Away { reason });
             }
         }
         let connects = link.connects();

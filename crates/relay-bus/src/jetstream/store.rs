@@ -34,7 +34,7 @@ use super::Shared;
 use super::ask::{AskError, Asker};
 use super::decode::Stored;
 use crate::nats::message_id;
-use crate::seam::{Held, Incoming, Outgoing, Store, StoreError, What};
+use crate::seam::{Held, Incoming, Outgoing, Rejection, Store, StoreError, Unreachable, What};
 use crate::subject::Subjects;
 use lasts::Lasts;
 
@@ -119,10 +119,7 @@ impl JetStreamStore {
         };
         match tokio::time::timeout(LOAD_LIMIT, unless_broken(reading.asker, work)).await {
             Ok(answer) => answer,
-            Err(_) => Err(StoreError::Unreachable(format!(
-                "the stream took longer than {} s",
-                LOAD_LIMIT.as_secs()
-            ))),
+            Err(_) => Err(Unreachable::Slow { limit: LOAD_LIMIT }.into()),
         }
     }
 
@@ -132,9 +129,7 @@ impl JetStreamStore {
             seq: Seq,
         }
         if outgoing.what == What::Gone {
-            return Err(StoreError::Refused(
-                "that a job is gone is for the store to say".to_owned(),
-            ));
+            return Err(Rejection::Gone.into());
         }
         let asker = self.shared.asker()?;
         let subject = self
@@ -298,7 +293,7 @@ async fn unless_broken<T>(
     let link = asker.link();
     tokio::select! {
         answer = work => answer,
-        () = link.broken() => Err(StoreError::Unreachable(link.failure())),
+        () = link.broken() => Err(link.away().into()),
     }
 }
 

@@ -27,8 +27,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Why the subscription is not in place.
 #[derive(Debug, thiserror::Error)]
 enum JoinError {
-    #[error("NATS rejected the subscription: {0}")]
-    Refused(String),
+    #[error("NATS rejected the subscription: {refusal}")]
+    Refused { refusal: String },
     #[error(transparent)]
     Barrier(#[from] BarrierError),
 }
@@ -151,7 +151,7 @@ impl Reader<'_> {
             link.barrier().await?;
             tokio::time::sleep(SETTLE).await;
             match link.refusal_since(refusals, &subject) {
-                Some(refusal) => Err(JoinError::Refused(refusal)),
+                Some(refusal) => Err(JoinError::Refused { refusal }),
                 None => Ok(()),
             }
         };
@@ -174,7 +174,7 @@ impl Reader<'_> {
         if self.often.allow().is_some() {
             tracing::warn!(reason = %error, "cannot read from NATS yet; trying again");
         }
-        if let JoinError::Refused(_) = error {
+        if let JoinError::Refused { .. } = error {
             // The server has forgotten the one it refused.
             self.refusals = self.link.refusals();
             self.subscription = subscribe(self.shared, self.link).await?;

@@ -164,6 +164,6 @@ fn settings_that_cannot_work_are_refused_before_anything_is_connected() {
     ));
     assert!(matches!(
         refused(|s| s.stream = "A.B".into()),
-        SetupError::StreamName(_)
+        SetupError::StreamName { .. }
     ));
 }

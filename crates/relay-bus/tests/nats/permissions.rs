@@ -205,7 +205,7 @@ async fn what_a_relay_may_not_ask_or_publish_is_a_refusal_and_not_an_outage() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&refused, StoreError::Refused(text) if text.contains("$JS.API.DIRECT.GET")),
+        matches!(&refused, StoreError::Refused(rejection) if rejection.to_string().contains("$JS.API.DIRECT.GET")),
         "{refused}"
     );
 }

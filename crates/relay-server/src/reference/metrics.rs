@@ -168,7 +168,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.bound("jobs", 0, 1);
     let hub = HubStats {
         counts: vec![("accepted", 1)],
-        inboxes: vec![(0, 0, 0)],
+        inboxes: vec![relay_bus::inbox::InboxStats::default()],
         ..HubStats::default()
     };
     let text = String::from_utf8(telemetry.scrape(&hub).unwrap()).unwrap();
