@@ -49,9 +49,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
 use crate::node::Node;
-use asking::Asking;
-use asking::Outcome;
-use connection::{Buffers, Connection, Desk, Errand};
+use asking::{Asking, Outcome};
+use connection::{Buffers, Connection, Desk, Errand, Tools};
 use metrics::Metrics;
 use outlet::Outlet;
 use registry::{Interest, Registry};
@@ -100,18 +99,11 @@ struct State {
     dirty: Vec<usize>,
     /// Slots of connections that are marked as ending.
     ending: Vec<usize>,
-    /// How far the bus was heard, and what of it may not be sent yet.
-    horizon: Horizon,
-    draining: bool,
+    tools: Tools,
     generation: u32,
     next_gauges: Moment,
     /// Until when the shard sleeps; the beginning of time while it is awake.
     sleeps_until: Moment,
-    /// What the work under way leaves to the shard.
-    errands: Vec<Errand>,
-    buffers: Buffers,
-    asking: Asking,
-    metrics: Metrics,
 }
 
 impl State {
@@ -131,7 +123,7 @@ impl State {
 
     /// Whether the shard was told to drain and everybody has left.
     fn is_drained(&self) -> bool {
-        self.draining && self.connections.is_empty()
+        self.tools.draining && self.connections.is_empty()
     }
 }
 
@@ -155,15 +147,17 @@ impl Shard {
                 timers: Timers::default(),
                 dirty: Vec::new(),
                 ending: Vec::new(),
-                horizon: Horizon::new(node.hub.epoch(), node.hub.is_stale()),
-                draining: false,
+                tools: Tools {
+                    horizon: Horizon::new(node.hub.epoch(), node.hub.is_stale()),
+                    metrics: Metrics::new(&node.telemetry),
+                    asking,
+                    draining: false,
+                    errands: Vec::new(),
+                    buffers: Buffers::default(),
+                },
                 generation: 0,
                 next_gauges: clock.now(),
                 sleeps_until: Moment::default(),
-                errands: Vec::new(),
-                buffers: Buffers::default(),
-                asking,
-                metrics: Metrics::new(&node.telemetry),
             }),
             node,
         })
@@ -251,7 +245,7 @@ impl Shard {
             Message::Aggregate(aggregate) => self.on_aggregate(state, &aggregate, now),
             Message::Gap(lost) => self.on_lost(state, &lost, now),
             Message::Repair(repairing) => self.on_repair(state, repairing),
-            Message::Stale(stale) => state.horizon.set_stale(stale),
+            Message::Stale(stale) => state.tools.horizon.set_stale(stale),
             Message::NewEpoch { first } => self.on_new_epoch(state, first),
         }
     }
@@ -266,7 +260,7 @@ impl Shard {
         opening: Opening,
         early: &[u8],
     ) -> ConnectionId {
-        self.begin_on(Outlet::socket(socket.clone()), opening, head, early)
+        self.begin_on(Outlet::socket(socket.clone()), head, opening, early)
     }
 
     /// A connection begins whose answers go to requests; the first may wait already. Its first packet, where it
@@ -277,7 +271,7 @@ impl Shard {
         request: Option<oneshot::Sender<Body>>,
     ) -> (ConnectionId, Option<String>) {
         let outlet = Outlet::requests(request);
-        let id = self.begin_on(outlet, opening, Bytes::new(), &[]);
+        let id = self.begin_on(outlet, Bytes::new(), opening, &[]);
         let packet = self.visit(id, |connection, desk| connection.open_packet(desk));
         (id, packet.flatten())
     }
@@ -285,8 +279,8 @@ impl Shard {
     fn begin_on(
         &self,
         outlet: Outlet,
-        opening: Opening,
         head: Bytes,
+        opening: Opening,
         early: &[u8],
     ) -> ConnectionId {
         let mut state = self.state.borrow_mut();
@@ -298,7 +292,7 @@ impl Shard {
             if !early.is_empty() {
                 connection.received(early, desk);
             }
-            if desk.draining {
+            if desk.tools.draining {
                 // Draining began while the request was under way.
                 connection.drain_at_once(desk);
             }
@@ -324,10 +318,13 @@ impl Shard {
         let slot = state.connections.vacant_key();
         let id = ConnectionId(generation << 32 | slot as u64);
         let connection = {
-            let desk = self.desk(state, now);
+            let desk = self.desk(&mut state.tools, now);
             Connection::new(id, opening, outlet, &desk)
         };
-        state.metrics.opened(&connection, &self.node.telemetry);
+        state
+            .tools
+            .metrics
+            .opened(&connection, &self.node.telemetry);
         state.connections.insert(connection);
         (slot, id)
     }
@@ -359,29 +356,11 @@ impl Shard {
         now: Moment,
         work: impl FnOnce(&mut Connection, &mut Desk<'_>) -> R,
     ) -> Option<R> {
-        let State {
-            connections,
-            horizon,
-            metrics,
-            errands,
-            buffers,
-            draining,
-            asking,
-            ..
-        } = state;
-        let connection = connections.get_mut(slot).filter(|each| each.goes_on())?;
-        let mut desk = Desk {
-            node: &self.node,
-            shard: self.number,
-            clock: self.clock,
-            horizon,
-            metrics,
-            errands,
-            buffers,
-            asking,
-            draining: *draining,
-            now,
-        };
+        let connection = state.connections.get_mut(slot)?;
+        if !connection.goes_on() {
+            return None;
+        }
+        let mut desk = self.desk(&mut state.tools, now);
         let done = catch_unwind(AssertUnwindSafe(|| work(connection, &mut desk)));
         if done.is_err() {
             on_panic(connection);
@@ -403,10 +382,10 @@ impl Shard {
             connection.listed = true;
             state.dirty.push(slot);
         }
-        if state.errands.is_empty() {
+        if state.tools.errands.is_empty() {
             return;
         }
-        for errand in state.errands.drain(..) {
+        for errand in state.tools.errands.drain(..) {
             match errand {
                 Errand::Join(join) => state.registry.join(id, join),
                 Errand::Leave(via, topic) => {
@@ -437,7 +416,7 @@ impl Shard {
             }
         }
         self.sweep(state, now);
-        state.metrics.publish();
+        state.tools.metrics.publish();
     }
 
     /// Removes the connections that are marked as ending. The one place that empties a slot.
@@ -448,7 +427,7 @@ impl Shard {
                 continue;
             };
             let mut connection = state.connections.remove(slot);
-            let mut desk = self.desk(state, now);
+            let mut desk = self.desk(&mut state.tools, now);
             let goodbye = AssertUnwindSafe(|| connection.say_goodbye(reason, &mut desk));
             if catch_unwind(goodbye).is_err() {
                 on_panic(&mut connection);
@@ -458,7 +437,10 @@ impl Shard {
                 let interest = Interest { slot, via };
                 state.registry.leave(topic, connection.id, interest);
             }
-            state.metrics.closed(&connection, &self.node.telemetry);
+            state
+                .tools
+                .metrics
+                .closed(&connection, &self.node.telemetry);
             self.node
                 .telemetry
                 .closed(connection.speaker.transport().as_str(), reason.as_str());
@@ -467,19 +449,8 @@ impl Shard {
         }
     }
 
-    fn desk<'a>(&'a self, state: &'a mut State, now: Moment) -> Desk<'a> {
-        Desk {
-            node: &self.node,
-            shard: self.number,
-            clock: self.clock,
-            horizon: &state.horizon,
-            metrics: &state.metrics,
-            errands: &mut state.errands,
-            buffers: &mut state.buffers,
-            asking: &mut state.asking,
-            draining: state.draining,
-            now,
-        }
+    fn desk<'a>(&'a self, tools: &'a mut Tools, now: Moment) -> Desk<'a> {
+        Desk::new(&self.node, self.number, (self.clock, now), tools)
     }
 
     // --- time
@@ -582,6 +553,8 @@ fn on_panic(connection: &mut Connection) {
 
 /// The socket has bytes, or has ended.
 fn read(connection: &mut Connection, stream: &TcpStream, buffer: &mut [u8], desk: &mut Desk<'_>) {
+    // A read into an empty buffer gives nothing, which is what a client that left gives too.
+    debug_assert!(!buffer.is_empty(), "nowhere to read into");
     match stream.try_read(buffer) {
         Ok(0) => connection.end(CloseReason::Client),
         Ok(read) => {

@@ -99,24 +99,45 @@ impl Opening {
     }
 }
 
-/// What a shard has for the work on one connection.
+/// What a shard has for the work on any of its connections.
+pub(super) struct Tools {
+    /// How far the bus was heard, and what of it may not be sent yet.
+    pub(super) horizon: Horizon,
+    pub(super) metrics: Metrics,
+    pub(super) asking: Asking,
+    /// Whether the shard lets everybody go.
+    pub(super) draining: bool,
+    /// What the work under way leaves to the shard.
+    pub(super) errands: Vec<Errand>,
+    pub(super) buffers: Buffers,
+}
+
+/// Where one piece of work on a connection is done.
 pub(super) struct Desk<'a> {
     pub(super) node: &'a Node,
     /// The shard's number.
     pub(super) shard: usize,
     pub(super) clock: Clock,
-    pub(super) horizon: &'a Horizon,
-    pub(super) metrics: &'a Metrics,
-    /// What the shard is to do when the work is done.
-    pub(super) errands: &'a mut Vec<Errand>,
-    pub(super) buffers: &'a mut Buffers,
-    pub(super) asking: &'a mut Asking,
-    /// Whether the shard lets everybody go.
-    pub(super) draining: bool,
     pub(super) now: Moment,
+    pub(super) tools: &'a mut Tools,
 }
 
-impl Desk<'_> {
+impl<'a> Desk<'a> {
+    pub(super) fn new(
+        node: &'a Node,
+        shard: usize,
+        (clock, now): (Clock, Moment),
+        tools: &'a mut Tools,
+    ) -> Self {
+        Self {
+            node,
+            shard,
+            clock,
+            now,
+            tools,
+        }
+    }
+
     pub(super) fn wall(&self) -> WallTime {
         self.clock.wall()
     }

@@ -17,7 +17,7 @@ impl Shard {
     pub(super) fn begin_drain(&self) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        if std::mem::replace(&mut state.draining, true) {
+        if std::mem::replace(&mut state.tools.draining, true) {
             return;
         }
         let now = self.clock.now();
@@ -34,7 +34,7 @@ impl Shard {
 
     /// Whether nobody new is let in.
     pub(crate) fn is_draining(&self) -> bool {
-        self.state.borrow().draining
+        self.state.borrow().tools.draining
     }
 
     /// Waits until the drain is over and everybody has left.
@@ -45,7 +45,7 @@ impl Shard {
     /// The bus began a new life: every cursor given out is void, so everybody starts anew. Before the
     /// `first` none was given out, and whoever is there waits for it.
     pub(super) fn on_new_epoch(&self, state: &mut State, first: bool) {
-        state.horizon.begin(self.node.hub.epoch());
+        state.tools.horizon.begin(self.node.hub.epoch());
         if first {
             return;
         }

@@ -16,7 +16,7 @@ use relay_core::watcher::holds::{Released, Repairing};
 use relay_core::watcher::sight::Viewer as _;
 
 use super::registry::Interest;
-use super::{Desk, Shard, State, on_panic};
+use super::{Shard, State, on_panic};
 
 impl Shard {
     /// Offers a publication to everybody on this shard who watches it. `alone` if nothing else came with it
@@ -30,32 +30,10 @@ impl Shard {
         alone: bool,
         now: Moment,
     ) {
-        let is_news = state.horizon.hear(publication.seq);
-        let State {
-            connections,
-            registry,
-            dirty,
-            ending,
-            horizon,
-            errands,
-            buffers,
-            asking,
-            metrics,
-            draining,
-            ..
-        } = state;
-        let mut desk = Desk {
-            node: &self.node,
-            shard: self.number,
-            clock: self.clock,
-            horizon,
-            metrics,
-            errands,
-            buffers,
-            asking,
-            draining: *draining,
-            now,
-        };
+        let is_news = state.tools.horizon.hear(publication.seq);
+        let mut desk = self.desk(&mut state.tools, now);
+        let (connections, registry) = (&mut state.connections, &state.registry);
+        let (dirty, ending) = (&mut state.dirty, &mut state.ending);
         let mut forbidden = Vec::new();
         let mut interests = registry.watchers_of(publication);
         let mut current = None;
@@ -108,7 +86,7 @@ impl Shard {
         joined: Joined,
         now: Moment,
     ) {
-        state.horizon.hear(joined.high);
+        state.tools.horizon.hear(joined.high);
         let (topic, via) = (joined.topic.clone(), joined.subscription);
         // It may have left while the hub was asked.
         let live = state.find(connection).filter(|slot| {
@@ -132,7 +110,7 @@ impl Shard {
 
     /// A repair began: whoever watches the job waits. It ended: they go on.
     pub(super) fn on_repair(&self, state: &mut State, repairing: Repairing) {
-        let released = state.horizon.repair(repairing);
+        let released = state.tools.horizon.repair(repairing);
         if matches!(released, Released::Nobody) {
             return;
         }

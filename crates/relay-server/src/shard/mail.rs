@@ -226,7 +226,7 @@ impl Shard {
                 // A client that polls on though it said it would not is let go; it may have gone.
                 drop(poll.send(Ok(NOOP.into())));
             }
-            desk.metrics.upgraded();
+            desk.tools.metrics.upgraded();
             connection.due = true;
             connection.take_messages(inbound, desk);
             Some(id)

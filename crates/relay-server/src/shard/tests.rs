@@ -190,7 +190,7 @@ impl Bench {
             gone: Cell::new(false),
         });
         let outlet = Outlet::socket(pipe.clone());
-        let id = self.shard.begin_on(outlet, opening, Bytes::new(), &[]);
+        let id = self.shard.begin_on(outlet, Bytes::new(), opening, &[]);
         Client { id, pipe }
     }
 

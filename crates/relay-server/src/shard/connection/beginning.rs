@@ -65,8 +65,10 @@ impl Connection {
         let limits = bounds(&self.speaker, desk.node);
         let joins = self
             .watcher
-            .watch(may, cursor.as_ref(), desk.horizon, limits);
-        desk.errands.extend(joins.into_iter().map(Errand::Join));
+            .watch(may, cursor.as_ref(), &desk.tools.horizon, limits);
+        desk.tools
+            .errands
+            .extend(joins.into_iter().map(Errand::Join));
     }
 
     /// A join was answered. Whether the subscription is live from here on.
@@ -74,19 +76,20 @@ impl Connection {
         let (via, topic) = (joined.subscription, joined.topic.clone());
         let limits = bounds(&self.speaker, desk.node);
         let now = (desk.now, desk.wall());
-        let begun = match self
-            .watcher
-            .begin(joined, &*self.identity, desk.horizon, now, limits)
-        {
-            Beginning::Left => return false,
-            Beginning::Forbidden => {
-                let reply_to = self.take_asked(via);
-                self.refuse_topic(&topic, &reply_to, desk);
-                self.due = true;
-                return false;
-            }
-            Beginning::Live(begun) => begun,
-        };
+        let begun =
+            match self
+                .watcher
+                .begin(joined, &*self.identity, &desk.tools.horizon, now, limits)
+            {
+                Beginning::Left => return false,
+                Beginning::Forbidden => {
+                    let reply_to = self.take_asked(via);
+                    self.refuse_topic(&topic, &reply_to, desk);
+                    self.due = true;
+                    return false;
+                }
+                Beginning::Live(begun) => begun,
+            };
         let reply_to = self.take_asked(via);
         let telemetry = &desk.node.telemetry;
         if begun.resumes {
@@ -104,7 +107,7 @@ impl Connection {
             recovered: begun.recovered,
             jobs: begun.jobs,
             cursor: begun.cursor.to_string(),
-            stale: desk.horizon.is_stale(),
+            stale: desk.tools.horizon.is_stale(),
         };
         self.say(&notice, &reply_to, desk);
         self.begin_aggregates(via, &topic, desk);
@@ -120,7 +123,7 @@ impl Connection {
         let reply_to = self.take_asked(via);
         self.refuse_topic(&topic, &reply_to, desk);
         self.due = true;
-        desk.errands.push(Errand::Leave(via, topic));
+        desk.tools.errands.push(Errand::Leave(via, topic));
     }
 
     /// Says that a topic is not the client's to watch.

@@ -51,7 +51,7 @@ impl Connection {
         match self.watcher.offer(publication, via, desk.now, limits) {
             Offered::Queued => {}
             Offered::Duplicate => return,
-            Offered::Conflated => desk.metrics.conflated.inc(),
+            Offered::Conflated => desk.tools.metrics.conflated.inc(),
             Offered::Shed(_) => desk.node.telemetry.gap("outbox"),
             Offered::Overflow => return self.end(CloseReason::Overflow),
         }
@@ -71,7 +71,7 @@ impl Connection {
         let limits = bounds(&self.speaker, desk.node);
         let at = self
             .watcher
-            .pass(publication, via, desk.horizon, desk.now, limits);
+            .pass(publication, via, &desk.tools.horizon, desk.now, limits);
         let Some(at) = at else {
             return false;
         };
@@ -82,7 +82,7 @@ impl Connection {
         };
         let frame = self
             .speaker
-            .tell(publication, told, &self.watcher, desk.horizon);
+            .tell(publication, told, &self.watcher, &desk.tools.horizon);
         let written = match frame.is_empty() {
             true => Written::All,
             false => write(&mut self.outlet, &frame, desk),
@@ -130,8 +130,8 @@ impl Connection {
         }
         if self.outlet.is_full() && self.outlet.is_open() {
             // Many replies in one turn say nothing of the reader; replies the kernel does not take do.
-            desk.buffers.frames.clear();
-            self.outlet.take_replies(&mut desk.buffers.frames);
+            desk.tools.buffers.frames.clear();
+            self.outlet.take_replies(&mut desk.tools.buffers.frames);
             if self.write_frames(desk) == Written::Gone {
                 return self.end(CloseReason::Client);
             }
@@ -150,7 +150,7 @@ impl Connection {
         }
         while self.outlet.is_open() {
             self.gather(desk, (usize::MAX, WRITE_BYTES));
-            if desk.buffers.frames.is_empty() {
+            if desk.tools.buffers.frames.is_empty() {
                 return;
             }
             match self.write_frames(desk) {
@@ -172,7 +172,7 @@ impl Connection {
         if self.outlet.is_abandoned() {
             return self.end(CloseReason::Client);
         }
-        let ceiling = self.watcher.ceiling(desk.horizon);
+        let ceiling = self.watcher.ceiling(&desk.tools.horizon);
         if !self
             .speaker
             .may_answer(self.watcher.has_due(desk.now, ceiling))
@@ -181,13 +181,16 @@ impl Connection {
         }
         let (frames, bytes) = self.speaker.answer_bounds();
         self.gather(desk, (frames, bytes.unwrap_or(WRITE_BYTES)));
-        let at = self.watcher.cursor(desk.horizon.epoch());
-        let frames = &desk.buffers.frames;
-        let Some(body) = self.speaker.answer(frames, &at, desk.horizon, desk.now) else {
+        let at = self.watcher.cursor(desk.tools.horizon.epoch());
+        let frames = &desk.tools.buffers.frames;
+        let Some(body) = self
+            .speaker
+            .answer(frames, &at, &desk.tools.horizon, desk.now)
+        else {
             return;
         };
         if let (Ok(body), true) = (&body, !self.speaker.ends_with_answer()) {
-            desk.metrics.written_bytes.inc_by(body.len() as u64);
+            desk.tools.metrics.written_bytes.inc_by(body.len() as u64);
         }
         if !self.outlet.answer(body) || self.speaker.ends_with_answer() {
             self.end(CloseReason::Client);
@@ -197,21 +200,21 @@ impl Connection {
     /// Takes what is due, replies first, as much as one write should have: so many frames, and about so many
     /// bytes.
     fn gather(&mut self, desk: &mut Desk<'_>, (frames, bytes): (usize, usize)) {
-        let gathered = &mut desk.buffers.frames;
+        let gathered = &mut desk.tools.buffers.frames;
         gathered.clear();
         self.outlet.take_replies(gathered);
-        let ceiling = self.watcher.ceiling(desk.horizon);
+        let ceiling = self.watcher.ceiling(&desk.tools.horizon);
         let mut size: usize = gathered.iter().map(Bytes::len).sum();
-        while size < bytes && desk.buffers.frames.len() < frames {
+        while size < bytes && desk.tools.buffers.frames.len() < frames {
             let limits = bounds(&self.speaker, desk.node);
             let Some(taken) = self.watcher.next(desk.now, ceiling, limits) else {
-                self.watcher.settle(desk.horizon, ceiling);
+                self.watcher.settle(&desk.tools.horizon, ceiling);
                 return;
             };
             let frame = self.tell(&taken, desk);
             size += frame.len();
             if !frame.is_empty() {
-                desk.buffers.frames.push(frame);
+                desk.tools.buffers.frames.push(frame);
             }
             if let Telling::Publication(publication) = &taken.telling {
                 self.account(publication, taken.replayed, desk);
@@ -228,9 +231,9 @@ impl Connection {
                     at: taken.position,
                     replayed: taken.replayed,
                 };
-                let frame = self
-                    .speaker
-                    .tell(publication, told, &self.watcher, desk.horizon);
+                let frame =
+                    self.speaker
+                        .tell(publication, told, &self.watcher, &desk.tools.horizon);
                 frame.into_owned()
             }
             Telling::Gap { job, reason } => {
@@ -249,22 +252,22 @@ impl Connection {
     }
 
     fn write_frames(&mut self, desk: &mut Desk<'_>) -> Written {
-        let frames = std::mem::take(&mut desk.buffers.frames);
+        let frames = std::mem::take(&mut desk.tools.buffers.frames);
         let written = match frames.as_slice() {
             [frame] => write(&mut self.outlet, frame, desk),
             frames => {
                 // Copying a few hundred bytes is cheaper than a second system call, or a vectored one.
-                let mut batch = std::mem::take(&mut desk.buffers.batch);
+                let mut batch = std::mem::take(&mut desk.tools.buffers.batch);
                 batch.clear();
                 frames
                     .iter()
                     .for_each(|frame| batch.extend_from_slice(frame));
                 let written = write(&mut self.outlet, &batch, desk);
-                desk.buffers.batch = batch;
+                desk.tools.buffers.batch = batch;
                 written
             }
         };
-        desk.buffers.frames = frames;
+        desk.tools.buffers.frames = frames;
         if written == Written::All {
             self.note_written(desk);
         }
@@ -273,7 +276,7 @@ impl Connection {
 
     /// Counts a delivery.
     fn account(&mut self, publication: &Publication, replayed: bool, desk: &Desk<'_>) {
-        let (metrics, now) = (desk.metrics, desk.now);
+        let (metrics, now) = (&desk.tools.metrics, desk.now);
         let topics = self.watcher.subscriptions().len();
         if let Some(speech) = self.speaker.speech_mut() {
             speech.note(publication, topics, now);
@@ -299,13 +302,15 @@ impl Connection {
         if goodbye.is_empty() {
             return;
         }
-        let frames = &mut desk.buffers.frames;
+        let frames = &mut desk.tools.buffers.frames;
         frames.clear();
         if self.outlet.has_request() {
             self.outlet.take_replies(frames);
             frames.push(goodbye);
-            let at = self.watcher.cursor(desk.horizon.epoch());
-            let body = self.speaker.answer(frames, &at, desk.horizon, desk.now);
+            let at = self.watcher.cursor(desk.tools.horizon.epoch());
+            let body = self
+                .speaker
+                .answer(frames, &at, &desk.tools.horizon, desk.now);
             if let Some(body) = body {
                 // It is leaving either way; whether the goodbye arrives changes nothing.
                 self.outlet.answer(body);
@@ -320,6 +325,6 @@ impl Connection {
 
 /// Writes bytes that follow all that was written to the connection before.
 fn write(outlet: &mut crate::shard::outlet::Outlet, bytes: &[u8], desk: &Desk<'_>) -> Written {
-    desk.metrics.written_bytes.inc_by(bytes.len() as u64);
+    desk.tools.metrics.written_bytes.inc_by(bytes.len() as u64);
     outlet.write(bytes, desk.now)
 }

@@ -150,14 +150,18 @@ impl Connection {
 
     fn on_command(&mut self, command: Command, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
         let limits = bounds(&self.speaker, desk.node);
-        let actions =
-            self.watcher
-                .command(command, &*self.identity, desk.horizon, desk.now, limits);
+        let actions = self.watcher.command(
+            command,
+            &*self.identity,
+            &desk.tools.horizon,
+            desk.now,
+            limits,
+        );
         for action in actions {
             match action {
                 Action::Join(join) => {
                     self.note_asked(join.subscription, reply_to);
-                    desk.errands.push(Errand::Join(join));
+                    desk.tools.errands.push(Errand::Join(join));
                 }
                 Action::Leave {
                     subscription,
@@ -169,7 +173,7 @@ impl Connection {
                         topic: topic.to_string(),
                     };
                     self.say(&notice, reply_to, desk);
-                    desk.errands.push(Errand::Leave(subscription, topic));
+                    desk.tools.errands.push(Errand::Leave(subscription, topic));
                 }
                 Action::Verify(token) => self.on_auth(&token, reply_to, desk),
                 Action::Pong => {

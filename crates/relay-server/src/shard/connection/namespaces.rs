@@ -238,7 +238,7 @@ impl Connection {
         };
         self.say_hello(&place, desk);
         if let Some(told) = returns.as_ref().and_then(Return::told) {
-            self.watcher.carry(told, desk.horizon.epoch());
+            self.watcher.carry(told, desk.tools.horizon.epoch());
         }
         self.watch_in(&place, topics, returns.as_ref(), desk);
         Ok(())
@@ -268,7 +268,7 @@ impl Connection {
                         client
                             .returns_to(job, returns.status().filter(|_| again == Again::Nothing));
                     }
-                    desk.errands.push(Errand::Join(join));
+                    desk.tools.errands.push(Errand::Join(join));
                 }
                 // It may ask for jobs of theirs by name first.
                 (Topic::User(_) | Topic::Group(_), Some(_), _) => {
@@ -276,7 +276,7 @@ impl Connection {
                         speech.postpone(join, desk.now + ASKS_AGAIN_WITHIN);
                     }
                 }
-                _ => desk.errands.push(Errand::Join(join)),
+                _ => desk.tools.errands.push(Errand::Join(join)),
             }
         }
     }
@@ -289,7 +289,7 @@ impl Connection {
         for via in client.exit(namespace) {
             self.take_asked(via);
             if let Some(topic) = self.watcher.leave(via) {
-                desk.errands.push(Errand::Leave(via, topic));
+                desk.tools.errands.push(Errand::Leave(via, topic));
             }
         }
     }
@@ -319,7 +319,7 @@ fn returned_to(topics: &[Topic], returns: Option<&Return>, desk: &Desk<'_>) -> C
     let mut known = returns.into_iter().flat_map(Return::cursors);
     let known = known.find(|cursor| {
         let means_something =
-            desk.horizon.is_stale() || cursor.position.epoch == desk.horizon.epoch();
+            desk.tools.horizon.is_stale() || cursor.position.epoch == desk.tools.horizon.epoch();
         means_something && topics.iter().all(|topic| cursor.since(topic).is_some())
     });
     known

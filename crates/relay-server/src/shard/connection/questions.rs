@@ -54,7 +54,7 @@ impl Connection {
             request,
             data,
         };
-        match desk.asking.ask(question, &desk.node.hub) {
+        match desk.tools.asking.ask(question, &desk.node.hub) {
             true => speech.asking += 1,
             false => self.on_busy(reply_to, desk),
         }

@@ -51,7 +51,7 @@ impl Connection {
         let due = speech.map(|speech| speech.postponed(desk.now));
         for join in due.unwrap_or_default() {
             if self.watcher.subscription(join.subscription).is_some() {
-                desk.errands.push(Errand::Join(join));
+                desk.tools.errands.push(Errand::Join(join));
             }
         }
     }
@@ -114,7 +114,9 @@ impl Connection {
         let heartbeat = self.speaker.has_heartbeat();
         let waits = match self.outlet.deadline(desk.node.delivery.write_timeout) {
             Some(deadline) => Some(deadline),
-            None => self.watcher.next_due(self.watcher.ceiling(desk.horizon)),
+            None => self
+                .watcher
+                .next_due(self.watcher.ceiling(&desk.tools.horizon)),
         };
         [
             heartbeat.then(|| self.watcher.next_tick(limits)),
