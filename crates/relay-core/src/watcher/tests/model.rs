@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::super::beginning::{Beginning, Joined, LeftOut};
-use super::super::holds::Repairing;
+use super::super::holds::{Hold, Repairing};
 use super::super::horizon::Horizon;
 use super::super::*;
 use super::{Everything, START};
@@ -333,7 +333,21 @@ impl World {
         let node = &mut self.nodes[at];
         if std::mem::take(&mut node.away) {
             node.hold();
+            let seen = node.horizon.reached(node.horizon.ceiling([]));
             node.horizon.hear(self.seq);
+            // What was missed is known by now, if not yet there: only those jobs are held from here on.
+            for n in (0..JOBS).filter(|n| node.missed.iter().any(|(_, job, ..)| job == n)) {
+                let hold = Hold {
+                    job: node.jobs[n].id.clone(),
+                    owner: Some(node.jobs[n].owner.clone()),
+                    parent: (n < 2).then(|| Name::parse("g").unwrap()),
+                    seq: seen,
+                };
+                let held = node.horizon.repair(Repairing::Hold(hold));
+                assert!(!held.concerns([&topic(n)].into_iter()));
+            }
+            let released = node.horizon.repair(Repairing::ReleaseAll);
+            assert!(released.concerns([].into_iter()));
         }
     }
 
@@ -343,6 +357,11 @@ impl World {
         }
         for update in std::mem::take(&mut self.nodes[at].missed) {
             self.take_in(at, update);
+        }
+        let node = &mut self.nodes[at];
+        for n in 0..JOBS {
+            let job = node.jobs[n].id.clone();
+            drop(node.horizon.repair(Repairing::Release(job)));
         }
         let released = self.nodes[at].horizon.repair(Repairing::ReleaseAll);
         assert!(released.concerns([].into_iter()));
