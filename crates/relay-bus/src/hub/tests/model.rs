@@ -113,7 +113,19 @@ impl Client {
         let begun = self
             .watcher
             .begin(joined, &Everything, horizon, now, &BOUNDS);
-        assert!(matches!(begun, Beginning::Live(_)), "{begun:?}");
+        let Beginning::Live(begun) = begun else {
+            panic!("{}: {begun:?}", self.topic);
+        };
+        // The answer itself carries a cursor, and the client may be cut right behind it.
+        self.come_to(&begun.cursor);
+    }
+
+    /// A frame with this cursor was sent, and is not taken back when something older turns up.
+    fn come_to(&mut self, cursor: &Cursor) {
+        let at = cursor.since(&self.topic).unwrap_or_default();
+        self.named = self.named.max(at);
+        let named = Position::new(EPOCH, self.named);
+        self.cursor = Some(Cursor::at(named, [&self.topic]));
     }
 
     /// Takes what was published, if that is for it.
@@ -156,12 +168,7 @@ impl Client {
         }
         self.watcher.settle(horizon, ceiling);
         if self.is_live() {
-            let cursor = self.watcher.cursor(EPOCH);
-            let at = cursor.since(&self.topic).unwrap_or_default();
-            // A frame that was sent is not taken back when something older turns up.
-            self.named = self.named.max(at);
-            let named = Position::new(EPOCH, self.named);
-            self.cursor = Some(Cursor::at(named, [&self.topic]));
+            self.come_to(&self.watcher.cursor(EPOCH));
         }
     }
 }
@@ -443,7 +450,8 @@ impl World {
                     && !stored.messages.iter().any(|newer| {
                         newer.job == each.job && newer.what == each.what && newer.seq > each.seq
                     });
-                let is_owed = each.what != What::State
+                let is_ending = each.payload.starts_with(br#"{"status":"completed""#);
+                let is_owed = (each.what != What::State || is_ending)
                     && each.seq > client.from
                     && !client.gaps.contains(&each.job);
                 let is_excused = self.lost.contains(&each.seq) && each.seq <= client.resumed;
