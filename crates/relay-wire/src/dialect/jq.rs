@@ -10,7 +10,8 @@ use std::fmt;
 use std::io::{self, Write};
 
 use jaq_core::load::{Arena, File, Loader, lex, parse, span};
-use jaq_core::{Compiler, Ctx, Filter, Vars, compile, data, load};
+use jaq_core::native::{self, Fun};
+use jaq_core::{Compiler, Ctx, Exn, Filter, ValR, Vars, compile, data, load};
 use jaq_json::{Val, read, write};
 use serde::Serialize;
 
@@ -22,6 +23,9 @@ const MAX_OUTPUTS: usize = 16;
 const MAX_BYTES: usize = 256 * 1024;
 /// The deepest nesting a mapping's input may have: values are read, written and dropped recursively.
 const MAX_DEPTH: usize = 128;
+
+/// What reads a text as JSON, also for `tonumber` and `toboolean`.
+const FROM_JSON: &str = "fromjson";
 
 type Data = data::JustLut<Val>;
 
@@ -126,7 +130,8 @@ impl Mapping {
         // The environment holds secrets, and a frame is no place for them.
         let funs = jaq_core::funs::<Data>()
             .chain(jaq_std::funs().filter(|(name, ..)| *name != "env"))
-            .chain(jaq_json::funs());
+            .chain(jaq_json::funs().filter(|(name, ..)| *name != FROM_JSON))
+            .chain([bounded_from_json()]);
         let arena = Arena::default();
         let program = File {
             code: text.as_str(),
@@ -220,10 +225,43 @@ impl Write for Bounded {
     }
 }
 
-/// Whether brackets nest deeper than `limit`; right for JSON, and never too low for anything else.
+/// Reads a text as JSON, where it is not nested too deep. jaq's own reads any depth, and a client's text of
+/// brackets would take the thread's whole stack, and with it the process.
+fn bounded_from_json() -> Fun<Data> {
+    native::run((FROM_JSON, native::v(0), |(_, value)| {
+        let values = read_all(&value).into_iter();
+        Box::new(values.map(|read| read.map_err(Exn::from)))
+    }))
+}
+
+/// The values a text holds, up to the first that is none.
+fn read_all(value: &Val) -> Vec<ValR<Val>> {
+    let fail = |why: &dyn fmt::Display| {
+        jaq_core::Error::str(format_args!("cannot parse {value} as JSON: {why}"))
+    };
+    let Val::TStr(text) = value else {
+        return vec![Err(jaq_core::Error::typ(value.clone(), "string"))];
+    };
+    if is_deeper(text, MAX_DEPTH) {
+        return vec![Err(fail(&format_args!("nested deeper than {MAX_DEPTH}")))];
+    }
+    let mut values = Vec::new();
+    for read in read::parse_many(text) {
+        let is_last = read.is_err();
+        values.push(read.map_err(|error| fail(&error)));
+        if is_last {
+            break;
+        }
+    }
+    values
+}
+
+/// Whether brackets nest deeper than `limit`; right for JSON with jq's comments, and never too low for anything
+/// else.
 fn is_deeper(json: &[u8], limit: usize) -> bool {
     let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in json {
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if in_text => escaped = true,
@@ -235,6 +273,8 @@ fn is_deeper(json: &[u8], limit: usize) -> bool {
                 }
             }
             b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            // A comment, up to the end of its line.
+            b'#' if !in_text => drop(bytes.find(|byte| **byte == b'\n')),
             _ => {}
         }
     }
@@ -381,7 +421,32 @@ mod tests {
     fn an_input_too_deep_is_refused_before_it_is_read() {
         let deep = "[".repeat(100_000);
         assert!(Input::parse(deep.as_bytes()).is_err());
+        let behind_a_comment = format!("# \"\n{deep}");
+        assert!(Input::parse(behind_a_comment.as_bytes()).is_err());
         let texts = format!("[{:?}]", "[".repeat(1000));
         assert!(Input::parse(texts.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn regression_a_text_of_brackets_that_a_mapping_reads_ends_its_run_alone() {
+        let text = format!("{:?}", "[".repeat(60_000));
+        for code in ["tonumber", "toboolean", "fromjson"] {
+            assert!(matches!(run(code, &text), Err(Failure::Jq(_))), "{code}");
+        }
+        assert_eq!(run("try tonumber catch 0", &text).unwrap(), ["0"]);
+    }
+
+    #[test]
+    fn a_text_that_a_mapping_reads_holds_any_number_of_values() {
+        assert_eq!(run("[fromjson]", r#""1 [2] # x""#).unwrap(), ["[1,[2]]"]);
+        assert_eq!(run("[fromjson]", r#""""#).unwrap(), ["[]"]);
+        assert_eq!(run("tonumber", r#""1.50""#).unwrap(), ["1.50"]);
+        assert_eq!(
+            run("[.[] | try tonumber catch 0]", r#"["7", "x", null]"#).unwrap(),
+            ["[7,0,0]"]
+        );
+        let said = run("fromjson", r#""{""#).unwrap_err().to_string();
+        assert!(said.contains("cannot parse"), "{said}");
+        assert!(matches!(run("1 | fromjson", "1"), Err(Failure::Jq(_))));
     }
 }
