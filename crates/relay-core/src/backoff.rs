@@ -1,6 +1,6 @@
 //! How long to wait before trying again.
 //!
-//! Pure: the randomness is passed in. Whoever waits, and for what, is elsewhere.
+//! Pure: the randomness is passed in. What waits, and for what, is not known here.
 //!
 //! Invariant: a delay never exceeds `max`, and its ceiling never shrinks as attempts go on.
 

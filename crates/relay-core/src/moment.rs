@@ -1,6 +1,6 @@
 //! Time as core sees it: a number somebody else read off a clock.
 //!
-//! Core never asks what time it is. Whoever calls it passes a [`Moment`], so a test can move time by
+//! Core never asks what time it is. Its callers pass a [`Moment`], so a test can move time by
 //! adding to a number.
 
 use std::ops::{Add, Sub};

@@ -200,7 +200,7 @@ pub enum CloseReason {
     Slow,
     /// More waited than an outbox holds.
     Overflow,
-    /// The token ran out.
+    /// The token has expired.
     Expired,
     /// No credential within the time for it, or a bad one.
     Unauthenticated,

@@ -1,4 +1,4 @@
-//! Who holds how many connections: the node's ledger, shared by all shards.
+//! How many connections each user and each address holds: the node's ledger, shared by all shards.
 //!
 //! A connection keeps an [`Admission`]; dropped, it counts no more. Nothing is counted twice and nothing
 //! stays counted, whatever way a connection ends.

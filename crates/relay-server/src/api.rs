@@ -1,6 +1,6 @@
-//! Everything on the public listener that is no stream: a job's state, and publishing over HTTP.
+//! Everything on the public listener that is not a stream: a job's state, and publishing over HTTP.
 //!
-//! Handlers know the hub and who asks; they know no sockets and no NATS.
+//! Handlers know the hub and the client's identity; they know no sockets and no NATS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Leads every request through the gate, and on to its handler with who sends it.
+/// Leads every request through the gate, and on to its handler, with the client's identity.
 async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response<Body> {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let label = route.as_ref().map_or("other", MatchedPath::as_str);

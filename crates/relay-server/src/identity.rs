@@ -1,4 +1,4 @@
-//! Who a client is, and what that one may watch and publish.
+//! The user a client is, and what that user may watch and publish.
 //!
 //! Everything here comes from the credential; no field a client fills in elsewhere is looked at. Connections,
 //! topics' content and when to ask again are the callers' affair.
@@ -35,7 +35,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Who the bearer of `credential` is, `now`.
+    /// The identity of the bearer of `credential`, `now`.
     ///
     /// # Errors
     /// Where tokens are asked for: that there is none, or what is wrong with it.
@@ -61,12 +61,12 @@ pub struct Identity {
     pub grants: Grants,
     /// When the token is no longer good, the leeway for clocks included. A connection must end then.
     pub expires_at: Option<WallTime>,
-    /// Everything is allowed, because nobody asks who anybody is.
+    /// Everything is allowed, because nobody is identified.
     pub anonymous: bool,
 }
 
 impl Identity {
-    /// Itself, to be kept by a connection. Where nobody asks who anybody is, all are the same one.
+    /// Itself, to be kept by a connection. Where nobody is identified, all are the same one.
     pub fn shared(self) -> Arc<Self> {
         static ANYBODY: LazyLock<Arc<Identity>> = LazyLock::new(|| Arc::new(Identity::anonymous()));
         if self == **ANYBODY {

@@ -9,7 +9,7 @@ use crate::config::{Log, LogFormat};
 /// Starts logging to standard error. `log.format = "auto"` is text on a terminal and JSON elsewhere.
 ///
 /// # Errors
-/// When `log.level` is no filter.
+/// When `log.level` is not a filter.
 pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     // The NATS client tells every event twice; what matters of it the bus says itself.
     let filter = EnvFilter::try_new(format!("async_nats=warn,{}", log.level))?;

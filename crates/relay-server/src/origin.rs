@@ -1,7 +1,7 @@
 //! Which web pages may talk to the relay, by the `Origin` a browser puts on their requests.
 //!
 //! Guards against pages, not against people: a program can send any origin, and needs a credential like
-//! everybody else. Who the user is, is not known here.
+//! everybody else. The user is not known here.
 //!
 //! Invariant: a page of a foreign origin is refused before the upgrade, and never served with the cookies
 //! of a user who did not allow it.
@@ -92,7 +92,7 @@ impl Origin {
     /// Whether `host`, as in a `Host` header, names the server this page came from. The scheme is left
     /// out of it: behind a proxy that ends TLS the relay cannot know its own.
     fn is_host(&self, host: &str) -> bool {
-        // An app's own scheme (capacitor://localhost) is no page that this host served.
+        // An app's own scheme (capacitor://localhost) is not a page that this host served.
         let Some(implied) = implied_port(&self.scheme) else {
             return false;
         };

@@ -1,4 +1,4 @@
-//! Whether this node should be sent clients, for whoever asks: the operators' listener, or a dialect's path.
+//! Whether this node should be sent clients, for the operators' listener and for dialects' health paths.
 //!
 //! Invariant: once ready, only a drain ends that.
 

@@ -65,7 +65,7 @@ pub struct Dialect {
     pub request_id: bool,
     /// Whether mappings know what a client was told before.
     pub tracks_status: bool,
-    /// Whether Socket.IO clients that come back are told what they missed.
+    /// Whether Socket.IO clients that return are sent what they missed.
     pub recovery: bool,
     /// What clients may ask workers for, by name.
     pub requests: HashMap<String, Request>,
@@ -197,7 +197,7 @@ impl Dialect {
             match instruction(&text).filter(allowed) {
                 Some(instruction) => instructions.push(instruction),
                 None => mapping.failed(&Failure::Jq(format!(
-                    "{} is no instruction",
+                    "{} is not a valid instruction",
                     String::from_utf8_lossy(&text[..text.len().min(80)])
                 ))),
             }

@@ -2,7 +2,7 @@
 //!
 //! Read [`Packet`] and [`payload`] for what goes over the wire, [`request`]
 //! and [`sid`] for what a request's query says. Statuses and methods of HTTP are numbers and words here; requests,
-//! sockets and clocks are the affair of whoever owns them.
+//! sockets and clocks are the affair of their owner.
 
 mod packet;
 pub mod payload;

@@ -1,4 +1,4 @@
-//! What passes between a client's front end and whoever drives it: what a message means, where its answer goes,
+//! What passes between a client's front end and its driver: what a message means, where its answer goes,
 //! and how something is told.
 //!
 //! Each front end makes these of its own bytes; nobody beyond it has to know which front end it was.
@@ -103,7 +103,7 @@ pub enum Ask {
 /// What is known of a client besides what it watches.
 #[derive(Debug, Clone, Copy)]
 pub struct About<'a> {
-    /// Who it is.
+    /// The user it is.
     pub user: Option<&'a Name>,
     /// What time it is.
     pub now: WallTime,

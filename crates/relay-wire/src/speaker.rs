@@ -1,6 +1,6 @@
 //! How one client is spoken to: what its bytes mean, and what is said as bytes.
 //!
-//! One face for all front ends, so that whoever owns sockets does not know which it has: the native protocol
+//! One face for all front ends, so that the owner of the sockets does not know which it has: the native protocol
 //! over a WebSocket, an event stream or a long poll; a dialect over a WebSocket; Socket.IO. A further transport
 //! is a further variant here and nothing elsewhere.
 //!
@@ -145,7 +145,7 @@ impl Speaker {
         }
     }
 
-    /// Whether a client that is silent is let go. Whoever waits for the answer to a long poll keeps its time.
+    /// Whether a client that is silent is let go. A client that waits for the answer to a long poll keeps its time.
     pub fn has_heartbeat(&self) -> bool {
         !matches!(self, Self::LongPoll(_))
     }
@@ -489,7 +489,7 @@ fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
         }
         CloseReason::Expired => (
             close::UNAUTHENTICATED,
-            "the token ran out; reconnect with a new one",
+            "the token has expired; reconnect with a new one",
         ),
         CloseReason::Unauthenticated => (close::UNAUTHENTICATED, "no valid token came in time"),
         CloseReason::TooLarge => (
@@ -506,7 +506,7 @@ fn close_words(reason: CloseReason) -> Option<(u16, &'static str)> {
             "the relay restarts; reconnect with the last cursor",
         ),
         CloseReason::Ended => (close::NORMAL, "the job has ended"),
-        CloseReason::Idle => (close::GOING_AWAY, "nothing was said for too long"),
+        CloseReason::Idle => (close::GOING_AWAY, "nothing was sent for too long"),
         CloseReason::InternalError => (
             close::INTERNAL_ERROR,
             "an error in the relay; reconnect with the last cursor",

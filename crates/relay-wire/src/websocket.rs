@@ -30,7 +30,7 @@ pub mod close {
     pub const RESTART: u16 = 1012;
     /// Too much was waiting; come back with the last cursor.
     pub const TRY_AGAIN: u16 = 1013;
-    /// The token ran out, or none came.
+    /// The token has expired, or none came.
     pub const UNAUTHENTICATED: u16 = 4401;
     /// No sign of life.
     pub const DEAD: u16 = 4408;

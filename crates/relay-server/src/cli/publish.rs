@@ -135,7 +135,7 @@ fn request(args: &PublishArgs) -> Result<Call, String> {
                     .to_owned(),
             );
         }
-        // Without a status it is no complete state, so the server merges it onto the last one.
+        // Without a status it is not a complete state, so the server merges it onto the last one.
         let method = if args.status.is_some() {
             Method::POST
         } else {

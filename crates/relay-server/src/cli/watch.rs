@@ -153,7 +153,7 @@ pub async fn run(args: WatchArgs) -> ExitCode {
 /// Where to go on from.
 #[derive(Debug, Clone)]
 enum Cursor {
-    /// The person's; if it is no good, say so.
+    /// The person's; if it is not accepted, say so.
     Given(String),
     /// From a frame of this watch.
     Seen(String),

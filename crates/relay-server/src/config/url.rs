@@ -47,7 +47,7 @@ impl ServerUrl {
         let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
         if !matches!(scheme, "nats" | "tls") {
             let letters = scheme.bytes().all(|b| b.is_ascii_alphanumeric());
-            // Before a `://` that is no scheme may stand half a password; do not repeat that.
+            // Before a `://` that is not a scheme's may stand half a password; do not repeat that.
             return Err(if letters {
                 UrlError::Scheme(scheme.to_owned())
             } else {

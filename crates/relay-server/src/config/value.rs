@@ -201,7 +201,7 @@ impl<T> ListOf<T> {
     /// Reads a list, or one text with commas between the parts.
     ///
     /// # Errors
-    /// The first part that is no `T`.
+    /// The first part that is not a `T`.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error>
     where
         T: Deserialize<'de>,

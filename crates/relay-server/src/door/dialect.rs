@@ -276,7 +276,7 @@ impl Door {
         })
     }
 
-    /// Says how the relay is, to anybody: who asks before logging in, and balancers, have no credential.
+    /// Says how the relay is, to anybody: a page before its login and a load balancer have no credential.
     fn answer_health(&self, call: &Call<'_>, health: &Health) -> Result<Outcome, ApiError> {
         if !matches!(*call.request.method(), Method::GET | Method::HEAD) {
             return Err(ApiError::method_not_allowed("GET, HEAD"));
@@ -393,19 +393,20 @@ fn bad_topic(text: &str, error: &TopicError) -> ApiError {
 fn unsaid(why: Unsaid) -> ApiError {
     match why {
         Unsaid::User => {
-            let message = "this path answers for whoever asks, and nobody here knows who that is: the relay runs without tokens (auth.mode)";
+            let message =
+                "this path needs to know the user, and the relay runs without tokens (auth.mode)";
             Refused::unauthorized("unauthenticated", message).into()
         }
         Unsaid::Query(name) => {
-            let message = format!("the query has no {name}, which says what is asked about");
+            let message = format!("the query parameter {name} is missing; it names what to watch");
             ApiError::bad_request("no_topic", &message)
         }
         Unsaid::Bad(text, error) => bad_topic(&text, &error),
     }
 }
 
-/// The tag of how a topic's jobs stand: whoever has it has the same counts of the same jobs. A weak one, as
-/// the time is not in it.
+/// The tag of how a topic's jobs stand: two clients that have it have the same counts of the same jobs. A
+/// weak one, as the time is not in it.
 fn tag_of(topic: &Topic, survey: &Survey) -> String {
     let tally = &survey.tally;
     let counts = Status::ALL.map(|status| tally.count(status).to_string());

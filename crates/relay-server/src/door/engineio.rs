@@ -40,9 +40,12 @@ const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
 
 const ELSEWHERE: Turned = (
     Refusal::SessionUnknown,
-    "another relay process has this session: either the relay was restarted, and the client opens a new one by itself; or a load balancer spreads one client's requests over several relays. Engine.IO polling needs sticky sessions there; transports: [\"websocket\"] in the client needs none",
+    "another relay process has this session: either the relay was restarted, and the client opens a new session by itself; or a load balancer spreads one client's requests over several relays. Engine.IO polling needs sticky sessions there; transports: [\"websocket\"] in the client needs none",
 );
-const NO_SESSION: Turned = (Refusal::SessionUnknown, "sid= is no session id of a relay");
+const NO_SESSION: Turned = (
+    Refusal::SessionUnknown,
+    "sid= is not a session id of a relay",
+);
 
 /// An answer that refuses.
 #[derive(Debug)]

@@ -144,7 +144,7 @@ impl Visit<'_> {
     }
 }
 
-/// A request whose origin may use the relay. Who sends it is another question.
+/// A request whose origin may use the relay. Its sender is not known yet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Guest {
     standing: Standing,
@@ -210,7 +210,7 @@ impl Gate {
         Arrival::Visit(visit, guest.map_err(ApiError::from))
     }
 
-    /// Who sends a request. `cookie` is the name of the cookie to look for, where it is not everybody's.
+    /// The identity a request shows. `cookie` is the name of the cookie to look for, where it is not everybody's.
     ///
     /// # Errors
     /// 401: there is no credential where one is needed, or what is wrong with it.
@@ -224,7 +224,7 @@ impl Gate {
         self.identify_by(shown.as_ref())
     }
 
-    /// Who sends a request, where that may be said later by message; `None` for a request that says nothing.
+    /// The identity a request shows, where a message may show it later; `None` for a request without a credential.
     ///
     /// # Errors
     /// 401: what is wrong with the credential.

@@ -1,6 +1,6 @@
 //! The head of the answer to a WebSocket handshake (RFC 6455 section 4.2.2).
 //!
-//! It knows headers alone: no routes, no sockets, and not who asks.
+//! It knows headers alone: no routes, no sockets, no identities.
 //!
 //! Invariant: a token that came as a subprotocol is never repeated.
 

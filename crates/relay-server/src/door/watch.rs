@@ -134,7 +134,7 @@ impl Door {
         Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
 
-    /// Who asks; `None` if that will be said by message.
+    /// The client's identity; `None` if a message will show it.
     fn identify(
         &self,
         native: Native,

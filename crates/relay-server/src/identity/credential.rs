@@ -142,7 +142,7 @@ pub fn credential(
     }
     if let Some(name) = cookie {
         for value in headers.get_all(header::COOKIE) {
-            // A cookie of somebody else that is no text is no reason to refuse.
+            // Another site's cookie that is not text does not make the request a bad one.
             for pair in value.to_str().unwrap_or_default().split(';') {
                 match pair.trim().split_once('=') {
                     Some((n, token)) if n == name => add(token.trim_matches('"'), Source::Cookie)?,

@@ -1,6 +1,6 @@
 //! What a token grants: topics to watch and owners to publish for.
 //!
-//! Knows patterns, not users; who owns a job is `Identity`'s to weigh.
+//! Knows patterns, not users; a job's owner is `Identity`'s to weigh.
 //!
 //! Invariant: bounded by [`MAX_GRANTS`] entries a list and a name's length an entry.
 

@@ -80,7 +80,7 @@ pub enum KeyError {
         /// `auth.key` or `auth.key_file`.
         at: &'static str,
     },
-    /// PEM that is no RSA, EC or Ed25519 public key.
+    /// PEM that is not an RSA, EC or Ed25519 public key.
     #[error("holds PEM that is not an RSA, EC or Ed25519 public key")]
     UnknownPem {
         /// `auth.key` or `auth.key_file`.

@@ -1,4 +1,4 @@
-//! Who may see and publish what.
+//! What each user may see and publish.
 
 use super::*;
 use crate::identity::key::KeyMaterial;

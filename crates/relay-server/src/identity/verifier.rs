@@ -100,7 +100,7 @@ impl Verifier {
         })))
     }
 
-    /// Who the bearer of `token` is, `now`.
+    /// The identity of the bearer of `token`, `now`.
     ///
     /// # Errors
     /// 401 with a code and a sentence for each thing that can be wrong with it.

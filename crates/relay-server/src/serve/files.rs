@@ -17,7 +17,7 @@ pub(super) fn raise_limit(connections: usize) {
             tracing::debug!(%error, "the limit on file descriptors cannot be raised");
         }
     }
-    // `None` is no limit.
+    // `None` means that there is no limit.
     let Some(current) = getrlimit(Resource::Nofile).current else {
         return;
     };

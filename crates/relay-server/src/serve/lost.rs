@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(
             tasks.len(),
             1,
-            "what still runs goes on until it is asked to stop"
+            "what still runs goes on until it is stopped"
         );
         losses.try_recv().unwrap().to_string()
     }

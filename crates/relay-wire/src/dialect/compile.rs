@@ -287,7 +287,7 @@ impl Reading<'_> {
             };
             if !subject.split('.').all(is_token) || subject.starts_with('$') {
                 let message = format!(
-                    "{subject:?} is no subject to send a request to: words with dots between them, without wildcards"
+                    "{subject:?} is not a valid subject for requests; write words with dots between them, without wildcards"
                 );
                 self.refuse(request.subject.span().start, "requests", message);
             }
@@ -308,13 +308,17 @@ impl Reading<'_> {
             let at = code.span().start;
             let Some(known) = known else {
                 let all: Vec<_> = REASONS.iter().map(|each| each.as_str()).collect();
-                let message = format!("{reason:?} is no reason; there are {}", all.join(", "));
+                let message = format!(
+                    "{reason:?} is not a close reason; use one of {}",
+                    all.join(", ")
+                );
                 self.refuse(at, "close.codes", message);
                 continue;
             };
             let code = *code.get_ref();
             if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-                let message = format!("{code} is no close code that may be sent (RFC 6455, 7.4)");
+                let message =
+                    format!("{code} is not a close code that may be sent (RFC 6455, 7.4)");
                 self.refuse(at, "close.codes", message);
             }
             codes.insert(known.as_str(), code);
@@ -346,7 +350,7 @@ impl Reading<'_> {
         );
         for (key, time) in times {
             if time.is_some_and(|time| time.0 < least) {
-                self.refuse(0, key, "is too little; at least 100ms");
+                self.refuse(0, key, "is too little; use at least 100ms");
             }
         }
         let needs = [
@@ -396,7 +400,7 @@ impl Reading<'_> {
             match Template::parse(topic.get_ref(), &params) {
                 Ok(template) => topics.push(template),
                 Err(message) => {
-                    let message = format!("{:?} is no topic: {message}", topic.get_ref());
+                    let message = format!("{:?} is not a valid topic: {message}", topic.get_ref());
                     self.refuse(topic.span().start, "routes.topics", message);
                 }
             }
@@ -433,13 +437,14 @@ impl Reading<'_> {
             Some(topic) => match Template::parse(topic.get_ref(), &params) {
                 Ok(template) => template,
                 Err(message) => {
-                    let message = format!("{:?} is no topic: {message}", topic.get_ref());
+                    let message = format!("{:?} is not a valid topic: {message}", topic.get_ref());
                     return self.refuse(topic.span().start, "polls.topic", message);
                 }
             },
             None if params == ["job"] => Template::of_job(),
             None => {
-                let message = "a polled path has one parameter, {job}, or polls.topic says what it asks about";
+                let message =
+                    "a polled path has one parameter, {job}, or polls.topic names what it watches";
                 return self.refuse(at, "polls.path", message);
             }
         };
@@ -478,7 +483,7 @@ impl Reading<'_> {
         }
         if !params_of(path).is_empty() {
             let message =
-                "the relay's health is nobody's in particular; the path has no parameters";
+                "the relay's health is the same for everybody; leave out the path's parameters";
             return self.refuse(at, "health.path", message);
         }
         let Some(body) = body else {
@@ -496,7 +501,7 @@ impl Reading<'_> {
 
     fn path_is_free(&mut self, at: usize, key: &str, path: &str) -> bool {
         let message = if !path.starts_with('/') || path == "/" {
-            "must begin with / and go on"
+            "must begin with / and have something behind it"
         } else if path.starts_with(RESERVED) {
             "paths below /v1/ are the native protocol's"
         } else {

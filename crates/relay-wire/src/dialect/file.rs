@@ -85,9 +85,9 @@ pub(super) struct DeliveryFile {
     pub(super) milestones: Option<usize>,
     /// Whether mappings are told what a client was told before: `$relay.from`, `$relay.snapshot`.
     pub(super) tracks_status: bool,
-    /// How long ago a job may have ended for who begins to watch its user or group to be told of it.
+    /// How long ago a job may have ended, to be sent to a client that begins to watch its user or group.
     pub(super) endings_within: Option<Time>,
-    /// Socket.IO's connection state recovery: who comes back is told what it missed.
+    /// Socket.IO's connection state recovery: a client that returns is sent what it missed.
     pub(super) recovery: Option<Spanned<bool>>,
 }
 

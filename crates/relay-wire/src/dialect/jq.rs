@@ -1,7 +1,7 @@
 //! Mappings: jq programs from a dialect's file, compiled once and run on frames, messages and documents.
 //!
 //! A mapping turns one JSON value into any number of JSON texts. It knows nothing of what the values mean,
-//! of sockets or of dialects; whoever runs it says what a failure leads to.
+//! of sockets or of dialects; its caller says what a failure leads to.
 //!
 //! Invariant: one run gives at most [`MAX_OUTPUTS`] texts of together at most [`MAX_BYTES`], whatever its
 //! input is.
@@ -49,7 +49,7 @@ pub(super) struct Complaint {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The input is no JSON, or too deep.
+    /// The input is not JSON, or too deep.
     #[error("the input cannot be read as JSON: {0}")]
     Input(String),
     /// The program ended in an error of its own.
@@ -61,7 +61,7 @@ pub enum Failure {
     /// More texts, or more bytes, than a run may give.
     #[error("the output passes its bound of {MAX_OUTPUTS} values and {MAX_BYTES} bytes")]
     TooMuch,
-    /// An output that is no JSON, such as NaN.
+    /// An output that is not JSON, such as NaN.
     #[error("an output is not JSON: {0}")]
     NotJson(String),
 }
@@ -74,7 +74,7 @@ impl Input {
     /// Reads JSON.
     ///
     /// # Errors
-    /// When it is no JSON, or nested too deep.
+    /// When it is not JSON, or nested too deep.
     pub fn parse(json: &[u8]) -> Result<Self, Failure> {
         if is_deeper(json, MAX_DEPTH) {
             return Err(Failure::Input(format!("nested deeper than {MAX_DEPTH}")));
@@ -177,7 +177,7 @@ impl Mapping {
             write::write(&mut text, &write::Pp::default(), 0, &value)
                 .map_err(|_| Failure::TooMuch)?;
             left = text.left;
-            // jaq knows numbers and keys that JSON does not; what is no JSON must not reach a client.
+            // jaq knows numbers and keys that JSON does not; what is not JSON must not reach a client.
             serde_json::from_slice::<serde::de::IgnoredAny>(&text.bytes)
                 .map_err(|error| Failure::NotJson(error.to_string()))?;
             texts.push(text.bytes);

@@ -1,4 +1,4 @@
-//! How often somebody may poll, where a dialect says so: fixed windows of a minute.
+//! How often a client may poll, where a dialect says so: fixed windows of a minute.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,12 +12,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Callers counted at a time. Past it those whose window is over are forgotten, and then nobody new counted.
 const MAX_CALLERS: usize = 100_000;
 
-/// Who polls: a user, or whoever sits at an address.
+/// What requests are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caller {
-    /// By credential.
+    /// The user, where there is a credential.
     User(Name),
-    /// Without one.
+    /// The address, where there is none.
     Address(IpAddr),
 }
 

@@ -1,6 +1,6 @@
 //! Where the runs of mappings are counted.
 //!
-//! What a count becomes, and whether a failure is logged, is for whoever reads the dialects.
+//! What a count becomes, and whether a failure is logged, is up to the reader of the dialects.
 
 use std::fmt;
 

@@ -266,19 +266,19 @@ impl Endpoint {
     }
 }
 
-/// Why it cannot be said what a poll asks about.
+/// Why a poll does not say what it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unsaid {
-    /// It asks about whoever asks, and nobody knows who that is.
+    /// It is about the client's own user, and there is none.
     User,
-    /// It asks about what the query names, and the query does not.
+    /// It is about what this parameter of the query names, and the query has none.
     Query(String),
     /// What was put in makes no topic.
     Bad(String, TopicError),
 }
 
 impl Poll {
-    /// What a request asks about.
+    /// What a request is about.
     ///
     /// # Errors
     /// When path, query and credential do not say it.
@@ -373,7 +373,7 @@ enum Part {
     Text(String),
     Param(String),
     Query(String),
-    /// Whoever asks, or this one where nobody knows who that is.
+    /// The client's user, or this one where there is none.
     User(Option<String>),
 }
 
@@ -411,7 +411,7 @@ impl Template {
                 None if name.starts_with("user|") => {
                     Part::User(name.strip_prefix("user|").map(str::to_owned))
                 }
-                None => return Err(format!("{{{name}}} is no parameter of the path")),
+                None => return Err(format!("{{{name}}} is not a parameter of the path")),
             });
             rest = after;
         }

@@ -1,7 +1,7 @@
 //! What one client of a dialect was told, and what it sends.
 //!
 //! Words and shapes are the dialect's; when something is sent, and to whom, is decided where it is for
-//! everybody. It does not know how texts travel: whoever calls it wraps them.
+//! everybody. It does not know how texts travel: its callers wrap them.
 //!
 //! Invariant: it remembers at most [`MAX_TOLD`] jobs.
 

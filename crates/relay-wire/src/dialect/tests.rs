@@ -132,9 +132,12 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
     refused("frame = 1", "unknown field `frame`");
     refused(
         "[close.codes]\ndrain = 1006",
-        "mine.toml:3:9: close.codes: 1006 is no close code",
+        "mine.toml:3:9: close.codes: 1006 is not a close code",
     );
-    refused("[close.codes]\nlunch = 1001", "\"lunch\" is no reason");
+    refused(
+        "[close.codes]\nlunch = 1001",
+        "\"lunch\" is not a close reason",
+    );
     refused(
         "[delivery]\nrecovery = true",
         "no route has transport = \"socketio\"",
@@ -143,11 +146,11 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
     refused(&format!("{route}\"/v1/x\""), "paths below /v1/");
     refused(
         &format!("{route}\"/x/{{job}}\"\ntopics = [\"job:{{id}}\"]"),
-        "{id} is no parameter",
+        "{id} is not a parameter",
     );
     refused(
         &format!("{route}\"/x\"\ntopics = [\"jobs:a\"]"),
-        "is no topic",
+        "is not a valid topic",
     );
     refused(
         &format!("{route}\"/x\"\nnamespace = \"/a\""),
@@ -159,15 +162,18 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
     );
     refused(
         "[[polls]]\npath = \"/x\"\nbody = \".\"",
-        "one parameter, {job}, or polls.topic says",
+        "one parameter, {job}, or polls.topic names",
     );
     let poll = "[[polls]]\npath = \"/x/{of}\"\nbody = \".\"\ntopic = ";
     refused(
         &format!("{poll}\"user:{{job}}\""),
-        "mine.toml:5:9: polls.topic: \"user:{job}\" is no topic: {job} is no parameter",
+        "mine.toml:5:9: polls.topic: \"user:{job}\" is not a valid topic: {job} is not a parameter",
     );
-    refused(&format!("{poll}\"{{of}}\""), "is no topic");
-    refused(&format!("{poll}\"user:{{user|a b}}\""), "is no topic");
+    refused(&format!("{poll}\"{{of}}\""), "is not a valid topic");
+    refused(
+        &format!("{poll}\"user:{{user|a b}}\""),
+        "is not a valid topic",
+    );
     refused(
         "[messages]\nanswer = \"empty\"",
         "messages.answer: needs frames.answer",
@@ -177,7 +183,10 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         &format!("{health}\"/v1/health\""),
         "mine.toml:4:8: health.path: paths below /v1/ are the native protocol's",
     );
-    refused(&format!("{health}\"/health/{{job}}\""), "no parameters");
+    refused(
+        &format!("{health}\"/health/{{job}}\""),
+        "leave out the path's parameters",
+    );
     refused(
         &format!("{health}\"/health\"\n{health}\"/health/\""),
         "says how the relay is in mine already",
@@ -198,7 +207,10 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "[heartbeat]\ncheck_interval = \"60s\"",
         "needs frames.check",
     );
-    refused("[requests.start]\nsubject = \"work.*\"", "is no subject");
+    refused(
+        "[requests.start]\nsubject = \"work.*\"",
+        "is not a valid subject",
+    );
 }
 
 #[test]

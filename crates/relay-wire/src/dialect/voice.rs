@@ -52,7 +52,7 @@ impl Voice {
     /// The publication as this voice's clients get it; `wrap` makes bytes of the texts of all its frames.
     /// The tag is the index of the status told, for [`Before::Told`] the next time.
     ///
-    /// `wrap` runs once with the mapping, so it must do the same whoever asks.
+    /// `wrap` runs once with the mapping, so it must do the same for every client.
     pub fn encode(
         &self,
         publication: &Publication,
@@ -60,7 +60,7 @@ impl Voice {
         wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
     ) -> Encoded {
         let (before, offset) = match before {
-            // What is no state says the same to everybody.
+            // What is not a state is the same for everybody.
             _ if !self.dialect.tracks_status || !publication.is_state() => (Before::New, 0),
             Before::New => (before, 0),
             Before::Snapshot => (before, 1),

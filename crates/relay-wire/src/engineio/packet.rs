@@ -26,7 +26,7 @@ pub enum Packet<'a> {
     Binary,
 }
 
-/// Text that is no packet.
+/// Text that is not a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an Engine.IO packet of a client")]
 pub struct NoPacket;

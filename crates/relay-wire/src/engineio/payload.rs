@@ -7,7 +7,7 @@ pub const SEPARATOR: char = '\x1e';
 /// Packets one body may carry; a client of this protocol has little to say.
 const MAX_PACKETS: usize = 256;
 
-/// A body that is no payload.
+/// Why a body is not a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPayload {
     /// Not UTF-8.
@@ -21,7 +21,7 @@ pub enum BadPayload {
 /// The packets of a body, in order.
 ///
 /// # Errors
-/// When it is no text, or carries more packets than are taken.
+/// When it is not text, or carries more packets than are taken.
 pub fn split(body: &[u8]) -> Result<impl Iterator<Item = &str>, BadPayload> {
     let text = std::str::from_utf8(body).map_err(|_| BadPayload::NotUtf8)?;
     if text.matches(SEPARATOR).count() >= MAX_PACKETS {

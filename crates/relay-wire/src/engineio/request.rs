@@ -40,12 +40,12 @@ pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Wanted, Refu
         Some(_) | None => {
             return Err((
                 Refusal::TransportUnknown,
-                "transport= is polling or websocket",
+                "transport= must be polling or websocket",
             ));
         }
     };
     if value("j").is_some() {
-        return Err((Refusal::BadRequest, "JSONP polling is not spoken here"));
+        return Err((Refusal::BadRequest, "JSONP polling is not supported"));
     }
     let sid = value("sid").map(|(_, sid)| sid);
     if sid.is_none() && method != GET {
@@ -57,7 +57,7 @@ pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Wanted, Refu
     if value("EIO").as_ref().map(|(_, version)| version.as_str()) != Some("4") {
         return Err((
             Refusal::UnsupportedVersion,
-            "this server speaks EIO=4, which is socket.io-client 3 and 4; a client of version 2 has to be renewed",
+            "this server speaks EIO=4, which is socket.io-client 3 and 4; upgrade clients of version 2",
         ));
     }
     match (is_websocket, sid) {

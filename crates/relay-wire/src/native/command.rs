@@ -14,7 +14,7 @@ pub struct Request {
     pub command: Command,
 }
 
-/// Why a message is no command.
+/// Why a message is not a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadRequest {
     /// The id, if it could be read.
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_is_named() {
+    fn what_is_not_a_command_is_named() {
         assert_eq!(refused("hello"), "bad_json");
         assert_eq!(refused("[1]"), "bad_json");
         assert_eq!(refused("{}"), "bad_json");

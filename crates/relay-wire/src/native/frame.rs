@@ -186,14 +186,14 @@ pub enum Notice<'a> {
         version: &'a str,
         /// This connection's name in the relay's logs.
         session: &'a str,
-        /// Who the relay takes the client for.
+        /// The user the relay takes the client for.
         user: Option<&'a str>,
         /// How often the relay pings.
         ping_interval_ms: u64,
     },
     /// A token was accepted.
     Authenticated {
-        /// Who the relay takes the client for.
+        /// The user the relay takes the client for.
         user: Option<&'a str>,
         /// When the token ends, RFC 3339.
         #[serde(skip_serializing_if = "Option::is_none")]

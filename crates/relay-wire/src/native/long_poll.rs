@@ -1,6 +1,6 @@
 //! A long poll: native frames as a list, in the answer to a request that waits for its first news.
 //!
-//! It does not know how long it waits, or who sends the answer.
+//! It does not know how long it waits, or what sends the answer.
 //!
 //! Invariant: it is answered only when every topic it named has had its first word, or the time is over.
 

@@ -177,7 +177,7 @@ impl Client {
     }
 
     fn event(&self, reply_to: ReplyTo, name: &str, json: &str, about: &About<'_>) -> Heard {
-        // Read whole when the packet was; an event without arguments is no mistake.
+        // Read whole when the packet was; an event without arguments is correct.
         let arguments = serde_json::from_str::<Vec<Value>>(json).unwrap_or_default();
         let input = json!({"event": name, "args": arguments.get(1..).unwrap_or_default()});
         let Ok(input) = Input::of(&input) else {

@@ -47,7 +47,7 @@ pub(crate) enum Body<'a> {
     Binary(u32),
 }
 
-/// Why text is no packet.
+/// Why a text is not a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPacket {
     /// Empty, or a kind that clients do not send.
@@ -62,7 +62,7 @@ pub enum BadPacket {
     /// The number of the acknowledgement cannot be read.
     #[error("illegal id")]
     Ack,
-    /// No JSON, or not what this kind carries.
+    /// Not JSON, or not what this kind carries.
     #[error("invalid payload")]
     Payload,
 }
@@ -71,7 +71,7 @@ impl<'a> Packet<'a> {
     /// Reads the text of an Engine.IO message.
     ///
     /// # Errors
-    /// When it is no packet a client may send.
+    /// When it is not a packet a client may send.
     pub(crate) fn parse(text: &'a str) -> Result<Self, BadPacket> {
         let (kind, mut rest) = text.split_at_checked(1).ok_or(BadPacket::Kind)?;
         let mut attachments = 0;

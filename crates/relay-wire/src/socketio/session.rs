@@ -1,7 +1,7 @@
 //! What may happen when, on one session: polls, posts, the change to WebSocket, and namespaces.
 //!
 //! A pure state machine: it is told what came and says what that means. Heartbeats and credentials are the
-//! affair of [`relay_core::session::Session`], answers and sockets that of whoever owns them.
+//! affair of [`relay_core::session::Session`], answers and sockets that of their owner.
 //!
 //! Invariants: at most one poll and one post are under way; after the change to WebSocket no poll, post or
 //! second WebSocket is taken; events are heard only in namespaces that were joined.
@@ -78,14 +78,14 @@ pub enum Step<'a> {
 /// A rule a client broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenRule {
-    /// No Engine.IO packet.
-    #[error("the message is no Engine.IO packet")]
+    /// Not an Engine.IO packet.
+    #[error("the message is not an Engine.IO packet")]
     NoPacket,
     /// In protocol 4 it is the server that pings.
     #[error("invalid heartbeat direction")]
     Heartbeat,
-    /// No Socket.IO packet.
-    #[error("the message is no Socket.IO packet: {0}")]
+    /// Not a Socket.IO packet.
+    #[error("the message is not a Socket.IO packet: {0}")]
     BadPacket(#[from] BadPacket),
     /// A packet for a namespace that was not joined.
     #[error("a packet for a namespace that is not joined")]

@@ -1,6 +1,6 @@
 //! What the server says, as far as a terminal needs it.
 //!
-//! Reads leniently: an unknown frame or field is no error, so an older `relay watch` follows a newer
+//! Reads leniently: an unknown frame or field is not an error, so an older `relay watch` follows a newer
 //! server. It knows nothing of connections.
 //!
 //! Invariant: text meant for a terminal has passed through [`printable`].

@@ -74,7 +74,7 @@ pub(crate) enum OpenError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum Lost {
-    /// The token is no good any more.
+    /// The token is not accepted any more.
     #[error("{0}")]
     Unauthenticated(String),
     /// The server ended it for good.
