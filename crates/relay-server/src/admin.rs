@@ -17,7 +17,7 @@ use crate::node::Node;
 
 /// What the operators' listener looks at.
 #[derive(Debug, Clone)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// The node.
     pub node: Arc<Node>,
     /// The bus's mode, for people.
@@ -43,7 +43,7 @@ struct Status {
 }
 
 /// The routes.
-pub fn router(admin: Admin) -> Router {
+pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "ok\n"))

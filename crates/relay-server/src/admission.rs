@@ -12,14 +12,14 @@ use relay_core::limits::{ConnectionLimits, Ledger, LimitRefusal};
 
 /// The node's ledger.
 #[derive(Debug, Clone)]
-pub struct Admissions {
+pub(crate) struct Admissions {
     /// Held for one look-up, never across anything else.
     ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Admissions {
     /// An empty ledger.
-    pub fn new(limits: ConnectionLimits) -> Self {
+    pub(crate) fn new(limits: ConnectionLimits) -> Self {
         Self {
             ledger: Arc::new(Mutex::new(Ledger::new(limits))),
         }
@@ -29,7 +29,11 @@ impl Admissions {
     ///
     /// # Errors
     /// Names the bound that is reached.
-    pub fn admit(&self, user: Option<&Name>, address: IpAddr) -> Result<Admission, LimitRefusal> {
+    pub(crate) fn admit(
+        &self,
+        user: Option<&Name>,
+        address: IpAddr,
+    ) -> Result<Admission, LimitRefusal> {
         self.ledger.lock().admit(user, address)?;
         Ok(Admission {
             ledger: self.ledger.clone(),
@@ -39,14 +43,14 @@ impl Admissions {
     }
 
     /// Connections counted now.
-    pub fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.ledger.lock().total() as usize
     }
 }
 
 /// One connection's place in the ledger. Dropping it frees the place.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     ledger: Arc<Mutex<Ledger>>,
     user: Option<Name>,
     address: IpAddr,
@@ -57,7 +61,7 @@ impl Admission {
     ///
     /// # Errors
     /// When that user has as many connections as allowed; the place stays as it was.
-    pub fn identify(&mut self, user: Option<&Name>) -> Result<(), LimitRefusal> {
+    pub(crate) fn identify(&mut self, user: Option<&Name>) -> Result<(), LimitRefusal> {
         if self.user.as_ref() == user {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::refused::Refused;
 
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     #[serde(skip)]
     status: StatusCode,
     code: &'static str,
@@ -49,46 +49,46 @@ impl ApiError {
     }
 
     /// The status of the answer.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// Seconds until it is worth asking again.
-    pub fn retry_after(&self) -> Option<u32> {
+    pub(crate) fn retry_after(&self) -> Option<u32> {
         self.retry_after
     }
 
     /// The word for programs.
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.code
     }
 
     /// The sentence for people.
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         &self.message
     }
 
     /// 400: the request itself is wrong.
-    pub fn bad_request(code: &'static str, message: &str) -> Self {
+    pub(crate) fn bad_request(code: &'static str, message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
     /// 403: a topic the client may not watch.
-    pub fn forbidden_topic(topic: &Topic) -> Self {
+    pub(crate) fn forbidden_topic(topic: &Topic) -> Self {
         let message =
             format!("{topic} belongs to another user, and your token's topics do not grant it");
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
     /// 403: one of several topics.
-    pub fn forbidden() -> Self {
+    pub(crate) fn forbidden() -> Self {
         let message =
             "one of the topics belongs to another user, and your token's topics do not grant it";
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
     /// 403: an owner the client may not publish for.
-    pub fn may_not_publish(owner: &str) -> Self {
+    pub(crate) fn may_not_publish(owner: &str) -> Self {
         let message = format!(
             "your token does not let you publish jobs of owner {owner:?}; its claim \"publish\" has to list that owner, or *"
         );
@@ -96,13 +96,13 @@ impl ApiError {
     }
 
     /// 404: a path that leads nowhere.
-    pub fn no_route() -> Self {
+    pub(crate) fn no_route() -> Self {
         let message = "there is nothing here; the relay serves /v1/ws, /v1/sse, /v1/poll, /v1/jobs/{id} and /v1/publish";
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
     /// 404: no state of the job is known.
-    pub fn unknown_job(job: &str) -> Self {
+    pub(crate) fn unknown_job(job: &str) -> Self {
         let mut error = Self::new(
             StatusCode::NOT_FOUND,
             "unknown_job",
@@ -115,7 +115,7 @@ impl ApiError {
     }
 
     /// 405.
-    pub fn method_not_allowed(allow: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
         let mut error = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
@@ -126,7 +126,7 @@ impl ApiError {
     }
 
     /// 405, where the router adds `Allow`.
-    pub fn bad_method(method: &str) -> Self {
+    pub(crate) fn bad_method(method: &str) -> Self {
         let message =
             format!("this path does not accept {method}; the Allow header lists what it accepts");
         Self::new(
@@ -137,13 +137,13 @@ impl ApiError {
     }
 
     /// 413.
-    pub fn too_large(limit: usize) -> Self {
+    pub(crate) fn too_large(limit: usize) -> Self {
         let message = format!("the body is larger than {limit} bytes (limits.update_bytes)");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 
     /// 426: a WebSocket path asked without a handshake.
-    pub fn upgrade_required() -> Self {
+    pub(crate) fn upgrade_required() -> Self {
         let mut error = Self::new(
             StatusCode::UPGRADE_REQUIRED,
             "upgrade_required",
@@ -157,7 +157,7 @@ impl ApiError {
     }
 
     /// 429: a bound on requests, over until `seconds` have passed.
-    pub fn rate_limited(per_minute: u32, seconds: u32) -> Self {
+    pub(crate) fn rate_limited(per_minute: u32, seconds: u32) -> Self {
         let message = format!("more than {per_minute} requests in a minute");
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message);
         error.retry_after = Some(seconds);
@@ -165,14 +165,14 @@ impl ApiError {
     }
 
     /// 429: a bound on connections.
-    pub fn limit(code: &'static str, message: &str) -> Self {
+    pub(crate) fn limit(code: &'static str, message: &str) -> Self {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
         error.retry_after = Some(5);
         error
     }
 
     /// 500: the dialect's mapping gave no body.
-    pub fn mapping_failed() -> Self {
+    pub(crate) fn mapping_failed() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "mapping_failed",
@@ -181,7 +181,7 @@ impl ApiError {
     }
 
     /// 503: the relay is going away.
-    pub fn draining() -> Self {
+    pub(crate) fn draining() -> Self {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "draining",
@@ -192,13 +192,13 @@ impl ApiError {
     }
 
     /// 413: a payload of a Socket.IO client.
-    pub fn payload_too_large(limit: usize) -> Self {
+    pub(crate) fn payload_too_large(limit: usize) -> Self {
         let message = format!("the payload is larger than {limit} bytes (limits.message_bytes)");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 
     /// 503: more requests at once than are passed on.
-    pub fn busy() -> Self {
+    pub(crate) fn busy() -> Self {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "busy",
@@ -209,7 +209,7 @@ impl ApiError {
     }
 
     /// 503: nobody can say now.
-    pub fn bus_unavailable() -> Self {
+    pub(crate) fn bus_unavailable() -> Self {
         let mut error = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "bus_unavailable",
@@ -220,7 +220,7 @@ impl ApiError {
     }
 
     /// The answer's bytes.
-    pub fn into_answer(self) -> Response<Body> {
+    pub(crate) fn into_answer(self) -> Response<Body> {
         let body = serde_json::to_vec(&Envelope { error: &self }).unwrap_or_default();
         let mut response = json(self.status, body);
         let headers = response.headers_mut();
@@ -284,7 +284,7 @@ impl From<PublishError> for ApiError {
 }
 
 /// A JSON answer.
-pub fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();

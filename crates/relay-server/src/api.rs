@@ -42,7 +42,7 @@ const ASK_AGAIN: HeaderValue = HeaderValue::from_static("2");
 
 /// What handlers share.
 #[derive(Debug, Clone)]
-pub struct Api {
+pub(crate) struct Api {
     /// The node.
     pub node: Arc<Node>,
 }
@@ -50,7 +50,7 @@ pub struct Api {
 type Answer = Result<Response<Body>, ApiError>;
 
 /// The routes.
-pub fn router(api: Api) -> Router {
+pub(crate) fn router(api: Api) -> Router {
     let gate = Gate::new(api.node.clone());
     Router::new()
         .route("/v1/jobs/{id}", get(state).post(put).patch(patch))

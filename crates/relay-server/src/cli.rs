@@ -1,13 +1,13 @@
 //! The commands of `relay`.
 
-pub mod check;
-pub mod demo;
-pub mod healthcheck;
+mod check;
+mod demo;
+mod healthcheck;
 mod http_client;
-pub mod publish;
-pub mod serve;
-pub mod token;
-pub mod watch;
+mod publish;
+mod serve;
+mod token;
+mod watch;
 
 use std::process::ExitCode;
 

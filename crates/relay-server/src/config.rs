@@ -8,13 +8,13 @@
 mod auth;
 mod bounds;
 mod dialects;
-pub mod problem;
+pub(crate) mod problem;
 mod secret;
-pub mod sections;
-pub mod source;
-pub mod url;
+pub(crate) mod sections;
+pub(crate) mod source;
+pub(crate) mod url;
 mod validate;
-pub mod value;
+pub(crate) mod value;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,19 +23,20 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use problem::{ConfigErrors, Place, Problem};
-pub use secret::Redacted;
-pub use sections::{
+pub(crate) use problem::{ConfigErrors, Place, Problem};
+pub(crate) use secret::Redacted;
+pub(crate) use sections::{
     Admin, Auth, AuthMode, Bus, BusMode, Delivery, Dialects, Drain, History, Http, Limits, Log,
     LogFormat, Nats, StreamStorage,
 };
-pub use source::{ENV_PREFIX, env_name};
-pub use url::ServerUrl;
+#[cfg(test)]
+pub(crate) use source::env_name;
+pub(crate) use url::ServerUrl;
 
 /// All that can be configured.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// The public listener: WebSocket, SSE, long-poll, state and publishing.
     pub http: Http,
     /// The operators' listener: `/metrics`, `/livez`, `/readyz`. Keep it off the internet.
@@ -62,7 +63,7 @@ pub struct Config {
 
 /// A configuration with what is worth knowing about it.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The configuration.
     pub config: Config,
     /// Where each key that somebody set was set.
@@ -76,7 +77,7 @@ impl Config {
     ///
     /// # Errors
     /// All that is wrong, each with its place.
-    pub fn load(
+    pub(crate) fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
@@ -87,7 +88,7 @@ impl Config {
     ///
     /// # Errors
     /// All that is wrong. [`Config::load`] has called this; it is for a configuration made in code.
-    pub fn validate(&self) -> Result<(), ConfigErrors> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigErrors> {
         let found = validate::findings(self);
         let problems: Vec<Problem> = found
             .errors
@@ -104,7 +105,7 @@ impl Config {
     /// How clients are identified: as `auth.mode` says, and anonymously if it is not set.
     ///
     /// Not set is only valid on a loopback listener; [`Config::validate`] sees to that.
-    pub fn auth_mode(&self) -> AuthMode {
+    pub(crate) fn auth_mode(&self) -> AuthMode {
         self.auth.mode.unwrap_or(AuthMode::Anonymous)
     }
 }
@@ -114,7 +115,7 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn load(
+    pub(crate) fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
@@ -175,7 +176,7 @@ impl Nats {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn password(&self) -> io::Result<Option<Redacted>> {
+    pub(crate) fn password(&self) -> io::Result<Option<Redacted>> {
         given_or_read(self.password.as_ref(), self.password_file.as_deref())
     }
 
@@ -183,7 +184,7 @@ impl Nats {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn token(&self) -> io::Result<Option<Redacted>> {
+    pub(crate) fn token(&self) -> io::Result<Option<Redacted>> {
         given_or_read(self.token.as_ref(), self.token_file.as_deref())
     }
 }
@@ -200,14 +201,14 @@ fn given_or_read(given: Option<&Redacted>, file: Option<&Path>) -> io::Result<Op
 ///
 /// # Errors
 /// When the file cannot be read or is not text.
-pub fn read_secret(file: &Path) -> io::Result<Redacted> {
+pub(crate) fn read_secret(file: &Path) -> io::Result<Redacted> {
     let text = std::fs::read_to_string(file)?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(Redacted::new(text.strip_suffix('\r').unwrap_or(text)))
 }
 
 /// The process's environment, for [`Config::load`]. A value that is not Unicode keeps its readable part.
-pub fn environment() -> impl Iterator<Item = (String, String)> {
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
         Some((name, value.to_string_lossy().into_owned()))
@@ -215,7 +216,7 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// Every key there is, as `section.key`, in the order they are declared.
-pub fn known_keys() -> Vec<String> {
+pub(crate) fn known_keys() -> Vec<String> {
     type Declared = source::Declared<source::Declared<serde::de::IgnoredAny>>;
     // Through text, because a `serde_json::Value` would sort the keys.
     let text = serde_json::to_string(&Config::default()).unwrap_or_default();

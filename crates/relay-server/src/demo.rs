@@ -3,7 +3,7 @@
 //! The page and the workers use what everybody has: the page speaks the native protocol, the workers
 //! publish through the hub as HTTP publishers do.
 
-pub mod workers;
+pub(crate) mod workers;
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ use workers::{DemoWorker, Publish, cast};
 const OWNER: &str = "demo";
 
 /// The page.
-pub fn routes() -> Router {
+pub(crate) fn routes() -> Router {
     Router::new().route("/", get(async || Html(include_str!("demo/page.html"))))
 }
 
 /// Starts the simulated workers.
-pub fn start_workers(hub: Arc<Hub>, tasks: &mut JoinSet<()>) {
+pub(crate) fn start_workers(hub: Arc<Hub>, tasks: &mut JoinSet<()>) {
     for worker in cast() {
         tasks.spawn(work(hub.clone(), worker));
     }

@@ -5,11 +5,11 @@
 //!
 //! Invariant: nothing of a token but its claims' names and the words that were wrong is ever shown.
 
-pub mod credential;
-pub mod grants;
-pub mod key;
-pub mod signing;
-pub mod verifier;
+pub(crate) mod credential;
+pub(crate) mod grants;
+pub(crate) mod key;
+pub(crate) mod signing;
+pub(crate) mod verifier;
 
 use std::sync::{Arc, LazyLock};
 
@@ -18,16 +18,16 @@ use relay_core::moment::WallTime;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer};
 
-pub use credential::{Credential, Source, credential};
-pub use grants::{GrantError, Grants};
-pub use key::{Algorithm, KeyError};
-pub use verifier::Verifier;
+pub(crate) use credential::{Credential, Source, credential};
+pub(crate) use grants::{GrantError, Grants};
+pub(crate) use key::{Algorithm, KeyError};
+pub(crate) use verifier::Verifier;
 
 use crate::refused::Refused;
 
 /// How clients are identified.
 #[derive(Debug, Clone)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Not at all; a credential that comes anyway is not looked at.
     Anonymous,
     /// By a signed token.
@@ -39,7 +39,7 @@ impl Mode {
     ///
     /// # Errors
     /// Where tokens are asked for: that there is none, or what is wrong with it.
-    pub fn identify(
+    pub(crate) fn identify(
         &self,
         credential: Option<&Credential>,
         now: WallTime,
@@ -54,7 +54,7 @@ impl Mode {
 
 /// One client's identity: who it is and what it was granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The user, from the token's `sub`; none in anonymous mode.
     pub user: Option<Name>,
     /// What the token grants beyond the user's own jobs.
@@ -67,7 +67,7 @@ pub struct Identity {
 
 impl Identity {
     /// Itself, to be kept by a connection. Where nobody is identified, all are the same one.
-    pub fn shared(self) -> Arc<Self> {
+    pub(crate) fn shared(self) -> Arc<Self> {
         static ANYBODY: LazyLock<Arc<Identity>> = LazyLock::new(|| Arc::new(Identity::anonymous()));
         if self == **ANYBODY {
             return ANYBODY.clone();
@@ -76,7 +76,7 @@ impl Identity {
     }
 
     /// The identity of everybody in anonymous mode.
-    pub fn anonymous() -> Self {
+    pub(crate) fn anonymous() -> Self {
         Self {
             user: None,
             grants: Grants::default(),
@@ -86,7 +86,7 @@ impl Identity {
     }
 
     /// An identity that may do nothing yet: of a client that will say later who it is.
-    pub fn nobody() -> Self {
+    pub(crate) fn nobody() -> Self {
         Self {
             anonymous: false,
             ..Self::anonymous()
@@ -94,7 +94,7 @@ impl Identity {
     }
 
     /// Whether a job of this `owner` and `parent` may be shown, under whichever topic it was found.
-    pub fn may_see(&self, job: &JobId, owner: &Name, parent: Option<&Name>) -> bool {
+    pub(crate) fn may_see(&self, job: &JobId, owner: &Name, parent: Option<&Name>) -> bool {
         self.anonymous
             || (self.is(owner) && !owner.is_nobody())
             || self.grants.watches_user(owner)
@@ -104,12 +104,12 @@ impl Identity {
 
     /// Whether jobs of `owner` may be published over HTTP. A user's own are not implied: a browser that
     /// watches jobs must not be able to forge their progress.
-    pub fn may_publish(&self, owner: &Name) -> bool {
+    pub(crate) fn may_publish(&self, owner: &Name) -> bool {
         self.anonymous || self.grants.publishes(owner)
     }
 
     /// Whether the credential is past its end.
-    pub fn is_expired(&self, now: WallTime) -> bool {
+    pub(crate) fn is_expired(&self, now: WallTime) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
 

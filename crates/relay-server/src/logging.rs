@@ -10,7 +10,7 @@ use crate::config::{Log, LogFormat};
 ///
 /// # Errors
 /// When `log.level` is not a filter.
-pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     // The NATS client tells every event twice; what matters of it the bus says itself.
     let filter = EnvFilter::try_new(format!("async_nats=warn,{}", log.level))?;
     let json = match log.format {

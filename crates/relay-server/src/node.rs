@@ -21,7 +21,7 @@ use crate::telemetry::Telemetry;
 
 /// What all threads share.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Where updates come from.
     pub hub: Arc<Hub>,
     /// How clients are identified.

@@ -20,7 +20,7 @@ use crate::refused::Refused;
 
 /// Scheme, host and port of a page, in lower case and with the port that the scheme implies filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Origin {
+pub(crate) struct Origin {
     scheme: String,
     host: String,
     port: Option<u16>,
@@ -28,7 +28,7 @@ pub struct Origin {
 
 /// Why a text is not an origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OriginError {
+pub(crate) enum OriginError {
     /// No `scheme://`.
     #[error("{0:?} has no scheme; write scheme://host[:port], such as \"https://{0}\"")]
     NoScheme(String),
@@ -50,7 +50,7 @@ impl Origin {
     ///
     /// # Errors
     /// Says what is wrong when it is something else, `null` included.
-    pub fn parse(text: &str) -> Result<Self, OriginError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, OriginError> {
         let malformed = || OriginError::Malformed(text.to_owned());
         let Some((scheme, authority)) = text.split_once("://") else {
             let host = text.contains(['.', ':']) && !text.contains(['/', ' ']);
@@ -80,7 +80,7 @@ impl Origin {
     }
 
     /// Whether the page came from this machine.
-    pub fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost"
             || host.ends_with(".localhost")
@@ -144,7 +144,7 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 
 /// One entry of `http.allowed_origins`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AllowedOrigin {
+pub(crate) enum AllowedOrigin {
     /// `*`: any page.
     Any,
     /// The pages of one origin.
@@ -200,7 +200,7 @@ impl JsonSchema for AllowedOrigin {
 
 /// Why a request's origin is let pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// No `Origin`: not a page of another origin, as browsers always name one there.
     None,
     /// The page came from the relay's own host.
@@ -216,14 +216,14 @@ pub enum Standing {
 impl Standing {
     /// Whether a cookie counts as the user's credential. With `*` it does not: the browser adds it to the
     /// requests of any page, and the page would act as the user without having been told a token.
-    pub fn may_use_cookie(self) -> bool {
+    pub(crate) fn may_use_cookie(self) -> bool {
         self != Self::Anyone
     }
 }
 
 /// The rule for origins, made from the configuration once.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub(crate) struct Policy {
     listed: Vec<Origin>,
     anyone: bool,
     loopback: bool,
@@ -244,7 +244,7 @@ const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 impl Policy {
     /// The rule by which the pages of `allowed` may connect, and pages of this machine if only it is
     /// listened to.
-    pub fn new(allowed: &[AllowedOrigin], listen: IpAddr) -> Self {
+    pub(crate) fn new(allowed: &[AllowedOrigin], listen: IpAddr) -> Self {
         Self {
             listed: allowed
                 .iter()
@@ -262,7 +262,7 @@ impl Policy {
     ///
     /// # Errors
     /// 403 `foreign_origin`, naming the origin and the key to set.
-    pub fn check(&self, headers: &HeaderMap) -> Result<Standing, Refused> {
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Standing, Refused> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(value) = origins.next() else {
             return Ok(Standing::None);
@@ -289,7 +289,7 @@ impl Policy {
 
     /// The headers by which a browser lets the page read an answer. To be put on refusals too, or the
     /// page sees only that something failed.
-    pub fn response_headers(
+    pub(crate) fn response_headers(
         &self,
         standing: Standing,
         request: &HeaderMap,
@@ -324,7 +324,7 @@ impl Policy {
     ///
     /// # Errors
     /// As [`Policy::check`].
-    pub fn preflight(&self, request: &HeaderMap) -> Result<Response<()>, Refused> {
+    pub(crate) fn preflight(&self, request: &HeaderMap) -> Result<Response<()>, Refused> {
         let standing = self.check(request)?;
         let mut answer = Response::new(());
         *answer.status_mut() = StatusCode::NO_CONTENT;

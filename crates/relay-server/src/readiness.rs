@@ -8,7 +8,7 @@ use relay_bus::hub::HubStats;
 
 /// What is remembered of a node's fitness.
 #[derive(Debug, Default)]
-pub struct Readiness {
+pub(crate) struct Readiness {
     draining: AtomicBool,
     /// Set once the bus was there for the first time. A bus that blips afterwards takes no node out of
     /// rotation: every node would go at once, and clients lose connections that still serve them.
@@ -17,17 +17,17 @@ pub struct Readiness {
 
 impl Readiness {
     /// The drain begins.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
     /// Whether the node drains.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
     /// Whether the node is fit for clients, the bus being as the hub says.
-    pub fn is_ready(&self, hub: &HubStats) -> bool {
+    pub(crate) fn is_ready(&self, hub: &HubStats) -> bool {
         if !hub.stale {
             self.was_fresh.store(true, Ordering::Relaxed);
         }

@@ -10,7 +10,7 @@ use http::header::HeaderValue;
 /// Why a request is turned away, before anything was done for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Refused {
+pub(crate) struct Refused {
     /// 401 when another credential may do, 403 when none will.
     pub status: StatusCode,
     /// A word for programs: `token_expired`, `foreign_origin`, …
@@ -30,7 +30,7 @@ impl Refused {
     }
 
     /// The refusal of somebody who brought no credential where one is needed.
-    pub fn no_credential() -> Self {
+    pub(crate) fn no_credential() -> Self {
         Self::unauthorized(
             "unauthenticated",
             "A token is needed: send it as Authorization: Bearer, in the cookie, as ?token= or as the subprotocol relay.token.<token>.",
@@ -38,7 +38,7 @@ impl Refused {
     }
 
     /// The value of `WWW-Authenticate`, which a 401 must have.
-    pub fn www_authenticate(&self) -> Option<HeaderValue> {
+    pub(crate) fn www_authenticate(&self) -> Option<HeaderValue> {
         let value = match (self.status, self.code) {
             (StatusCode::UNAUTHORIZED, "unauthenticated") => "Bearer realm=\"relay\"",
             (StatusCode::UNAUTHORIZED, _) => "Bearer realm=\"relay\", error=\"invalid_token\"",

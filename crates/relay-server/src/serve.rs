@@ -40,7 +40,7 @@ use crate::telemetry::Telemetry;
 /// Why the relay does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ServeError {
+pub(crate) enum ServeError {
     /// A listener's port is taken, or may not be opened.
     #[error("{key} = {address} cannot be listened on: {source}{}", hint(source))]
     Listen {
@@ -92,11 +92,11 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 /// What runs beside the relay on its bus thread, such as the demo's workers.
-pub type Companion = Box<dyn FnOnce(Arc<Hub>, &mut JoinSet<()>) + Send>;
+pub(crate) type Companion = Box<dyn FnOnce(Arc<Hub>, &mut JoinSet<()>) + Send>;
 
 /// Where a started relay can be reached.
 #[derive(Debug, Clone, Copy)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     /// Clients.
     pub http: SocketAddr,
     /// Operators.
@@ -105,7 +105,7 @@ pub struct Addresses {
 
 /// Extras a start may have.
 #[derive(Default)]
-pub struct Extras {
+pub(crate) struct Extras {
     /// Routes besides the API's.
     pub routes: Option<Router>,
     /// Run on the bus's thread.
@@ -124,7 +124,7 @@ impl std::fmt::Debug for Extras {
 ///
 /// # Errors
 /// When it cannot start, or a thread of it is lost.
-pub fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
+pub(crate) fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let main = Builder::new_current_thread().enable_all().build()?;
     main.block_on(serve(config, extras))
 }

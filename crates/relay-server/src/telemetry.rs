@@ -28,7 +28,7 @@ const DELIVERY_BUCKETS: &[f64] = &[
 
 /// Every metric of the relay.
 #[derive(Debug)]
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     registry: Registry,
     /// Held while figures counted elsewhere are brought up to date: two scrapes at once would add twice.
     scraping: Mutex<()>,
@@ -82,7 +82,7 @@ pub struct Telemetry {
 
 /// What a shard adds to for one transport.
 #[derive(Debug, Clone)]
-pub struct TransportMetrics {
+pub(crate) struct TransportMetrics {
     /// Open now.
     pub open: IntGauge,
     /// Opened since the start.
@@ -93,7 +93,7 @@ pub struct TransportMetrics {
 
 /// The classes delivery times are told apart by.
 #[derive(Debug, Clone)]
-pub struct ClassMetrics {
+pub(crate) struct ClassMetrics {
     /// From taken in to written.
     pub delivery: LocalHistogram,
     /// From the worker's clock to written.
@@ -109,7 +109,7 @@ impl Telemetry {
         clippy::too_many_lines,
         reason = "a list of definitions, read from top to bottom"
     )]
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
         let build = int_gauges(
@@ -319,7 +319,7 @@ impl Telemetry {
     }
 
     /// The handles for one transport.
-    pub fn transport(&self, name: &str) -> TransportMetrics {
+    pub(crate) fn transport(&self, name: &str) -> TransportMetrics {
         TransportMetrics {
             open: self.connections.with_label_values(&[name]),
             opened: self.opened.with_label_values(&[name]),
@@ -328,7 +328,7 @@ impl Telemetry {
     }
 
     /// The handles for one class: `state`, `milestone` or `ending`.
-    pub fn class(&self, name: &str) -> ClassMetrics {
+    pub(crate) fn class(&self, name: &str) -> ClassMetrics {
         ClassMetrics {
             delivery: self.delivery_seconds.with_label_values(&[name]).local(),
             end_to_end: self.end_to_end_seconds.with_label_values(&[name]).local(),
@@ -336,40 +336,40 @@ impl Telemetry {
     }
 
     /// A connection closed.
-    pub fn closed(&self, transport: &str, reason: &str) {
+    pub(crate) fn closed(&self, transport: &str, reason: &str) {
         self.closed.with_label_values(&[transport, reason]).inc();
     }
 
     /// A connection was refused.
-    pub fn refused(&self, reason: &str) {
+    pub(crate) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
     }
 
     /// A request was answered.
-    pub fn request(&self, route: &str, status: u16) {
+    pub(crate) fn request(&self, route: &str, status: u16) {
         self.requests
             .with_label_values(&[route, &status.to_string()])
             .inc();
     }
 
     /// A gap was announced.
-    pub fn gap(&self, reason: &str) {
+    pub(crate) fn gap(&self, reason: &str) {
         self.gaps.with_label_values(&[reason]).inc();
     }
 
     /// A subscription came with a cursor.
-    pub fn resume(&self, recovered: bool) {
+    pub(crate) fn resume(&self, recovered: bool) {
         let result = if recovered { "recovered" } else { "snapshot" };
         self.resumes.with_label_values(&[result]).inc();
     }
 
     /// A client's message was refused.
-    pub fn client_error(&self, code: &str) {
+    pub(crate) fn client_error(&self, code: &str) {
         self.client_errors.with_label_values(&[code]).inc();
     }
 
     /// The meter of one mapping of a dialect.
-    pub fn mapping(&self, dialect: &str, mapping: &str) -> Box<dyn Meter> {
+    pub(crate) fn mapping(&self, dialect: &str, mapping: &str) -> Box<dyn Meter> {
         let labels = [dialect, mapping];
         Box::new(MappingMeter::new(
             labels,
@@ -379,28 +379,28 @@ impl Telemetry {
     }
 
     /// How many open connections speak a dialect.
-    pub fn dialect_connections(&self, dialect: &str) -> IntGauge {
+    pub(crate) fn dialect_connections(&self, dialect: &str) -> IntGauge {
         self.dialect_connections.with_label_values(&[dialect])
     }
 
     /// How many WebSockets are as good as this.
-    pub fn quality(&self, verdict: Verdict) -> &IntGauge {
+    pub(crate) fn quality(&self, verdict: Verdict) -> &IntGauge {
         &self.quality[verdict as usize]
     }
 
     /// A connection is judged differently.
-    pub fn quality_change(&self, verdict: Verdict) {
+    pub(crate) fn quality_change(&self, verdict: Verdict) {
         let changes = &self.quality_changes;
         changes.with_label_values(&[verdict.as_str()]).inc();
     }
 
     /// What came of a check: `answered` or `missed`.
-    pub fn check(&self, result: &str) {
+    pub(crate) fn check(&self, result: &str) {
         self.checks.with_label_values(&[result]).inc();
     }
 
     /// What a shard has not got rid of.
-    pub fn endings(&self, shard: usize, pending: usize, oldest: Duration) {
+    pub(crate) fn endings(&self, shard: usize, pending: usize, oldest: Duration) {
         let shard = shard.to_string();
         self.endings_pending
             .with_label_values(&[&shard])
@@ -411,7 +411,7 @@ impl Telemetry {
     }
 
     /// A bound and how much of it is in use.
-    pub fn bound(&self, name: &str, in_use: usize, limit: usize) {
+    pub(crate) fn bound(&self, name: &str, in_use: usize, limit: usize) {
         self.limit_in_use
             .with_label_values(&[name])
             .set(signed(in_use));
@@ -422,7 +422,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// When a metric cannot be written as text.
-    pub fn scrape(&self, hub: &HubStats) -> Result<Vec<u8>, prometheus::Error> {
+    pub(crate) fn scrape(&self, hub: &HubStats) -> Result<Vec<u8>, prometheus::Error> {
         let _alone = self.scraping.lock();
         self.jobs.set(signed(hub.jobs));
         self.job_bytes.set(signed(hub.bytes));

@@ -12,7 +12,7 @@ use crate::config::{AuthMode, BusMode, Config, Loaded, Place, environment, known
 
 /// Arguments of `relay check`.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct CheckArgs {
+pub(super) struct CheckArgs {
     /// Configuration file; without one, the defaults and the environment are checked
     #[arg(long, short, value_name = "FILE", env = "RELAY_CONFIG")]
     pub config: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub struct CheckArgs {
 }
 
 /// Checks the configuration as `relay serve` would read it. Exit code 0 if it is good, 1 if not.
-pub fn run(args: CheckArgs) -> ExitCode {
+pub(super) fn run(args: CheckArgs) -> ExitCode {
     let good = report(
         &args,
         environment(),

@@ -20,14 +20,14 @@ const CONNECTIONS: usize = 1000;
 
 /// Arguments of `relay demo`.
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(super) struct DemoArgs {
     /// Address of the page and of everything clients use
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 }
 
 /// Runs the demo until it is told to stop.
-pub fn run(args: &DemoArgs) -> ExitCode {
+pub(super) fn run(args: &DemoArgs) -> ExitCode {
     let mut config = match Config::load(None, config::environment()) {
         Ok(config) => config,
         Err(errors) => {

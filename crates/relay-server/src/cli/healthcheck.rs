@@ -36,7 +36,7 @@ Examples:
 
 In a Dockerfile:
   HEALTHCHECK CMD [\"relay\", \"healthcheck\"]")]
-pub struct HealthcheckArgs {
+pub(super) struct HealthcheckArgs {
     /// The relay's admin address [default: $RELAY__ADMIN__LISTEN, or http://127.0.0.1:9090]
     #[arg(long, value_name = "URL")]
     url: Option<ServerUrl>,
@@ -49,7 +49,7 @@ pub struct HealthcheckArgs {
 }
 
 /// Asks, prints a line, and says with the exit code what the relay said.
-pub async fn run(args: HealthcheckArgs) -> ExitCode {
+pub(super) async fn run(args: HealthcheckArgs) -> ExitCode {
     let path = if args.live { "/livez" } else { "/readyz" };
     let Some(url) = args
         .url

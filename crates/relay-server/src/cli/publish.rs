@@ -39,7 +39,7 @@ Examples:
 Prints the update's cursor. Exit codes:
   0 accepted   1 rejected: the document is wrong, or the job has moved on
   2 usage, or not allowed   4 the server cannot be reached")]
-pub struct PublishArgs {
+pub(super) struct PublishArgs {
     /// The job's id
     #[arg(value_parser = Name::parse)]
     job: Name,
@@ -92,7 +92,7 @@ pub struct PublishArgs {
 }
 
 /// Publishes, prints the cursor or the reason, and says with the exit code which of them it was.
-pub async fn run(args: PublishArgs) -> ExitCode {
+pub(super) async fn run(args: PublishArgs) -> ExitCode {
     let mut request = match request(&args) {
         Ok(request) => request,
         Err(sentence) => return complain(NOT_ALLOWED, &sentence),

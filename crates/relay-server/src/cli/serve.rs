@@ -16,14 +16,14 @@ use crate::serve::{self, Extras};
 Without a file the defaults run a relay on 127.0.0.1:8080 with an embedded bus.
 Every key can also be set in the environment: RELAY__NATS__URL=nats://nats:4222
 All keys, their defaults and reasons: config/relay.toml. Check yours with: relay check --config FILE")]
-pub struct ServeArgs {
+pub(super) struct ServeArgs {
     /// Configuration file (TOML)
     #[arg(short, long, env = "RELAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
 /// Runs a relay until it is told to stop.
-pub fn run(args: &ServeArgs) -> ExitCode {
+pub(super) fn run(args: &ServeArgs) -> ExitCode {
     let loaded = match Loaded::load(args.config.as_deref(), config::environment()) {
         Ok(loaded) => loaded,
         Err(errors) => {

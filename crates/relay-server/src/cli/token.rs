@@ -20,7 +20,7 @@ use crate::refused::Refused;
 
 /// Arguments of `relay token`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct TokenArgs {
+pub(super) struct TokenArgs {
     /// User the token is for
     #[arg(long, value_name = "USER")]
     pub sub: String,
@@ -106,7 +106,7 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 }
 
 /// Prints a signed token. Exit code 1, with the reason on standard error, if it cannot be made.
-pub fn run(args: TokenArgs) -> ExitCode {
+pub(super) fn run(args: TokenArgs) -> ExitCode {
     let made = make(&args, environment())
         .and_then(|token| writeln!(io::stdout().lock(), "{token}").map_err(TokenError::Write));
     let Err(error) = made else {

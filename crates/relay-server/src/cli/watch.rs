@@ -56,7 +56,7 @@ Exit codes:
   0  completed (all of them)       3  cancelled (at least one, and none failed)
   1  failed (at least one)         4  the server could not be reached for --timeout
   2  usage, or the server rejected  130  Ctrl-C")]
-pub struct WatchArgs {
+pub(super) struct WatchArgs {
     /// What to watch: job:ID (or just ID), user:ID or group:ID
     #[arg(required = true, value_name = "TOPIC", value_parser = topic)]
     topics: Vec<Topic>,
@@ -115,7 +115,7 @@ impl From<io::Error> for Outcome {
 }
 
 /// Watches, and says with the exit code how the jobs ended.
-pub async fn run(args: WatchArgs) -> ExitCode {
+pub(super) async fn run(args: WatchArgs) -> ExitCode {
     let wanted = match (args.json, args.quiet) {
         (true, _) => Wanted::Json,
         (_, true) => Wanted::Quiet,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Place {
+pub(crate) enum Place {
     /// In a file; line and column count from 1, the column in characters.
     File {
         /// The file as it was named on the command line.
@@ -38,7 +38,7 @@ impl fmt::Display for Place {
 
 /// One thing that is wrong: where, which key, what, and how to put it right.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Where the offending value is.
     pub place: Place,
     /// The key, such as `nats.url`; empty when the whole file is meant.
@@ -61,7 +61,7 @@ impl fmt::Display for Problem {
 
 /// All that is wrong with a configuration; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors {
+pub(crate) struct ConfigErrors {
     problems: Vec<Problem>,
 }
 
@@ -75,7 +75,7 @@ impl ConfigErrors {
     }
 
     /// The problems, in the order they are to be read.
-    pub fn problems(&self) -> &[Problem] {
+    pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }
 }

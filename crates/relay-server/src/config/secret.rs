@@ -9,19 +9,19 @@ use serde::ser::{Serialize, Serializer};
 
 /// A secret: readable only through [`Redacted::expose`], never by printing.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(String);
+pub(crate) struct Redacted(String);
 
 /// What stands in a secret's place wherever a configuration is shown.
 pub(super) const REDACTED: &str = "[redacted]";
 
 impl Redacted {
     /// Wraps a secret.
-    pub fn new(secret: impl Into<String>) -> Self {
+    pub(crate) fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
     }
 
     /// The secret itself. Whoever calls this must not print what it returns.
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }

@@ -31,7 +31,7 @@ const fn hours(n: u64) -> Duration {
 /// The public listener: WebSocket, SSE, long-poll, state and publishing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Http {
+pub(crate) struct Http {
     /// Address and port clients connect to; on one that is not loopback auth.mode must be set.
     #[serde(with = "AddressText")]
     pub listen: SocketAddr,
@@ -59,7 +59,7 @@ impl Default for Http {
 /// The listener for operators: /metrics, /livez, /readyz and status. Never put it on the internet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// Address and port of the operators' listener.
     #[serde(with = "AddressText")]
     pub listen: SocketAddr,
@@ -76,7 +76,7 @@ impl Default for Admin {
 /// Where updates come from.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Bus {
+pub(crate) struct Bus {
     /// "embedded": this process alone, updates come over HTTP; "nats": core NATS; "jetstream": NATS with a stream, for production and many nodes.
     pub mode: BusMode,
 }
@@ -84,7 +84,7 @@ pub struct Bus {
 /// The three kinds of bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum BusMode {
+pub(crate) enum BusMode {
     /// In this process.
     #[default]
     Embedded,
@@ -96,7 +96,7 @@ pub enum BusMode {
 
 impl BusMode {
     /// The word in the configuration.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
             Self::Nats => "nats",
@@ -108,7 +108,7 @@ impl BusMode {
 /// How to reach NATS; read when bus.mode is "nats" or "jetstream".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Nats {
+pub(crate) struct Nats {
     /// Servers to connect to, one or a list; any that answers will do.
     #[serde(with = "ListOf::<ServerUrl>")]
     pub url: Vec<ServerUrl>,
@@ -186,7 +186,7 @@ impl Default for Nats {
 /// Where JetStream keeps the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum StreamStorage {
+pub(crate) enum StreamStorage {
     /// On disk.
     #[default]
     File,
@@ -197,7 +197,7 @@ pub enum StreamStorage {
 /// How clients are identified.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Auth {
+pub(crate) struct Auth {
     /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who the client is. Not set: anonymous on a loopback listener; on any other the relay does not start. Example: `"jwt"`
     pub mode: Option<AuthMode>,
     /// Signatures that are accepted, all of one kind: HS256 HS384 HS512 (a shared secret), RS256, ES256 or EdDSA (a public key).
@@ -236,7 +236,7 @@ impl Default for Auth {
 /// How a client's identity is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum AuthMode {
+pub(crate) enum AuthMode {
     /// Not at all: everything is visible and publishable.
     Anonymous,
     /// By a signed token.
@@ -246,7 +246,7 @@ pub enum AuthMode {
 /// What one client, or all of them, may use. Whatever exceeds a limit is rejected with the reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections to this node. The process needs that many file descriptors and some more.
     pub connections: usize,
     /// Connections of one user on this node; each node counts its own.
@@ -285,7 +285,7 @@ impl Default for Limits {
 /// How updates are sent to a client, and when the relay gives up on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// States of one job sent to a connection in a second; the first is sent at once, the last always, endings never wait.
     pub updates_per_second: u32,
     /// Milestones that may wait for one connection; past that the oldest are dropped, and a gap is sent.
@@ -335,7 +335,7 @@ impl Default for Delivery {
 /// What a node remembers about jobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct History {
+pub(crate) struct History {
     /// Updates kept for one job, for clients that were away for a moment.
     pub per_job: usize,
     /// Jobs kept in memory; the one longest untouched goes first.
@@ -369,7 +369,7 @@ impl Default for History {
 /// How the relay stops: clients are notified at once, and disconnected a few at a time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Drain {
+pub(crate) struct Drain {
     /// Clients are disconnected over this time, so that they do not all reach the other nodes at once.
     #[serde(with = "DurationText")]
     pub spread: Duration,
@@ -390,7 +390,7 @@ impl Default for Drain {
 /// What the relay writes about itself to standard error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Log {
+pub(crate) struct Log {
     /// "text" for people, "json" for machines, "auto": text on a terminal, else json.
     pub format: LogFormat,
     /// "error", "warn", "info", "debug" or "trace", also for single parts: "info,relay_bus=debug".
@@ -409,7 +409,7 @@ impl Default for Log {
 /// Front ends of other applications that are served in their own wire shapes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Dialects {
+pub(crate) struct Dialects {
     /// Dialects to serve, by the names of their files without `.toml`: built-in ones, and those in dialects.directory.
     #[serde(with = "ListOf::<String>")]
     #[schemars(with = "Vec<String>")]
@@ -431,7 +431,7 @@ impl Default for Dialects {
 /// The shape of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Text on a terminal, else JSON.
     #[default]
     Auto,

@@ -17,7 +17,7 @@ use super::Config;
 use super::problem::{Place, Problem, distance, nearest};
 
 /// In front of every variable that is a key: `RELAY__NATS__URL` is `nats.url`.
-pub const ENV_PREFIX: &str = "RELAY__";
+const ENV_PREFIX: &str = "RELAY__";
 
 /// One value as somebody wrote it.
 #[derive(Debug, Clone)]
@@ -276,7 +276,7 @@ fn env_leaf(key: String, place: Place, text: String) -> Result<Leaf, Problem> {
 }
 
 /// `RELAY__NATS__URL` for `nats.url`.
-pub fn env_name(key: &str) -> String {
+pub(crate) fn env_name(key: &str) -> String {
     format!(
         "{ENV_PREFIX}{}",
         key.replacen('.', "__", 1).to_ascii_uppercase()

@@ -13,11 +13,11 @@ use super::secret::REDACTED;
 
 /// `nats://host:4222`, `tls://host:4222` or `host:4222`, perhaps with `user:password@` in front.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ServerUrl(String);
+pub(crate) struct ServerUrl(String);
 
 /// Why a text is not the address of a NATS server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
+pub(crate) enum UrlError {
     /// Nothing there.
     #[error("is empty; write the address of a NATS server, such as \"nats://127.0.0.1:4222\"")]
     Empty,
@@ -39,7 +39,7 @@ impl ServerUrl {
     ///
     /// # Errors
     /// Says what is wrong, without repeating a password that may be in it.
-    pub fn parse(text: &str) -> Result<Self, UrlError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, UrlError> {
         let text = text.trim();
         if text.is_empty() {
             return Err(UrlError::Empty);
@@ -71,12 +71,12 @@ impl ServerUrl {
     }
 
     /// The address with the user and password that may be in it. Not to be printed.
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 
     /// Whether a user, password or token is written into the address.
-    pub fn has_credentials(&self) -> bool {
+    pub(crate) fn has_credentials(&self) -> bool {
         self.0.contains('@')
     }
 }

@@ -17,25 +17,25 @@ use super::url::ServerUrl;
 
 /// A duration in text: `"10s"`, `"250ms"`, `"24h"`. For `#[serde(with = "DurationText")]`.
 #[derive(Debug)]
-pub struct DurationText;
+pub(crate) struct DurationText;
 
 /// A size in text or as a number of bytes: `"64KiB"`, `"256MiB"`, `65536`.
 #[derive(Debug)]
-pub struct SizeText;
+pub(crate) struct SizeText;
 
 /// An address to listen on: `"127.0.0.1:8080"`.
 #[derive(Debug)]
-pub struct AddressText;
+pub(crate) struct AddressText;
 
 /// A list, also written as one text with commas (the only way in an environment variable).
 #[derive(Debug)]
-pub struct ListOf<T>(PhantomData<T>);
+pub(crate) struct ListOf<T>(PhantomData<T>);
 
 /// Reads a size such as `64KiB`, `10MB` or `4096`.
 ///
 /// # Errors
 /// A sentence that says how to write one.
-pub fn parse_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = text[digits.len()..].trim();
@@ -62,7 +62,7 @@ fn not_a_size(text: &str) -> String {
 }
 
 /// Writes a size with the largest binary unit that needs no fraction: `64KiB`, `1000B`.
-pub fn format_size(bytes: usize) -> String {
+pub(crate) fn format_size(bytes: usize) -> String {
     for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
         if bytes >= unit && bytes.is_multiple_of(unit) {
             return format!("{}{name}", bytes / unit);
@@ -125,7 +125,7 @@ impl DurationText {
     ///
     /// # Errors
     /// Only the serializer's own.
-    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&duration::format(*duration))
     }
 
@@ -133,7 +133,7 @@ impl DurationText {
     ///
     /// # Errors
     /// When it is not a duration; a number without a unit is refused with the unit to add.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         from.deserialize_any(TextOr {
             expecting: "a duration such as \"10s\"",
             text: duration::parse,
@@ -147,7 +147,7 @@ impl SizeText {
     ///
     /// # Errors
     /// Only the serializer's own.
-    pub fn serialize<S: Serializer>(bytes: &usize, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &usize, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format_size(*bytes))
     }
 
@@ -155,7 +155,7 @@ impl SizeText {
     ///
     /// # Errors
     /// When it is not a size.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
         from.deserialize_any(TextOr {
             expecting: "a size such as \"64KiB\"",
             text: parse_size,
@@ -169,7 +169,7 @@ impl AddressText {
     ///
     /// # Errors
     /// Only the serializer's own.
-    pub fn serialize<S: Serializer>(address: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(address: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(address)
     }
 
@@ -177,7 +177,7 @@ impl AddressText {
     ///
     /// # Errors
     /// When it is not an IP address and a port; says what to write for `:8080` and `localhost:8080`.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
         from.deserialize_any(TextOr {
             expecting: "an address such as \"127.0.0.1:8080\"",
             text: parse_address,
@@ -191,7 +191,7 @@ impl<T> ListOf<T> {
     ///
     /// # Errors
     /// Only the serializer's own.
-    pub fn serialize<S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error>
+    pub(crate) fn serialize<S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error>
     where
         T: Serialize,
     {
@@ -202,7 +202,7 @@ impl<T> ListOf<T> {
     ///
     /// # Errors
     /// The first part that is not a `T`.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error>
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error>
     where
         T: Deserialize<'de>,
     {

@@ -12,14 +12,14 @@ use http::header::{self, HeaderMap};
 use crate::refused::Refused;
 
 /// In front of the token in a `Sec-WebSocket-Protocol`.
-pub const SUBPROTOCOL_PREFIX: &str = "relay.token.";
+pub(crate) const SUBPROTOCOL_PREFIX: &str = "relay.token.";
 
 /// The longest token that is looked at.
-pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// Where a credential was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// `Authorization: Bearer`.
     Header,
     /// The cookie that `auth.cookie` names.
@@ -46,7 +46,7 @@ impl fmt::Display for Source {
 
 /// A token somebody sent. Its text is never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Credential {
+pub(crate) struct Credential {
     token: String,
     source: Source,
 }
@@ -56,7 +56,7 @@ impl Credential {
     ///
     /// # Errors
     /// 401 when it is empty or longer than [`MAX_TOKEN_BYTES`].
-    pub fn new(token: &str, source: Source) -> Result<Self, Refused> {
+    pub(crate) fn new(token: &str, source: Source) -> Result<Self, Refused> {
         if token.is_empty() {
             return Err(Refused::unauthorized(
                 "token_malformed",
@@ -76,13 +76,8 @@ impl Credential {
     }
 
     /// The token's text. Not to be printed.
-    pub fn token(&self) -> &str {
+    pub(crate) fn token(&self) -> &str {
         &self.token
-    }
-
-    /// Where it was found.
-    pub fn source(&self) -> Source {
-        self.source
     }
 }
 
@@ -99,7 +94,7 @@ impl fmt::Debug for Credential {
 ///
 /// # Errors
 /// 401 when a credential is empty, too long or no text, or when two disagree.
-pub fn credential(
+pub(crate) fn credential(
     headers: &HeaderMap,
     uri: &Uri,
     cookie: Option<&str>,
@@ -215,11 +210,7 @@ mod tests {
             ),
         ] {
             let found = find(&list, uri).unwrap().unwrap();
-            assert_eq!(
-                (found.token(), found.source()),
-                ("a.b.c", source),
-                "{list:?}"
-            );
+            assert_eq!((found.token(), found.source), ("a.b.c", source), "{list:?}");
         }
     }
 

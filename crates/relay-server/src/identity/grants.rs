@@ -11,11 +11,11 @@ use relay_core::topic::Topic;
 use serde_json::Value;
 
 /// The most entries in `topics` and in `publish`.
-pub const MAX_GRANTS: usize = 256;
+pub(crate) const MAX_GRANTS: usize = 256;
 
 /// The claims `topics` and `publish`, understood. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Grants(Arc<Lists>);
+pub(crate) struct Grants(Arc<Lists>);
 
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Lists {
@@ -36,7 +36,7 @@ enum Pattern {
 /// Why a list of grants is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum GrantError {
+pub(crate) enum GrantError {
     /// Not a list of texts.
     #[error("the claim {claim} must be a list of texts")]
     NotAList {
@@ -102,7 +102,7 @@ impl Grants {
     /// # Errors
     /// The first entry that cannot be understood. A grant that is misread must not be a grant of less or
     /// more, so the whole token is refused.
-    pub fn from_claims(
+    pub(crate) fn from_claims(
         topics: Option<&Value>,
         publish: Option<&Value>,
     ) -> Result<Self, GrantError> {
@@ -115,7 +115,7 @@ impl Grants {
     ///
     /// # Errors
     /// As [`Grants::from_claims`].
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         topics: impl IntoIterator<Item = &'a str>,
         publish: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, GrantError> {

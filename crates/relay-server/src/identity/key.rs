@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// A way of signing a token. There is deliberately no `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum Algorithm {
+pub(crate) enum Algorithm {
     /// HMAC with SHA-256.
     HS256,
     /// HMAC with SHA-384.
@@ -41,7 +41,7 @@ impl fmt::Display for Algorithm {
 /// Why no token could be checked with the configured key and algorithms.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KeyError {
+pub(crate) enum KeyError {
     /// Neither `auth.key` nor `auth.key_file`.
     #[error(
         "there is no key to check tokens with; set auth.key_file to a file with the shared secret or the public key (PEM), or auth.key"
@@ -137,7 +137,7 @@ pub enum KeyError {
 
 impl KeyError {
     /// The configuration keys at fault, the likeliest first.
-    pub fn keys(&self) -> &'static [&'static str] {
+    pub(crate) fn keys(&self) -> &'static [&'static str] {
         match self {
             Self::Missing => &["auth.mode"],
             Self::Two => &["auth.key", "auth.key_file"],

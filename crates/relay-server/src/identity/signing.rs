@@ -11,7 +11,7 @@ use super::key::{Algorithm, Kind, library_algorithm, pem_label, with_line_ends};
 
 /// The claims of a development token.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// The user.
     pub sub: String,
     /// Seconds since 1970.
@@ -35,7 +35,7 @@ pub struct Claims {
 /// Why a token cannot be signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SigningError {
+pub(crate) enum SigningError {
     /// Nothing there.
     #[error("the key is empty")]
     Empty,
@@ -72,7 +72,7 @@ pub enum SigningError {
 
 /// A key that can sign.
 #[derive(Debug)]
-pub struct SigningKey {
+pub(crate) struct SigningKey {
     key: EncodingKey,
     algorithm: Algorithm,
 }
@@ -82,7 +82,7 @@ impl SigningKey {
     ///
     /// # Errors
     /// When it is a public key, unreadable, or not for `algorithm`.
-    pub fn new(key: &[u8], algorithm: Option<Algorithm>) -> Result<Self, SigningError> {
+    pub(crate) fn new(key: &[u8], algorithm: Option<Algorithm>) -> Result<Self, SigningError> {
         if key.iter().all(u8::is_ascii_whitespace) {
             return Err(SigningError::Empty);
         }
@@ -100,16 +100,11 @@ impl SigningKey {
         Ok(Self { key, algorithm })
     }
 
-    /// The algorithm tokens are signed with.
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-
     /// Signs a token.
     ///
     /// # Errors
     /// When the key turns out to be damaged.
-    pub fn sign(&self, claims: &impl Serialize) -> Result<String, SigningError> {
+    pub(crate) fn sign(&self, claims: &impl Serialize) -> Result<String, SigningError> {
         let header = Header::new(library_algorithm(self.algorithm));
         jsonwebtoken::encode(&header, claims, &self.key).map_err(|_| SigningError::Unusable {
             algorithm: self.algorithm,

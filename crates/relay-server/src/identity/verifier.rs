@@ -24,11 +24,11 @@ use crate::refused::Refused;
 
 /// Checks tokens by one key. Cheap to clone, so that each shard has its own.
 #[derive(Clone)]
-pub struct Verifier(Arc<Rules>);
+pub(crate) struct Verifier(Arc<Rules>);
 
 /// What a token must be, besides signed with the right key.
 #[derive(Debug, Clone)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// The signatures that are accepted, all of the key's kind.
     pub algorithms: Vec<Algorithm>,
     /// What `aud` must be or contain. `None`: a token that names an audience is refused.
@@ -104,7 +104,7 @@ impl Verifier {
     ///
     /// # Errors
     /// 401 with a code and a sentence for each thing that can be wrong with it.
-    pub fn verify(&self, token: &str, now: WallTime) -> Result<Identity, Refused> {
+    pub(crate) fn verify(&self, token: &str, now: WallTime) -> Result<Identity, Refused> {
         let rules = &self.0;
         rules.check_header(token)?;
         let data = jsonwebtoken::decode::<Claims>(token, &rules.key, &rules.validation)

@@ -17,7 +17,7 @@ use crate::config::{BusMode, Config, Nats, StreamStorage};
 /// Why a bus cannot be set up, whatever NATS says.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum BusError {
+pub(crate) enum BusError {
     /// The settings of core NATS contradict its rules.
     #[error(transparent)]
     Nats(#[from] nats::SetupError),
