@@ -5,7 +5,7 @@
 //! this front end wants instead; what a client sends, they turn into commands. The dialect knows frames and
 //! messages, and nothing of sockets, outboxes or subscriptions.
 //!
-//! Invariant: a mapping runs once for a publication and a [`Voice`] (and what its clients were told before,
+//! Invariant: a mapping runs once for a publication and a `Voice` (and what its clients were told before,
 //! where the file asks to know), however many watch.
 
 mod builtin;
@@ -15,7 +15,7 @@ mod jq;
 mod limit;
 mod meter;
 mod routes;
-pub mod speech;
+pub(crate) mod speech;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -35,12 +35,12 @@ use jq::Mapping;
 
 pub use builtin::BUILT_IN;
 pub use compile::{Mistake, Source};
-pub use file::Carrier;
+pub(crate) use file::Carrier;
 pub use jq::{Failure, Input};
 pub use limit::{Caller, PollLimits};
 pub use meter::{Meter, Meters};
 pub use routes::{Endpoint, Found, Health, Params, Poll, Routes, Unsaid};
-pub use voice::{Before, Voice};
+pub(crate) use voice::{Before, Voice};
 
 /// One front end's language.
 #[derive(Debug)]
@@ -107,13 +107,8 @@ impl Words {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
-    }
-
-    /// Never: the five are always there.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -148,17 +143,17 @@ pub enum Instruction {
 
 impl Dialect {
     /// Whether the dialect has a word for something.
-    pub fn speaks(&self, frame: Frame) -> bool {
+    pub(crate) fn speaks(&self, frame: Frame) -> bool {
         self.frames.contains_key(&frame)
     }
 
     /// The close code for a reason, where it is not the native one.
-    pub fn close_code(&self, reason: CloseReason) -> Option<u16> {
+    pub(crate) fn close_code(&self, reason: CloseReason) -> Option<u16> {
         self.codes.get(reason.as_str()).copied()
     }
 
     /// Runs the mapping of a frame; nothing where the dialect has no word for it, or the mapping fails.
-    pub fn map(&self, frame: Frame, input: &Input, relay: &Input) -> Vec<Vec<u8>> {
+    pub(crate) fn map(&self, frame: Frame, input: &Input, relay: &Input) -> Vec<Vec<u8>> {
         match self.frames.get(&frame) {
             Some(mapping) => self.run(mapping, input, relay).unwrap_or_default(),
             None => Vec::new(),
@@ -166,7 +161,7 @@ impl Dialect {
     }
 
     /// What a client's message asks. `None`: the mapping failed on it.
-    pub fn instructions(&self, message: &Input, relay: &Input) -> Option<Vec<Instruction>> {
+    pub(crate) fn instructions(&self, message: &Input, relay: &Input) -> Option<Vec<Instruction>> {
         match &self.command {
             Some(mapping) => self.instruct(mapping, message, relay, |_| true),
             None => Some(Vec::new()),
@@ -174,7 +169,7 @@ impl Dialect {
     }
 
     /// What a worker's answer to a client's request asks for besides being told.
-    pub fn answered(&self, outcome: &Input, relay: &Input) -> Vec<Instruction> {
+    pub(crate) fn answered(&self, outcome: &Input, relay: &Input) -> Vec<Instruction> {
         let Some(mapping) = &self.answered else {
             return Vec::new();
         };
@@ -264,7 +259,6 @@ pub struct Dialects {
     pub routes: Routes,
     /// How many slots publications keep for frames of all voices; complete when all files are read.
     slots: Arc<AtomicUsize>,
-    all: Vec<Arc<Dialect>>,
 }
 
 impl Dialects {
@@ -283,11 +277,6 @@ impl Dialects {
     /// Sets slots aside in every publication; the number of the first.
     fn take_slots(&mut self, count: usize) -> usize {
         self.slots.fetch_add(count, Ordering::Relaxed)
-    }
-
-    /// The dialects, in the order they are named.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Dialect>> {
-        self.all.iter()
     }
 }
 

@@ -9,4 +9,5 @@ pub mod payload;
 pub mod request;
 pub mod sid;
 
-pub use packet::{CLOSE, NOOP, NoPacket, Open, PING, PROBE, PROBED, Packet, Refusal};
+pub(crate) use packet::{CLOSE, PING};
+pub use packet::{NOOP, Open, PROBE, PROBED, Packet, Refusal};

@@ -38,7 +38,7 @@ impl ReplyTo {
     }
 
     /// What came without an id is answered to nobody in particular.
-    pub fn of_id(id: Option<Value>) -> Self {
+    pub(crate) fn of_id(id: Option<Value>) -> Self {
         id.map_or(Self::Nobody, Self::Id)
     }
 }

@@ -37,7 +37,7 @@ pub enum Frame {
 
 impl Frame {
     /// The `type` of the native frame, and a dialect's key in `[frames]`.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::State => "state",
             Self::Milestone => "milestone",

@@ -2,6 +2,6 @@
 //!
 //! JSON both ways, on a WebSocket, on an event stream, or in the list that answers a poll.
 
-pub mod command;
+pub(crate) mod command;
 pub mod frame;
-pub mod long_poll;
+pub(crate) mod long_poll;

@@ -6,5 +6,5 @@
 pub mod client;
 pub mod namespace;
 pub mod offset;
-pub mod packet;
+mod packet;
 pub mod session;

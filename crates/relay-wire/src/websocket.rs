@@ -15,27 +15,27 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 /// Close codes (RFC 6455 section 7.4, and this protocol's own from 4000 on).
 pub mod close {
     /// The client asked for it.
-    pub const NORMAL: u16 = 1000;
+    pub(crate) const NORMAL: u16 = 1000;
     /// This side goes away.
-    pub const GOING_AWAY: u16 = 1001;
+    pub(crate) const GOING_AWAY: u16 = 1001;
     /// Broken framing.
     pub const PROTOCOL: u16 = 1002;
     /// Text that is not UTF-8.
     pub(super) const INVALID_PAYLOAD: u16 = 1007;
     /// A message above the limit.
-    pub const TOO_LARGE: u16 = 1009;
+    pub(crate) const TOO_LARGE: u16 = 1009;
     /// A bug of the relay.
-    pub const INTERNAL_ERROR: u16 = 1011;
+    pub(crate) const INTERNAL_ERROR: u16 = 1011;
     /// The relay restarts; come back.
-    pub const RESTART: u16 = 1012;
+    pub(crate) const RESTART: u16 = 1012;
     /// Too much was waiting; come back with the last cursor.
-    pub const TRY_AGAIN: u16 = 1013;
+    pub(crate) const TRY_AGAIN: u16 = 1013;
     /// The token has expired, or none came.
-    pub const UNAUTHENTICATED: u16 = 4401;
+    pub(crate) const UNAUTHENTICATED: u16 = 4401;
     /// No sign of life.
-    pub const DEAD: u16 = 4408;
+    pub(crate) const DEAD: u16 = 4408;
     /// Too many messages.
-    pub const TOO_FREQUENT: u16 = 4429;
+    pub(crate) const TOO_FREQUENT: u16 = 4429;
 }
 
 /// The value of `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key`.
@@ -49,12 +49,12 @@ pub fn text(payload: &[u8]) -> Bytes {
 }
 
 /// A text frame of what the parts are together.
-pub fn text_of(parts: &[&[u8]]) -> Bytes {
+pub(crate) fn text_of(parts: &[&[u8]]) -> Bytes {
     frame(OpCode::Data(Data::Text), parts)
 }
 
 /// Each text in a frame of its own, one behind the other.
-pub fn texts(texts: Vec<Vec<u8>>) -> Bytes {
+pub(crate) fn texts(texts: Vec<Vec<u8>>) -> Bytes {
     match texts.as_slice() {
         [] => Bytes::new(),
         [one] => text(one),
@@ -66,7 +66,7 @@ pub fn texts(texts: Vec<Vec<u8>>) -> Bytes {
 }
 
 /// A ping.
-pub fn ping() -> Bytes {
+pub(crate) fn ping() -> Bytes {
     frame(OpCode::Control(Control::Ping), &[])
 }
 
@@ -132,7 +132,7 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// The close code that says so.
-    pub fn close_code(self) -> u16 {
+    pub(crate) fn close_code(self) -> u16 {
         match self {
             Self::Protocol(_) => close::PROTOCOL,
             Self::TooLarge(_) => close::TOO_LARGE,

@@ -177,7 +177,6 @@ impl Reading<'_> {
         for health in &file.health {
             self.health(health, definitions, &dialect, into);
         }
-        into.all.push(dialect);
     }
 
     fn words(&mut self, file: &DialectFile) -> Words {

@@ -134,7 +134,7 @@ pub enum Carrier {
 
 impl Carrier {
     /// The word in files and for mappings.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::WebSocket => "websocket",
             Self::SocketIo => "socketio",

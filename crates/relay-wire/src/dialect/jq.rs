@@ -75,7 +75,7 @@ impl Input {
     ///
     /// # Errors
     /// When it is not JSON, or nested too deep.
-    pub fn parse(json: &[u8]) -> Result<Self, Failure> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, Failure> {
         if is_deeper(json, MAX_DEPTH) {
             return Err(Failure::Input(format!("nested deeper than {MAX_DEPTH}")));
         }
@@ -88,7 +88,7 @@ impl Input {
     /// Anything serializable as JSON.
     ///
     /// # Errors
-    /// As [`Input::parse`].
+    /// As `Input::parse`.
     pub fn of(value: &impl Serialize) -> Result<Self, Failure> {
         let json = serde_json::to_vec(value).map_err(|error| Failure::Input(error.to_string()))?;
         Self::parse(&json)
@@ -104,7 +104,7 @@ impl Input {
     }
 
     /// The text of a member of the object this is.
-    pub fn text(&self, name: &str) -> Option<String> {
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
         match self.member(name)?.0 {
             Val::TStr(text) => String::from_utf8(text.to_vec()).ok(),
             _ => None,

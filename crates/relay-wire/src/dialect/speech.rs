@@ -62,7 +62,7 @@ pub struct CheckDue {
 
 impl Speech {
     /// One that was told nothing yet.
-    pub fn new(endpoint: Arc<Endpoint>, params: Params, now: Moment) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, params: Params, now: Moment) -> Self {
         let interval = endpoint.voice.dialect.check_interval;
         Self {
             endpoint,

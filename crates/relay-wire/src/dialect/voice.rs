@@ -31,7 +31,7 @@ pub struct Voice {
 
 /// What a client was told of a job before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
+pub(crate) enum Before {
     /// Nothing, and this is the beginning of its subscription.
     Snapshot,
     /// Nothing: the job is new.
@@ -53,7 +53,7 @@ impl Voice {
     /// The tag is the index of the status told, for [`Before::Told`] the next time.
     ///
     /// `wrap` runs once with the mapping, so it must do the same for every client.
-    pub fn encode(
+    pub(crate) fn encode(
         &self,
         publication: &Publication,
         before: Before,
@@ -77,7 +77,7 @@ impl Voice {
     }
 
     /// How the jobs of a topic stand, as this voice's clients get it.
-    pub fn encode_aggregate(
+    pub(crate) fn encode_aggregate(
         &self,
         aggregate: &Aggregate,
         at: WallTime,

@@ -54,9 +54,9 @@ impl<'a> Packet<'a> {
 }
 
 /// The server's ping.
-pub const PING: &str = "2";
+pub(crate) const PING: &str = "2";
 /// Ends a session; a Socket.IO client comes back by itself after it.
-pub const CLOSE: &str = "1";
+pub(crate) const CLOSE: &str = "1";
 /// Says nothing; it ends a poll whose client wants to go on over WebSocket.
 pub const NOOP: &str = "6";
 /// What a client asks on a WebSocket that is to take over.
@@ -125,7 +125,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Engine.IO's number for it.
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::TransportUnknown => 0,
             Self::SessionUnknown => 1,
@@ -137,7 +137,7 @@ impl Refusal {
     }
 
     /// Engine.IO's words for it.
-    pub fn message(self) -> &'static str {
+    pub(crate) fn message(self) -> &'static str {
         match self {
             Self::TransportUnknown => "Transport unknown",
             Self::SessionUnknown => "Session ID unknown",

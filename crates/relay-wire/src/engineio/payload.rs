@@ -3,7 +3,7 @@
 //! Packets are separated by the record separator, which never stands inside one: JSON escapes it.
 
 /// Between two packets.
-pub const SEPARATOR: char = '\x1e';
+pub(crate) const SEPARATOR: char = '\x1e';
 /// Packets one body may carry; a client of this protocol has little to say.
 const MAX_PACKETS: usize = 256;
 
@@ -31,7 +31,7 @@ pub fn split(body: &[u8]) -> Result<impl Iterator<Item = &str>, BadPayload> {
 }
 
 /// Puts packets together into a body.
-pub fn join<P: AsRef<[u8]>>(packets: &[P]) -> Vec<u8> {
+pub(crate) fn join<P: AsRef<[u8]>>(packets: &[P]) -> Vec<u8> {
     let bytes = packets.iter().map(|packet| packet.as_ref().len() + 1).sum();
     let mut body = Vec::with_capacity(bytes);
     for packet in packets {

@@ -27,7 +27,7 @@ pub struct Secret([u8; SECRET_BYTES]);
 
 impl Secret {
     /// A new one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut secret = [0; SECRET_BYTES];
         fill(&mut secret);
         Self(secret)

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// A decoded message.
 #[derive(Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// What the client wants to see again in the answer: a string or a number.
     pub id: Option<Value>,
     /// What it asks.
@@ -16,7 +16,7 @@ pub struct Request {
 
 /// Why a message is not a command.
 #[derive(Debug, PartialEq, Eq)]
-pub struct BadRequest {
+pub(crate) struct BadRequest {
     /// The id, if it could be read.
     pub id: Option<Value>,
     /// For programs.
@@ -40,7 +40,7 @@ struct Message {
 ///
 /// # Errors
 /// Says what is wrong; the connection goes on.
-pub fn parse(text: &str) -> Result<Request, BadRequest> {
+pub(crate) fn parse(text: &str) -> Result<Request, BadRequest> {
     let refuse = |id: Option<Value>, code, message: &str| BadRequest {
         id,
         code,
@@ -98,7 +98,7 @@ pub fn parse(text: &str) -> Result<Request, BadRequest> {
 }
 
 /// The id of a message that is not going to be read further.
-pub fn id_of(text: &str) -> Option<Value> {
+pub(crate) fn id_of(text: &str) -> Option<Value> {
     let message = serde_json::from_str::<Message>(text).ok()?;
     message.id.filter(|id| id.is_string() || id.is_number())
 }

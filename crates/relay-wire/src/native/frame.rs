@@ -43,7 +43,11 @@ fn wrapping(wire: Wire) -> Option<Wrapping> {
 
 /// The frame every client gets that watches nothing but `topic` and is up to date with it. Encoded once; `None`
 /// on a wire whose frames are not shared.
-pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> Option<&'a Bytes> {
+pub(crate) fn in_step<'a>(
+    publication: &'a Publication,
+    topic: &Topic,
+    wire: Wire,
+) -> Option<&'a Bytes> {
     let slot = Slot::new(topic, wrapping(wire)?);
     Some(publication.frame(slot, |publication| {
         let cursor = Cursor::at(publication.position(), [topic]);
@@ -52,7 +56,7 @@ pub fn in_step<'a>(publication: &'a Publication, topic: &Topic, wire: Wire) -> O
 }
 
 /// The frame of a publication for a client whose cursor becomes `cursor`.
-pub fn at_cursor(
+pub(crate) fn at_cursor(
     publication: &Publication,
     topic: &Topic,
     cursor: &Cursor,
@@ -70,7 +74,7 @@ pub fn at_cursor(
 }
 
 /// How the jobs of a topic stand. Encoded once for all who share a wire.
-pub fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
+pub(crate) fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
     let encode = || Notice::aggregate(&aggregate.topic, &aggregate.tally).encode(wire);
     match wrapping(wire) {
         Some(wrapping) => {
@@ -291,7 +295,7 @@ impl Notice<'_> {
 
     /// The frame's bytes. On an event stream, where the client stands becomes the event's id, and how long to wait
     /// becomes the browser's own delay.
-    pub fn encode(&self, wire: Wire) -> Bytes {
+    pub(crate) fn encode(&self, wire: Wire) -> Bytes {
         let kind = self.frame().map_or("pong", Frame::as_str);
         let cursor = match self {
             Notice::Subscribed { cursor, .. } => Some(cursor.as_str()),
@@ -309,7 +313,7 @@ impl Notice<'_> {
     }
 
     /// What a dialect may have its own words for; a pong is answered by its message mapping.
-    pub fn frame(&self) -> Option<Frame> {
+    pub(crate) fn frame(&self) -> Option<Frame> {
         Some(match self {
             Notice::Hello { .. } => Frame::Hello,
             Notice::Authenticated { .. } => Frame::Authenticated,

@@ -11,7 +11,7 @@ use crate::exchange::{Body, Hurry, Unanswered};
 use crate::native::frame::Notice;
 
 /// Frames in one answer; what is left comes with the next.
-pub const MAX_FRAMES: usize = 1000;
+pub(crate) const MAX_FRAMES: usize = 1000;
 
 /// What is known of a poll until it is answered.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ enum Patience {
 
 impl LongPoll {
     /// One that names so many topics.
-    pub fn new(topics: usize) -> Self {
+    pub(crate) fn new(topics: usize) -> Self {
         Self {
             waiting: topics,
             recovered: true,

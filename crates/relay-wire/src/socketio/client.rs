@@ -89,7 +89,7 @@ pub struct Client {
 
 impl Client {
     /// A session that begins.
-    pub fn new(protocol: Session, visitor: Visitor) -> Box<Self> {
+    pub(crate) fn new(protocol: Session, visitor: Visitor) -> Box<Self> {
         Box::new(Self {
             secret: Secret::new(),
             protocol,
@@ -128,7 +128,7 @@ impl Client {
     // --- what the client sends
 
     /// A text packet came.
-    pub fn hear(&mut self, text: &str, about: &About<'_>, now: Moment) -> Heard {
+    pub(crate) fn hear(&mut self, text: &str, about: &About<'_>, now: Moment) -> Heard {
         match self.protocol.text(text) {
             Step::Nothing => Heard::Nothing,
             Step::Pong => Heard::Pong,

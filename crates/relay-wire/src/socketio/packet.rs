@@ -148,7 +148,11 @@ fn head(kind: char, namespace: &str) -> String {
 
 /// An event, in parts to be put together where it goes. `event` is the whole JSON array
 /// `[name, argument…]`; `offset`, of an alphabet that needs no escaping, becomes a further argument.
-pub fn event<'a>(namespace: &'a str, event: &'a [u8], offset: Option<&'a str>) -> [&'a [u8]; 7] {
+pub(crate) fn event<'a>(
+    namespace: &'a str,
+    event: &'a [u8],
+    offset: Option<&'a str>,
+) -> [&'a [u8]; 7] {
     let (namespace, comma) = match namespace {
         "/" => ("", ""),
         other => (other, ","),
@@ -174,7 +178,7 @@ pub fn event<'a>(namespace: &'a str, event: &'a [u8], offset: Option<&'a str>) -
 }
 
 /// The answer to an event that asked for one; `answer` is the whole JSON array.
-pub fn ack(namespace: &str, id: u64, answer: &[u8]) -> Vec<u8> {
+pub(crate) fn ack(namespace: &str, id: u64, answer: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(namespace.len() + 23 + answer.len());
     packet.extend_from_slice(head('3', namespace).as_bytes());
     packet.extend_from_slice(id.to_string().as_bytes());
@@ -183,7 +187,7 @@ pub fn ack(namespace: &str, id: u64, answer: &[u8]) -> Vec<u8> {
 }
 
 /// The namespace is joined. With a `pid` the client's library says how far it came when it connects again.
-pub fn connected(namespace: &str, sid: &str, pid: Option<&str>) -> Vec<u8> {
+pub(crate) fn connected(namespace: &str, sid: &str, pid: Option<&str>) -> Vec<u8> {
     let head = head('0', namespace);
     // Ids are of an alphabet that needs no escaping.
     let packet = match pid {
@@ -194,7 +198,7 @@ pub fn connected(namespace: &str, sid: &str, pid: Option<&str>) -> Vec<u8> {
 }
 
 /// The namespace is not joined; the client's library raises `connect_error` and does not try again.
-pub fn connect_error(namespace: &str, message: &str, data: Option<&Value>) -> Vec<u8> {
+pub(crate) fn connect_error(namespace: &str, message: &str, data: Option<&Value>) -> Vec<u8> {
     #[derive(Serialize)]
     struct Refusal<'a> {
         message: &'a str,

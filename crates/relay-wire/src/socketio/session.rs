@@ -128,13 +128,13 @@ impl Session {
     }
 
     /// Whether packets travel in HTTP bodies.
-    pub fn is_polling(&self) -> bool {
+    pub(crate) fn is_polling(&self) -> bool {
         matches!(self.carrier, Carrier::Polling { .. })
     }
 
     /// Whether a poll is to be answered though there is nothing to say, so that its client can go on over
     /// WebSocket.
-    pub fn owes_noop(&self, now: Moment) -> bool {
+    pub(crate) fn owes_noop(&self, now: Moment) -> bool {
         matches!(
             self.carrier,
             Carrier::Polling { polled: true, probing: Some(until), .. } if now < until
@@ -157,7 +157,7 @@ impl Session {
     }
 
     /// The poll was answered.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         if let Carrier::Polling { polled, .. } = &mut self.carrier {
             *polled = false;
         }
@@ -212,7 +212,7 @@ impl Session {
 
     /// The WebSocket takes over. False if it may not (any more).
     #[must_use]
-    pub fn upgrade(&mut self, now: Moment) -> bool {
+    pub(crate) fn upgrade(&mut self, now: Moment) -> bool {
         let may = matches!(
             self.carrier,
             Carrier::Polling { probing: Some(until), .. } if now < until
@@ -224,28 +224,28 @@ impl Session {
     }
 
     /// Namespaces that were joined.
-    pub fn namespaces(&self) -> &[String] {
+    pub(crate) fn namespaces(&self) -> &[String] {
         &self.namespaces
     }
 
     /// Whether a namespace was joined.
-    pub fn is_in(&self, namespace: &str) -> bool {
+    pub(crate) fn is_in(&self, namespace: &str) -> bool {
         self.namespaces.iter().any(|joined| joined == namespace)
     }
 
     /// A namespace is joined.
-    pub fn join(&mut self, namespace: &str) {
+    pub(crate) fn join(&mut self, namespace: &str) {
         debug_assert!(!self.is_in(namespace), "joined twice");
         self.namespaces.push(namespace.to_owned());
     }
 
     /// A namespace is left.
-    pub fn leave(&mut self, namespace: &str) {
+    pub(crate) fn leave(&mut self, namespace: &str) {
         self.namespaces.retain(|joined| joined != namespace);
     }
 
     /// A packet came as text.
-    pub fn text<'a>(&mut self, text: &'a str) -> Step<'a> {
+    pub(crate) fn text<'a>(&mut self, text: &'a str) -> Step<'a> {
         let Ok(packet) = Packet::parse(text) else {
             return Step::Broken(BrokenRule::NoPacket);
         };
@@ -260,7 +260,7 @@ impl Session {
     }
 
     /// A binary frame came.
-    pub fn binary(&mut self) -> Step<'static> {
+    pub(crate) fn binary(&mut self) -> Step<'static> {
         match self.attachments.checked_sub(1) {
             Some(left) => {
                 self.attachments = left;
