@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use relay_core::outbox::GapReason;
 use relay_core::publication::{JobKey, Publication};
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Joined, LeftOut};
 use relay_core::watcher::holds::Repairing;
+use relay_core::watcher::outbox::GapReason;
 use tokio::sync::Notify;
 
 /// From this many messages on, states are conflated before they reach the shard.

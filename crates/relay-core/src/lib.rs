@@ -1,7 +1,8 @@
 //! What a progress message means, with no socket, no HTTP, no NATS, no runtime and no clock.
 //!
 //! Read the modules in this order: a worker's words ([`document`], checked by [`guard`]) become numbered
-//! facts, which a client's outbox hands on in order; [`cursor`] says how far it has come.
+//! facts ([`job`], [`publication`]), of which each client, a [`watcher`], is sent what it is owed; [`cursor`] says how
+//! far it has come.
 
 pub mod backoff;
 pub mod cursor;
@@ -14,12 +15,9 @@ pub mod job;
 pub mod latency;
 pub mod limits;
 pub mod moment;
-pub mod outbox;
 pub mod position;
 pub mod publication;
 pub mod quality;
-pub mod recovery;
-pub mod session;
 pub mod tally;
 pub mod topic;
 pub mod watcher;

@@ -4,10 +4,10 @@
 //! is to be sent next. It is one thing to be driven: by a shard that has sockets, and by models that have none.
 //! It does not know bytes, transports, tokens, other watchers or a clock.
 //!
-//! In reading order: [`session`](crate::session) (what a client may ask, and whether it is alive), [`beginning`]
-//! (how a subscription begins), [`outbox`](crate::outbox) (what waits), [`endings`] (what wants an
+//! In reading order: [`session`] (what a client may ask, and whether it is alive), [`beginning`]
+//! (how a subscription begins), [`outbox`] (what waits), [`endings`] (what wants an
 //! acknowledgement), [`horizon`] and [`holds`] (how far anybody may be sent anything),
-//! [`recovery`](crate::recovery) (what a client that returns has already).
+//! [`recovery`] (what a client that returns has already).
 //!
 //! Invariant: the cursor it gives out never passes what is still owed under any of its topics.
 
@@ -15,6 +15,9 @@ pub mod beginning;
 mod endings;
 pub mod holds;
 pub mod horizon;
+pub mod outbox;
+mod recovery;
+pub mod session;
 pub mod sight;
 
 use std::sync::Arc;
@@ -23,14 +26,16 @@ use std::time::Duration;
 use crate::cursor::{Cursor, Print, Told};
 use crate::job::Again;
 use crate::moment::Moment;
-use crate::outbox::{GapReason, Offered, Outbox, OutboxBounds, SubscriptionId, Taken, Telling};
 use crate::position::{Epoch, Position, Seq};
 use crate::publication::Publication;
-use crate::recovery::Known;
-use crate::session::{
+use crate::topic::Topic;
+use crate::watcher::outbox::{
+    GapReason, Offered, Outbox, OutboxBounds, SubscriptionId, Taken, Telling,
+};
+use crate::watcher::recovery::Known;
+use crate::watcher::session::{
     Action, Actions, Command, CommandError, Event, Join, Session, SessionBounds, Subscription,
 };
-use crate::topic::Topic;
 
 use beginning::LeftOut;
 use endings::Endings;

@@ -12,15 +12,15 @@ use relay_core::cursor::{Cursor, Print};
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::{Offered, OutboxBounds, SubscriptionId};
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::{Body, Frames, JobKey, Publication};
-use relay_core::session::{Join, SessionBounds};
 use relay_core::tally::Share;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Beginning, Joined};
 use relay_core::watcher::holds::{Released, Repairing};
 use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::outbox::{Offered, OutboxBounds, SubscriptionId};
+use relay_core::watcher::session::{Join, SessionBounds};
 use relay_core::watcher::sight::{Sight, Viewer};
 use relay_core::watcher::{Watcher, WatcherBounds};
 

@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use relay_core::document::Status;
-use relay_core::session::CloseReason;
 use relay_core::watcher::WatcherBounds;
+use relay_core::watcher::session::CloseReason;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 

@@ -6,9 +6,9 @@
 use bytes::Bytes;
 use relay_core::id::Name;
 use relay_core::moment::WallTime;
-use relay_core::outbox::SubscriptionId;
 use relay_core::position::Seq;
-use relay_core::session::Command;
+use relay_core::watcher::outbox::SubscriptionId;
+use relay_core::watcher::session::Command;
 use serde_json::Value;
 
 /// Where an answer goes: what the client is to know by what it asked that is answered.

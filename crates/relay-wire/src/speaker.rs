@@ -15,12 +15,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use relay_core::cursor::Cursor;
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
-use relay_core::session::CloseReason;
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
 use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::outbox::SubscriptionId;
+use relay_core::watcher::session::CloseReason;
 use relay_core::watcher::{Watcher, WatcherBounds};
 use serde::Serialize;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use relay_core::document::JobDocument;
 use relay_core::id::Name;
 use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Subject};
-use relay_core::outbox::GapReason;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
+use relay_core::watcher::outbox::GapReason;
 
 use super::Hub;
 use super::table::Table;

@@ -8,10 +8,10 @@ use std::cmp::Reverse;
 use hashbrown::HashSet;
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Replay};
-use relay_core::outbox::SubscriptionId;
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Joined, LeftOut};
+use relay_core::watcher::outbox::SubscriptionId;
 
 use super::ahead::{AHEAD_WAIT, ahead};
 use super::table::{Early, LoadKey, Table, Waiter};

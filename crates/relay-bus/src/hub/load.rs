@@ -10,10 +10,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Job, Place};
-use relay_core::outbox::GapReason;
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
+use relay_core::watcher::outbox::GapReason;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::intake::{judge, parent};

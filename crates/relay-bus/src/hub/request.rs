@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use relay_core::cursor::Cursor;
 use relay_core::job::Again;
-use relay_core::outbox::SubscriptionId;
 use relay_core::position::Epoch;
 use relay_core::publication::Publication;
 use relay_core::tally::Tally;
 use relay_core::topic::Topic;
+use relay_core::watcher::outbox::SubscriptionId;
 
 use crate::inbox::ConnectionId;
 

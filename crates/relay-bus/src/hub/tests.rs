@@ -15,10 +15,10 @@ use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::SubscriptionId;
 use relay_core::position::Epoch;
 use relay_core::publication::Body;
 use relay_core::topic::Topic;
+use relay_core::watcher::outbox::SubscriptionId;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 

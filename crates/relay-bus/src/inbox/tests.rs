@@ -2,11 +2,11 @@ use bytes::Bytes;
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::moment::{Moment, WallTime};
-use relay_core::outbox::SubscriptionId;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{Body, Frames};
 use relay_core::tally::Share;
 use relay_core::topic::Topic;
+use relay_core::watcher::outbox::SubscriptionId;
 
 use super::*;
 use futures_util::FutureExt as _;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::cursor::{Cursor, Print};
 use crate::id::{JobId, Name, Owner};
 use crate::moment::{Moment, WallTime};
-use crate::outbox::{GapReason, SubscriptionId};
 use crate::position::Seq;
 use crate::publication::{JobKey, Publication};
 use crate::topic::Topic;
+use crate::watcher::outbox::{GapReason, SubscriptionId};
 
 use super::horizon::Horizon;
 use super::sight::{Sight, Viewer};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::moment::Moment;
-use crate::outbox::SubscriptionId;
 use crate::position::Seq;
 use crate::publication::Publication;
+use crate::watcher::outbox::SubscriptionId;
 
 /// How often an ending is sent that nobody acknowledges.
 const MAX_OFFERS: u32 = 6;

@@ -9,8 +9,8 @@ use crate::frames::Frames;
 use crate::id::{Name, Owner};
 use crate::moment::WallTime;
 use crate::publication::{Body, JobKey};
-use crate::session::CloseReason;
 use crate::tally::Share;
+use crate::watcher::session::CloseReason;
 use bytes::Bytes;
 
 mod model;

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use relay_core::outbox::OutboxBounds;
-use relay_core::session::SessionBounds;
 use relay_core::watcher::WatcherBounds;
+use relay_core::watcher::outbox::OutboxBounds;
+use relay_core::watcher::session::SessionBounds;
 
 use super::{Config, Delivery};
 

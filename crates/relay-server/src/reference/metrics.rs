@@ -8,9 +8,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use relay_bus::hub::HubStats;
-use relay_core::outbox::GapReason;
 use relay_core::quality::Verdict;
-use relay_core::session::CloseReason;
+use relay_core::watcher::outbox::GapReason;
+use relay_core::watcher::session::CloseReason;
 
 use super::assert_written;
 use crate::telemetry::Telemetry;

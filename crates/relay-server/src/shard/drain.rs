@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use relay_core::session::CloseReason;
+use relay_core::watcher::session::CloseReason;
 
 use super::{Shard, State};
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use relay_bus::inbox::ConnectionId;
 use relay_core::moment::Moment;
-use relay_core::session::CloseReason;
+use relay_core::watcher::session::CloseReason;
 use relay_wire::engineio::payload;
 use relay_wire::engineio::sid::Sid;
 use relay_wire::engineio::{NOOP, Refusal};

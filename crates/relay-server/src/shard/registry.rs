@@ -12,10 +12,10 @@ use hashbrown::HashMap;
 use relay_bus::hub::{Hub, JoinRequest};
 use relay_bus::inbox::ConnectionId;
 use relay_core::id::Name;
-use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Publication;
-use relay_core::session::Join;
 use relay_core::topic::Topic;
+use relay_core::watcher::outbox::SubscriptionId;
+use relay_core::watcher::session::Join;
 use smallvec::SmallVec;
 
 /// One connection's interest in one topic: where the connection is in the shard's slab, and as what.

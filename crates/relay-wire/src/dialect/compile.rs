@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use relay_core::session::CloseReason;
+use relay_core::watcher::session::CloseReason;
 use toml::Spanned;
 
 use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};

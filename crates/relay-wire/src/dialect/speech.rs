@@ -12,7 +12,7 @@ use relay_core::id::{JobId, Name};
 use relay_core::job::Again;
 use relay_core::moment::Moment;
 use relay_core::publication::{JobKey, Publication};
-use relay_core::session::{CloseReason, Command, Join};
+use relay_core::watcher::session::{CloseReason, Command, Join};
 use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;

@@ -1,7 +1,7 @@
 //! What holds for every dialect, and what is said of a file that is wrong.
 
-use relay_core::outbox::OutboxBounds;
-use relay_core::session::SessionBounds;
+use relay_core::watcher::outbox::OutboxBounds;
+use relay_core::watcher::session::SessionBounds;
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! A client's text message, decoded: one command, its id, or a sentence about what is wrong with it.
 
 use relay_core::job::Again;
-use relay_core::session::Command;
+use relay_core::watcher::session::Command;
 use serde::Deserialize;
 use serde_json::Value;
 

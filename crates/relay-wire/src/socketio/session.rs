@@ -1,7 +1,7 @@
 //! What may happen when, on one session: polls, posts, the change to WebSocket, and namespaces.
 //!
 //! A pure state machine: it is told what came and says what that means. Heartbeats and credentials are the
-//! affair of [`relay_core::session::Session`], answers and sockets that of their owner.
+//! affair of [`relay_core::watcher`], answers and sockets that of their owner.
 //!
 //! Invariants: at most one poll and one post are under way; after the change to WebSocket no poll, post or
 //! second WebSocket is taken; events are heard only in namespaces that were joined.

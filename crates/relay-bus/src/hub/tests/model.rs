@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 
 use relay_core::cursor::Cursor;
 use relay_core::id::{Name, Owner};
-use relay_core::outbox::{Offered, OutboxBounds, Telling};
-use relay_core::session::SessionBounds;
 use relay_core::watcher::beginning::{Beginning, Joined};
 use relay_core::watcher::horizon::Horizon;
+use relay_core::watcher::outbox::{Offered, OutboxBounds, Telling};
+use relay_core::watcher::session::SessionBounds;
 use relay_core::watcher::sight::{Sight, Viewer};
 use relay_core::watcher::{Seen, Watcher, WatcherBounds};
 use tokio::time::Instant;

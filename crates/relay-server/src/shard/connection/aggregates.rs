@@ -1,9 +1,9 @@
 //! How the jobs of a topic stand, taken together: said when a topic begins, and whenever that changes.
 
-use relay_core::outbox::SubscriptionId;
 use relay_core::publication::Frames;
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
+use relay_core::watcher::outbox::SubscriptionId;
 
 use super::{Connection, Desk};
 

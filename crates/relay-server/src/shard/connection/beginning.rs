@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use relay_core::id::Name;
-use relay_core::outbox::{GapReason, SubscriptionId};
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Beginning, Joined};
+use relay_core::watcher::outbox::{GapReason, SubscriptionId};
 use relay_core::watcher::sight::{Sight, Viewer as _};
 use relay_wire::exchange::ReplyTo;
 use relay_wire::native::frame::Notice;
@@ -132,7 +132,7 @@ impl Connection {
         let notice = Notice::Error {
             id: reply_to.id(),
             code: "forbidden",
-            message: relay_core::session::FORBIDDEN,
+            message: relay_core::watcher::session::FORBIDDEN,
             topic: Some(topic.to_string()),
         };
         self.say(&notice, reply_to, desk);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay_core::outbox::{Offered, SubscriptionId, Taken, Telling};
 use relay_core::publication::Publication;
-use relay_core::session::CloseReason;
 use relay_core::watcher::Seen;
+use relay_core::watcher::outbox::{Offered, SubscriptionId, Taken, Telling};
+use relay_core::watcher::session::CloseReason;
 use relay_wire::exchange::{ReplyTo, Told};
 use relay_wire::native::frame::Notice;
 

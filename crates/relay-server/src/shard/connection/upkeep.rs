@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use relay_bus::inbox::ConnectionId;
 use relay_core::moment::Moment;
-use relay_core::session::{Action, CloseReason};
+use relay_core::watcher::session::{Action, CloseReason};
 use relay_wire::exchange::{Hurry, ReplyTo};
 use relay_wire::native::frame::Notice;
 

@@ -13,9 +13,9 @@ use smallvec::SmallVec;
 use crate::cursor::{Cursor, Print, Told};
 use crate::job::Again;
 use crate::moment::Moment;
-use crate::outbox::SubscriptionId;
 use crate::position::{Position, Seq};
 use crate::topic::{Topic, TopicError};
+use crate::watcher::outbox::SubscriptionId;
 
 /// The times and counts every session is held to.
 #[derive(Debug, Clone, Copy)]
@@ -280,7 +280,7 @@ pub type Actions = SmallVec<[Action; 1]>;
 
 /// A session.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     phase: Phase,
     subscriptions: SmallVec<[Subscription; 1]>,
     next_subscription: u32,
@@ -290,12 +290,12 @@ pub struct Session {
 
 impl Session {
     /// A session whose client was authenticated before it began.
-    pub fn open(expires_at: Option<Moment>, now: Moment, bounds: &SessionBounds) -> Self {
+    pub(super) fn open(expires_at: Option<Moment>, now: Moment, bounds: &SessionBounds) -> Self {
         Self::new(Phase::Open { expires_at }, now, bounds)
     }
 
     /// A session whose client will authenticate by its first message.
-    pub fn unauthenticated(now: Moment, bounds: &SessionBounds) -> Self {
+    pub(super) fn unauthenticated(now: Moment, bounds: &SessionBounds) -> Self {
         let deadline = now + bounds.auth_timeout;
         Self::new(Phase::Unauthenticated { deadline }, now, bounds)
     }
@@ -311,7 +311,7 @@ impl Session {
     }
 
     /// Takes an event; says what is to be done. Total: any event is fine at any time.
-    pub fn handle(&mut self, event: Event, now: Moment, bounds: &SessionBounds) -> Actions {
+    pub(super) fn handle(&mut self, event: Event, now: Moment, bounds: &SessionBounds) -> Actions {
         if matches!(self.phase, Phase::Closed) {
             return Actions::new();
         }
@@ -332,13 +332,8 @@ impl Session {
         }
     }
 
-    /// Ends the session from outside; it will not act again.
-    pub fn close(&mut self) {
-        self.phase = Phase::Closed;
-    }
-
     /// When the next [`Event::Tick`] is wanted, at the latest.
-    pub fn next_tick(&self, bounds: &SessionBounds) -> Moment {
+    pub(super) fn next_tick(&self, bounds: &SessionBounds) -> Moment {
         let life = self
             .next_ping
             .min(self.last_sign_of_life + bounds.dead_after);
@@ -352,23 +347,23 @@ impl Session {
     }
 
     /// What it watches.
-    pub fn subscriptions(&self) -> &[Subscription] {
+    pub(super) fn subscriptions(&self) -> &[Subscription] {
         &self.subscriptions
     }
 
     /// One subscription, if it has not ended.
-    pub fn subscription(&self, id: SubscriptionId) -> Option<&Subscription> {
+    pub(super) fn subscription(&self, id: SubscriptionId) -> Option<&Subscription> {
         self.subscriptions.iter().find(|each| each.id == id)
     }
 
     /// The subscription to `topic`.
-    pub fn subscription_to(&self, topic: &Topic) -> Option<&Subscription> {
+    pub(super) fn subscription_to(&self, topic: &Topic) -> Option<&Subscription> {
         self.subscriptions.iter().find(|each| each.topic == *topic)
     }
 
     /// Notes that the bus answered a join of a client that had been told everything up to `since`, and that
     /// is told everything from `complete_from` on. False if the subscription ended meanwhile.
-    pub fn joined(&mut self, id: SubscriptionId, since: Seq, complete_from: Seq) -> bool {
+    pub(super) fn joined(&mut self, id: SubscriptionId, since: Seq, complete_from: Seq) -> bool {
         let found = self.subscriptions.iter_mut().find(|each| each.id == id);
         let Some(subscription) = found else {
             return false;
@@ -380,7 +375,7 @@ impl Session {
     }
 
     /// Ends one subscription (refused by the bus, or foreign).
-    pub fn leave(&mut self, id: SubscriptionId) -> Option<Topic> {
+    pub(super) fn leave(&mut self, id: SubscriptionId) -> Option<Topic> {
         let at = self.subscriptions.iter().position(|each| each.id == id)?;
         Some(self.subscriptions.remove(at).topic)
     }
@@ -389,7 +384,7 @@ impl Session {
     ///
     /// # Errors
     /// As the same command would be refused.
-    pub fn subscribe(
+    pub(super) fn subscribe(
         &mut self,
         topic: Topic,
         bounds: &SessionBounds,
@@ -418,7 +413,7 @@ impl Session {
     /// not as far; `carried` are topics the client brought a cursor for and has not (again) been told
     /// anything of, so that the cursor still speaks for them. A topic that another node told further than
     /// `at` stays where it was.
-    pub fn cursor(
+    pub(super) fn cursor(
         &self,
         at: Position,
         behind: impl Fn(SubscriptionId) -> Option<Seq>,

@@ -5,25 +5,25 @@
 //! Invariant: where the numbers do not say, it does not count as told. Rather twice than never.
 
 use crate::cursor::{Print, Told};
-use crate::outbox::SubscriptionId;
 use crate::position::Seq;
 use crate::publication::Publication;
-use crate::session::{Session, Subscription};
 use crate::topic::Topic;
+use crate::watcher::outbox::SubscriptionId;
+use crate::watcher::session::{Session, Subscription};
 
 /// What the numbers of one connection say.
 #[derive(Debug, Clone, Copy)]
-pub struct Known<'a> {
+pub(super) struct Known<'a> {
     /// Its topics.
-    pub session: &'a Session,
+    pub(super) session: &'a Session,
     /// What its cursor says of topics that are not (yet) live on the connection.
-    pub carried: &'a [Told],
+    pub(super) carried: &'a [Told],
 }
 
 impl Known<'_> {
     /// From which number on a topic that is answered now is told whole: from `high` on, or as its cursor says if
     /// it goes on from `since`.
-    pub fn complete_from(&self, topic: &Topic, since: Option<Seq>, high: Seq) -> Seq {
+    pub(super) fn complete_from(&self, topic: &Topic, since: Option<Seq>, high: Seq) -> Seq {
         let Some(since) = since else {
             return high;
         };
@@ -37,7 +37,7 @@ impl Known<'_> {
     /// that `may_watch` allows it. A topic that began with a snapshot is told everything since and, if it began on
     /// this connection, what its snapshot has: that of which no state of its job is newer (`newest`). What was in
     /// one that another node gave, or that was not told whole, is not known.
-    pub fn is_told(
+    pub(super) fn is_told(
         &self,
         publication: &Publication,
         via: SubscriptionId,
@@ -57,7 +57,7 @@ impl Known<'_> {
     /// Whether another node told the client what comes under `via` before it came here: under that topic or, if
     /// that was behind, under another. One that began with a snapshot was not told the milestones and earlier
     /// endings before it.
-    pub fn was_told(&self, publication: &Publication, via: SubscriptionId) -> bool {
+    pub(super) fn was_told(&self, publication: &Publication, via: SubscriptionId) -> bool {
         let seq = publication.seq;
         match self.session.subscription(via) {
             None => return false,

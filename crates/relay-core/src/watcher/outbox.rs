@@ -170,7 +170,7 @@ fn identity(publication: &Publication) -> Identity {
 
 /// The outbox of one connection. An idle one owns no memory of its own.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub(super) struct Outbox {
     items: VecDeque<Item>,
     paced: SmallVec<[Paced; 1]>,
     /// Waiting items that subscriptions start with.
@@ -183,7 +183,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// Offers what was just published. Repairs come with a number below what was offered before.
-    pub fn offer(
+    pub(super) fn offer(
         &mut self,
         publication: &Arc<Publication>,
         via: SubscriptionId,
@@ -229,7 +229,7 @@ impl Outbox {
     /// Passes on what was just published, where nothing waits before it and it is due: as if it had been
     /// offered and taken, without a place among what waits. The position the client's cursor then has;
     /// `None` where it has to be offered, and nothing has changed.
-    pub fn pass(
+    pub(super) fn pass(
         &mut self,
         publication: &Publication,
         now: Moment,
@@ -251,7 +251,7 @@ impl Outbox {
     /// Adds what a subscription starts with: a snapshot, or what its client missed. Goes at once.
     ///
     /// It takes nothing's place: what waits under another subscription is owed there.
-    pub fn owe(
+    pub(super) fn owe(
         &mut self,
         publication: &Arc<Publication>,
         via: SubscriptionId,
@@ -273,7 +273,7 @@ impl Outbox {
 
     /// Notes that what was offered of a job with this number is owed to a further subscription, where it waits,
     /// or where a gap stands for it.
-    pub fn share(&mut self, key: JobKey, seq: Seq, via: SubscriptionId) {
+    pub(super) fn share(&mut self, key: JobKey, seq: Seq, via: SubscriptionId) {
         let waiting = self.items.iter_mut().rev();
         let mut same = waiting
             .skip_while(|item| item.seq > seq)
@@ -298,7 +298,7 @@ impl Outbox {
 
     /// How far a subscription has been told, where that is less than the cursor's number says: it still
     /// waits for something at or below it.
-    pub fn behind(&self, via: SubscriptionId) -> Option<Seq> {
+    pub(super) fn behind(&self, via: SubscriptionId) -> Option<Seq> {
         self.items
             .iter()
             .take_while(|item| item.seq <= self.told)
@@ -307,7 +307,7 @@ impl Outbox {
     }
 
     /// Says that milestones of a job are lost to this client.
-    pub fn announce_gap(
+    pub(super) fn announce_gap(
         &mut self,
         (key, job): (JobKey, JobId),
         seq: Seq,
@@ -332,19 +332,19 @@ impl Outbox {
     }
 
     /// Starts a client where its cursor stands, or as far as all that it watches is known.
-    pub fn resume(&mut self, seq: Seq) {
+    pub(super) fn resume(&mut self, seq: Seq) {
         self.reach(seq);
     }
 
     /// Notes that everything up to `seq` has been offered or did not concern this connection.
-    pub fn advance(&mut self, seq: Seq) {
+    pub(super) fn advance(&mut self, seq: Seq) {
         if self.items.is_empty() {
             self.reach(seq);
         }
     }
 
     /// The number a cursor may name now.
-    pub fn position(&self) -> Seq {
+    pub(super) fn position(&self) -> Seq {
         self.told
     }
 
@@ -354,7 +354,12 @@ impl Outbox {
     /// What is newer waits behind what is older, also when only the older is held back by its pace: so
     /// one number says exactly what the client has been told, and a client that returns is told nothing
     /// twice. The wait is at most one interval, and endings end it.
-    pub fn take(&mut self, now: Moment, ceiling: Seq, bounds: &OutboxBounds) -> Option<Taken> {
+    pub(super) fn take(
+        &mut self,
+        now: Moment,
+        ceiling: Seq,
+        bounds: &OutboxBounds,
+    ) -> Option<Taken> {
         if !self.has_due(now, ceiling) {
             return None;
         }
@@ -376,19 +381,19 @@ impl Outbox {
     }
 
     /// Whether [`Outbox::take`] would take something.
-    pub fn has_due(&self, now: Moment, ceiling: Seq) -> bool {
+    pub(super) fn has_due(&self, now: Moment, ceiling: Seq) -> bool {
         let first = self.items.front();
         first.is_some_and(|first| first.due <= now && first.seq <= ceiling)
     }
 
     /// When the oldest thing is due; `None` while nothing waits, or a repair holds it back.
-    pub fn next_due(&self, ceiling: Seq) -> Option<Moment> {
+    pub(super) fn next_due(&self, ceiling: Seq) -> Option<Moment> {
         let first = self.items.front().filter(|first| first.seq <= ceiling);
         first.map(|first| first.due)
     }
 
     /// A subscription ended: what waits for it alone is forgotten.
-    pub fn forget(&mut self, via: SubscriptionId) {
+    pub(super) fn forget(&mut self, via: SubscriptionId) {
         self.items.retain_mut(|item| {
             item.vias.retain(|each| *each != via);
             !item.vias.is_empty()
@@ -403,17 +408,18 @@ impl Outbox {
     }
 
     /// How many things wait.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
         self.items.len()
     }
 
     /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
     /// The age of the oldest ending that waits.
-    pub fn oldest_ending(&self, now: Moment) -> Option<Duration> {
+    pub(super) fn oldest_ending(&self, now: Moment) -> Option<Duration> {
         self.items
             .iter()
             .filter_map(Item::publication)
