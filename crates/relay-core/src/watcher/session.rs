@@ -221,6 +221,23 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// All there are.
+    pub const ALL: [Self; 13] = [
+        Self::Client,
+        Self::Dead,
+        Self::Slow,
+        Self::Overflow,
+        Self::Expired,
+        Self::Unauthenticated,
+        Self::TooLarge,
+        Self::TooFrequent,
+        Self::Protocol,
+        Self::Drain,
+        Self::Ended,
+        Self::Idle,
+        Self::InternalError,
+    ];
+
     /// The word in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

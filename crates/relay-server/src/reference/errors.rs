@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{page, sources};
 use crate::answer::ApiError;
-use crate::reference::metrics::CLOSE_REASONS;
+use relay_core::watcher::session::CloseReason;
 
 const PAGE: &str = "docs/reference/errors.md";
 
@@ -181,14 +181,14 @@ fn every_reason_has_its_close_code_on_the_page() {
     let codes = close_codes(&sources::shipped());
     let page = page(PAGE);
     let rows = cells(&page, "Reason");
-    assert_eq!(rows.len(), CLOSE_REASONS.len());
-    let listed = CLOSE_REASONS.map(|reason| format!("{reason:?}"));
+    assert_eq!(rows.len(), CloseReason::ALL.len());
+    let listed = CloseReason::ALL.map(|reason| format!("{reason:?}"));
     let unlisted: Vec<_> = codes
         .keys()
         .filter(|reason| !listed.contains(reason))
         .collect();
-    assert!(unlisted.is_empty(), "not in CLOSE_REASONS: {unlisted:?}");
-    for reason in CLOSE_REASONS {
+    assert!(unlisted.is_empty(), "not in CloseReason::ALL: {unlisted:?}");
+    for reason in CloseReason::ALL {
         let word = format!("`{}`", reason.as_str());
         let row = rows.iter().find(|(cell, _)| *cell == word);
         let (_, row) = row.unwrap_or_else(|| panic!("{word} is not on the page"));

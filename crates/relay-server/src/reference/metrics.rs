@@ -106,23 +106,6 @@ const VERDICTS: &str = "VERDICTS";
 const REASONS: &str = "REASONS";
 const GAPS: &str = "GAPS";
 
-/// Every reason for which a connection ends.
-pub(super) const CLOSE_REASONS: [CloseReason; 13] = [
-    CloseReason::Client,
-    CloseReason::Dead,
-    CloseReason::Slow,
-    CloseReason::Overflow,
-    CloseReason::Expired,
-    CloseReason::Unauthenticated,
-    CloseReason::TooLarge,
-    CloseReason::TooFrequent,
-    CloseReason::Protocol,
-    CloseReason::Drain,
-    CloseReason::Ended,
-    CloseReason::Idle,
-    CloseReason::InternalError,
-];
-
 fn in_words(values: &str) -> String {
     let list = |words: Vec<&str>| {
         let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
@@ -132,7 +115,7 @@ fn in_words(values: &str) -> String {
         VERDICTS => list(Verdict::ALL.map(Verdict::as_str).to_vec()),
         REASONS => format!(
             "{}; see [Errors](errors.md#websocket-close-codes)",
-            list(CLOSE_REASONS.map(CloseReason::as_str).to_vec())
+            list(CloseReason::ALL.map(CloseReason::as_str).to_vec())
         ),
         GAPS => list(vec![
             GapReason::Outbox.as_str(),

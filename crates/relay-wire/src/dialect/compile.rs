@@ -21,22 +21,6 @@ const MAX_WORDS: usize = 24;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths that are the native protocol's.
 const RESERVED: &str = "/v1/";
-/// Reasons a close code may be given for.
-const REASONS: [CloseReason; 12] = [
-    CloseReason::Dead,
-    CloseReason::Slow,
-    CloseReason::Overflow,
-    CloseReason::Expired,
-    CloseReason::Unauthenticated,
-    CloseReason::TooLarge,
-    CloseReason::TooFrequent,
-    CloseReason::Protocol,
-    CloseReason::Drain,
-    CloseReason::Ended,
-    CloseReason::Idle,
-    CloseReason::InternalError,
-];
-
 /// The text of a dialect, its name, and where it stands.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -303,10 +287,16 @@ impl Reading<'_> {
     fn codes(&mut self, file: &DialectFile) -> HashMap<&'static str, u16> {
         let mut codes = HashMap::new();
         for (reason, code) in &file.close.codes {
-            let known = REASONS.iter().find(|each| each.as_str() == reason);
+            // A client that left is sent nothing any more.
+            let reasons = || {
+                CloseReason::ALL
+                    .iter()
+                    .filter(|each| **each != CloseReason::Client)
+            };
+            let known = reasons().find(|each| each.as_str() == reason);
             let at = code.span().start;
             let Some(known) = known else {
-                let all: Vec<_> = REASONS.iter().map(|each| each.as_str()).collect();
+                let all: Vec<_> = reasons().map(|each| each.as_str()).collect();
                 let message = format!(
                     "{reason:?} is not a close reason; use one of {}",
                     all.join(", ")
