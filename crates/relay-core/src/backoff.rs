@@ -24,7 +24,7 @@ impl Backoff {
     }
 
     /// The longest delay before the attempt counted from 0.
-    pub fn ceiling(&self, attempt: u32) -> Duration {
+    pub(crate) fn ceiling(&self, attempt: u32) -> Duration {
         // Past a thousand doublings nothing finite is left; `max` holds from long before.
         let exponent = attempt.min(1_000) as i32;
         let grown = self.initial.as_secs_f64() * 2.0_f64.powi(exponent);

@@ -46,7 +46,7 @@ pub struct CursorError;
 
 impl Cursor {
     /// A cursor at `position` for topics told unequally far. Those past the [`MAX_TOPICS`]th are left out.
-    pub fn new(position: Position, told: impl IntoIterator<Item = Told>) -> Self {
+    pub(crate) fn new(position: Position, told: impl IntoIterator<Item = Told>) -> Self {
         let seq = position.seq;
         let told = told.into_iter().take(MAX_TOPICS).map(|told| Told {
             seq: told.seq.min(seq),

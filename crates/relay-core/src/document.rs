@@ -23,14 +23,14 @@ use crate::moment::WallTime;
 
 pub use merge::merge_patch;
 pub use milestone::MilestoneData;
-pub use refusal::{MAX_QUOTED_CHARS, Problem, Quoted, Refusal};
+pub use refusal::{Problem, Quoted, Refusal};
 pub use status::Status;
 
 use field::Field;
 use text::{Member, push_compact, read_object, text_of};
 
 /// The deepest nesting taken. serde_json's own limit does not count inside raw values.
-pub const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DEPTH: usize = 64;
 
 /// The complete state of one job, accepted and normalised.
 ///
@@ -71,17 +71,17 @@ impl JobDocument {
     }
 
     /// Where the job stands.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.status
     }
 
     /// From 0 to 100, if it is known.
-    pub fn progress(&self) -> Option<f64> {
+    pub(crate) fn progress(&self) -> Option<f64> {
         self.progress
     }
 
     /// Which try at the job this is, from 1.
-    pub fn attempt(&self) -> u32 {
+    pub(crate) fn attempt(&self) -> u32 {
         self.attempt
     }
 
@@ -91,7 +91,7 @@ impl JobDocument {
     }
 
     /// How much this job counts among its parent's.
-    pub fn weight(&self) -> Option<f64> {
+    pub(crate) fn weight(&self) -> Option<f64> {
         self.weight
     }
 
@@ -101,7 +101,8 @@ impl JobDocument {
     }
 
     /// Seconds left, as the worker or an estimate has it.
-    pub fn eta_seconds(&self) -> Option<f64> {
+    #[cfg(test)]
+    pub(crate) fn eta_seconds(&self) -> Option<f64> {
         self.eta_seconds
     }
 
@@ -109,7 +110,7 @@ impl JobDocument {
     ///
     /// Does nothing when there is an `eta_seconds` already, when the job has ended, or when `seconds` is
     /// not a number of seconds.
-    pub fn estimate_eta(&mut self, seconds: f64) {
+    pub(crate) fn estimate_eta(&mut self, seconds: f64) {
         let sensible = seconds.is_finite() && seconds >= 0.0;
         if self.eta_seconds.is_some() || self.status.is_terminal() || !sensible {
             return;
@@ -122,7 +123,8 @@ impl JobDocument {
 
     /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of
     /// the schema, then the others in the order they came.
-    pub fn as_json(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn as_json(&self) -> &str {
         &self.json
     }
 

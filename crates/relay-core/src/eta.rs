@@ -48,13 +48,8 @@ pub struct EtaEstimator {
 }
 
 impl EtaEstimator {
-    /// An estimator that has seen nothing.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Takes in that the job was at `progress` at the moment `at`.
-    pub fn observe(&mut self, progress: f64, at: Moment) {
+    pub(crate) fn observe(&mut self, progress: f64, at: Moment) {
         if !(0.0..=100.0).contains(&progress) {
             return;
         }
@@ -98,7 +93,7 @@ impl EtaEstimator {
 
     /// The time left as seen from `now`; `None` while there is too little to go by, when the job
     /// should have been done by now, or when it is at 100.
-    pub fn estimate(&self, now: Moment) -> Option<Duration> {
+    pub(crate) fn estimate(&self, now: Moment) -> Option<Duration> {
         let known = self.measured >= MIN_MEASURED
             && self.seen_at.since(self.started) >= MIN_WATCHED
             && self.seen_progress - self.started_progress >= MIN_RISEN
@@ -134,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_steady_job_is_told_its_time() {
-        let mut eta = EtaEstimator::new();
+        let mut eta = EtaEstimator::default();
         for n in 0..=20 {
             eta.observe(f64::from(n) * 2.0, second(f64::from(n)));
         }
@@ -147,14 +142,14 @@ mod tests {
 
     #[test]
     fn there_is_no_estimate_without_reason() {
-        let mut eta = EtaEstimator::new();
+        let mut eta = EtaEstimator::default();
         assert_eq!(seconds_left(&eta, 5.0), None);
         eta.observe(10.0, second(0.0));
         assert_eq!(seconds_left(&eta, 0.0), None, "one observation is no pace");
         eta.observe(11.0, second(0.5));
         eta.observe(12.0, second(1.0));
         assert_eq!(seconds_left(&eta, 1.0), None, "watched too short");
-        let mut still = EtaEstimator::new();
+        let mut still = EtaEstimator::default();
         for n in 0..100 {
             still.observe(50.0, second(f64::from(n)));
         }
@@ -163,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_burst_is_not_a_pace() {
-        let mut steady = EtaEstimator::new();
-        let mut bursty = EtaEstimator::new();
+        let mut steady = EtaEstimator::default();
+        let mut bursty = EtaEstimator::default();
         for n in 0..10 {
             let (progress, at) = (f64::from(n) * 5.0, f64::from(n) * 5.0);
             steady.observe(progress, second(at));
@@ -184,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_job_that_slows_down_is_believed() {
-        let mut eta = EtaEstimator::new();
+        let mut eta = EtaEstimator::default();
         let mut progress = 0.0;
         for n in 0..120 {
             eta.observe(progress, second(f64::from(n)));
@@ -197,7 +192,7 @@ mod tests {
 
     #[test]
     fn another_attempt_begins_afresh() {
-        let mut eta = EtaEstimator::new();
+        let mut eta = EtaEstimator::default();
         for n in 0..10 {
             eta.observe(f64::from(n) * 5.0, second(f64::from(n)));
         }
@@ -208,7 +203,7 @@ mod tests {
 
     #[test]
     fn at_a_hundred_there_is_nothing_to_estimate() {
-        let mut eta = EtaEstimator::new();
+        let mut eta = EtaEstimator::default();
         for n in 0..=10 {
             eta.observe(f64::from(n) * 10.0, second(f64::from(n)));
         }
@@ -221,7 +216,7 @@ mod tests {
             seen in proptest::collection::vec((prop_oneof![0.0f64..=100.0, any::<f64>()], any::<u32>()), 0..60),
             now in any::<u64>(),
         ) {
-            let mut eta = EtaEstimator::new();
+            let mut eta = EtaEstimator::default();
             for (progress, at) in seen {
                 eta.observe(progress, Moment::from_micros(u64::from(at) * 100));
                 for now in [now, u64::from(at) * 100] {

@@ -46,7 +46,7 @@ pub enum Stale {
 
 impl Guard {
     /// The guard of a job of which nothing is known.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             attempt: 0,
             ended: false,
@@ -55,7 +55,7 @@ impl Guard {
     }
 
     /// Whether `doc` may follow what was accepted so far.
-    pub fn check(&self, doc: &JobDocument) -> Verdict {
+    pub(crate) fn check(&self, doc: &JobDocument) -> Verdict {
         if doc.attempt() > self.attempt {
             return Verdict::Accepted {
                 reopened: self.ended,
@@ -76,7 +76,7 @@ impl Guard {
     }
 
     /// Checks `doc`, and remembers it if it may follow.
-    pub fn admit(&mut self, doc: &JobDocument) -> Verdict {
+    pub(crate) fn admit(&mut self, doc: &JobDocument) -> Verdict {
         let verdict = self.check(doc);
         if verdict.is_accepted() {
             if doc.attempt() > self.attempt {
@@ -90,12 +90,12 @@ impl Guard {
     }
 
     /// Whether the job has ended, so that only a higher attempt may follow.
-    pub const fn is_terminal(&self) -> bool {
+    pub(crate) const fn is_terminal(&self) -> bool {
         self.ended
     }
 
     /// The highest attempt accepted; 0 before the first state.
-    pub const fn attempt(&self) -> u32 {
+    pub(crate) const fn attempt(&self) -> u32 {
         self.attempt
     }
 }
@@ -108,17 +108,14 @@ impl Default for Guard {
 
 impl Verdict {
     /// Whether the state may follow.
-    pub const fn is_accepted(self) -> bool {
+    pub(crate) const fn is_accepted(self) -> bool {
         matches!(self, Self::Accepted { .. })
     }
 }
 
 impl Stale {
-    /// Every reason, for whoever counts them.
-    pub const ALL: [Self; 3] = [Self::OlderAttempt, Self::AfterEnding, Self::ProgressFell];
-
     /// The reason as one word, for a metric's label and an error body.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::OlderAttempt => "older_attempt",
             Self::AfterEnding => "after_ending",

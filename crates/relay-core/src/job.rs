@@ -224,7 +224,8 @@ impl Job {
     ///
     /// # Errors
     /// Says why the update goes no further; the job is as it was then.
-    pub fn apply(
+    #[cfg(test)]
+    pub(crate) fn apply(
         &mut self,
         subject: Subject<'_>,
         payload: &Bytes,
@@ -235,7 +236,7 @@ impl Job {
         Ok(self.enter(judged, bounds))
     }
 
-    /// The first half of [`Job::apply`]: reads the update's bytes and changes nothing.
+    /// The first half of taking an update: reads its bytes and changes nothing.
     ///
     /// # Errors
     /// Says why the update goes no further.
@@ -282,10 +283,10 @@ impl Job {
         publication
     }
 
-    /// Whether [`Job::apply`] would take an update; true if it is an ending.
+    /// Whether an update would be accepted; true if it is an ending.
     ///
     /// # Errors
-    /// As [`Job::apply`] would, but for a repetition, which does no harm.
+    /// As [`Job::judge`], but for a repetition, which does no harm.
     pub fn check(
         &self,
         subject: Subject<'_>,
@@ -370,7 +371,7 @@ impl Job {
     }
 
     /// What somebody is owed who has been told everything up to `since`, or nothing yet.
-    pub fn replay(&self, since: Option<Seq>) -> Replay {
+    pub(crate) fn replay(&self, since: Option<Seq>) -> Replay {
         let Some(since) = since.filter(|since| *since >= self.known_from) else {
             return Replay {
                 recovered: false,
@@ -391,7 +392,7 @@ impl Job {
         }
     }
 
-    /// As [`Job::replay`], with what is told again.
+    /// As `Job::replay`, with what is told again.
     pub fn replay_with(&self, since: Option<Seq>, again: Again) -> Replay {
         let mut replay = self.replay(since);
         if let Some(since) = since.filter(|_| replay.recovered) {

@@ -16,13 +16,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Nothing observed yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Takes in one duration.
-    pub fn observe(&mut self, took: Duration) {
+    pub(crate) fn observe(&mut self, took: Duration) {
         let took = took.as_secs_f64();
         if self.observed {
             self.deviation += ((self.mean - took).abs() - self.deviation) / 4.0;
@@ -43,7 +38,7 @@ impl Latency {
     }
 
     /// What is only rarely exceeded: the mean and four deviations; `None` before the first observation.
-    pub fn upper(&self) -> Option<Duration> {
+    pub(crate) fn upper(&self) -> Option<Duration> {
         let upper = self.mean + 4.0 * self.deviation;
         self.observed.then(|| duration(upper))
     }
@@ -64,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_first_observation_sets_both() {
-        let mut latency = Latency::new();
+        let mut latency = Latency::default();
         assert_eq!(latency.mean(), None);
         assert_eq!(latency.deviation(), None);
         assert_eq!(latency.upper(), None);
@@ -76,7 +71,7 @@ mod tests {
 
     #[test]
     fn later_ones_weigh_as_in_rfc_6298() {
-        let mut latency = Latency::new();
+        let mut latency = Latency::default();
         latency.observe(millis(100));
         latency.observe(millis(180));
         assert_eq!(latency.mean(), Some(millis(110)));
@@ -86,7 +81,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_mean_stays_within_what_was_observed(all in proptest::collection::vec(0u64..10_000_000, 1..50)) {
-            let mut latency = Latency::new();
+            let mut latency = Latency::default();
             for micros in &all {
                 latency.observe(Duration::from_micros(*micros));
             }

@@ -66,7 +66,8 @@ impl LimitRefusal {
     }
 
     /// The bound that was met.
-    pub const fn limit(&self) -> u32 {
+    #[cfg(test)]
+    pub(crate) const fn limit(&self) -> u32 {
         match self {
             Self::User { limit } | Self::Address { limit } | Self::Node { limit } => *limit,
         }
@@ -143,34 +144,31 @@ impl Ledger {
         self.check();
     }
 
-    /// The limits it keeps.
-    pub fn limits(&self) -> ConnectionLimits {
-        self.limits
-    }
-
     /// How many connections there are.
     pub fn total(&self) -> u32 {
         self.total
     }
 
     /// How many connections `user` has.
-    pub fn of_user(&self, user: &Name) -> u32 {
+    pub(crate) fn of_user(&self, user: &Name) -> u32 {
         self.users.get(user).copied().unwrap_or(0)
     }
 
     /// How many connections there are from `address`, or from its /64.
-    pub fn of_address(&self, address: IpAddr) -> u32 {
+    pub(crate) fn of_address(&self, address: IpAddr) -> u32 {
         let network = network(address);
         self.addresses.get(&network).copied().unwrap_or(0)
     }
 
     /// How many users have a connection.
-    pub fn users(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn users(&self) -> usize {
         self.users.len()
     }
 
     /// From how many addresses there are connections.
-    pub fn addresses(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> usize {
         self.addresses.len()
     }
 

@@ -16,13 +16,8 @@ impl Moment {
         Self(micros)
     }
 
-    /// Microseconds since the clock's start.
-    pub const fn as_micros(self) -> u64 {
-        self.0
-    }
-
     /// How long after `earlier` this is; zero if it is not.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 }

@@ -53,7 +53,7 @@ impl Seq {
     }
 
     /// The number that is `lag` behind this one; `None` if there are not so many.
-    pub fn behind_by(self, lag: u64) -> Option<Self> {
+    pub(crate) fn behind_by(self, lag: u64) -> Option<Self> {
         self.0.checked_sub(lag).map(Self)
     }
 }

@@ -3,18 +3,18 @@
 //! Knows durations, not what was measured. A verdict changes only after several observations in a row say
 //! so, and getting better takes more than getting worse: a page that is told of every hiccup learns nothing.
 //!
-//! Invariant: between two changes of the verdict there are at least [`WORSE_AFTER`] observations.
+//! Invariant: between two changes of the verdict there are at least `WORSE_AFTER` observations.
 
 use std::time::Duration;
 
 use crate::latency::Latency;
 
 /// Observations in a row that make a verdict worse.
-pub const WORSE_AFTER: u8 = 2;
+pub(crate) const WORSE_AFTER: u8 = 2;
 /// Observations in a row that make it better.
-pub const BETTER_AFTER: u8 = 3;
+pub(crate) const BETTER_AFTER: u8 = 3;
 /// Answers missed in a row that make a connection bad at once.
-pub const MISSED: u8 = 3;
+pub(crate) const MISSED: u8 = 3;
 /// From this mean on a connection is degraded.
 const SLOW: Duration = Duration::from_millis(500);
 /// From this mean on it is bad.

@@ -46,7 +46,7 @@ impl Share {
         clippy::cast_possible_truncation,
         reason = "a percentage and a weight need no more digits"
     )]
-    pub fn of_document(document: &JobDocument) -> Self {
+    pub(crate) fn of_document(document: &JobDocument) -> Self {
         let status = document.status();
         let done = (status == Status::Completed).then_some(100.0);
         Self {

@@ -44,7 +44,7 @@ impl Topic {
     }
 
     /// `job`, `user` or `group`.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Job(_) => "job",
             Self::User(_) => "user",

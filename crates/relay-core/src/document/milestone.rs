@@ -46,18 +46,14 @@ impl MilestoneData {
     }
 
     /// The value as JSON text, on one line.
-    pub fn as_json(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn as_json(&self) -> &str {
         self.data.get()
     }
 
-    /// The value as JSON text, for whoever is done with the milestone.
+    /// The value as JSON text, where the milestone is not needed any more.
     pub fn into_json(self) -> String {
         Box::<str>::from(self.data).into()
-    }
-
-    /// The value, to be put into a larger document as it is.
-    pub fn raw(&self) -> &RawValue {
-        &self.data
     }
 
     /// The worker's clock at publishing: the member `ts` if the value is an object with an RFC 3339 one.

@@ -13,7 +13,7 @@ use crate::id::{Name, NameError};
 use super::MAX_DEPTH;
 
 /// How much of a refused value a message repeats.
-pub const MAX_QUOTED_CHARS: usize = 40;
+pub(crate) const MAX_QUOTED_CHARS: usize = 40;
 
 /// Why a payload is not a job document, a milestone or a merge patch.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -95,7 +95,7 @@ impl Refusal {
     }
 
     /// The reason as one word, for a metric's label and an error body.
-    pub const fn code(&self) -> &'static str {
+    pub(crate) const fn code(&self) -> &'static str {
         match self {
             Self::Empty | Self::NotUtf8 { .. } | Self::NotJson { .. } => "bad_json",
             Self::NotAnObject { .. } => "not_an_object",
