@@ -149,7 +149,7 @@ fn the_statuses_on_the_page_are_those_of_the_answers() {
 fn close_codes(files: &[String]) -> BTreeMap<String, u16> {
     let mut numbers = BTreeMap::new();
     for text in files {
-        for constant in text.split("pub const ").skip(1) {
+        for constant in text.split("const ").skip(1) {
             let Some((name, rest)) = constant.split_once(": u16 = ") else {
                 continue;
             };
