@@ -124,7 +124,9 @@ impl Cursor {
     pub fn since(&self, topic: &Topic) -> Option<Seq> {
         let print = Print::of(topic);
         let at = self.told.binary_search_by_key(&print, |told| told.print);
-        at.ok().map(|at| self.told[at].seq)
+        at.ok()
+            .and_then(|at| self.told.get(at))
+            .map(|told| told.seq)
     }
 
     /// The topics it speaks for.

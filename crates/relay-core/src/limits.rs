@@ -128,20 +128,26 @@ impl Ledger {
         self.check();
     }
 
-    /// Counts a connection admitted without a user as one of `user`, who has named himself since.
+    /// Counts a connection of `before` as one of `user` from here on; its address keeps it.
     ///
     /// # Errors
-    /// When the user has as many as one may; then nothing is counted.
-    pub fn admit_user(&mut self, user: &Name) -> Result<(), LimitRefusal> {
-        self.count_user(user)?;
+    /// When the user has as many as one may; then nothing changes.
+    pub fn change_user(
+        &mut self,
+        before: Option<&Name>,
+        user: Option<&Name>,
+    ) -> Result<(), LimitRefusal> {
+        if before == user {
+            return Ok(());
+        }
+        if let Some(user) = user {
+            self.count_user(user)?;
+        }
+        if let Some(before) = before {
+            take_one(&mut self.users, before);
+        }
         self.check();
         Ok(())
-    }
-
-    /// Counts one connection of `user` less; its address keeps it.
-    pub fn release_user(&mut self, user: &Name) {
-        take_one(&mut self.users, user);
-        self.check();
     }
 
     /// How many connections there are.
@@ -277,13 +283,24 @@ mod tests {
     }
 
     #[test]
+    fn regression_a_connection_may_become_anothers_while_all_have_users() {
+        let (alice, bob) = (Name::parse("alice").unwrap(), Name::parse("bob").unwrap());
+        let mut ledger = ledger(1, 9, 9);
+        ledger.admit(Some(&alice), ip("10.0.0.1")).unwrap();
+        ledger.change_user(Some(&alice), Some(&bob)).unwrap();
+        assert_eq!((ledger.of_user(&alice), ledger.of_user(&bob)), (0, 1));
+        ledger.change_user(Some(&bob), None).unwrap();
+        assert_eq!((ledger.total(), ledger.users()), (1, 0));
+    }
+
+    #[test]
     fn a_user_may_be_named_later() {
         let alice = Name::parse("alice").unwrap();
         let mut ledger = ledger(1, 9, 9);
         ledger.admit(None, ip("10.0.0.1")).unwrap();
-        ledger.admit_user(&alice).unwrap();
+        ledger.change_user(None, Some(&alice)).unwrap();
         assert_eq!(
-            ledger.admit_user(&alice),
+            ledger.change_user(None, Some(&alice)),
             Err(LimitRefusal::User { limit: 1 })
         );
         ledger.release(Some(&alice), ip("10.0.0.1"));

@@ -62,16 +62,8 @@ impl Admission {
     /// # Errors
     /// When that user has as many connections as allowed; the place stays as it was.
     pub(crate) fn identify(&mut self, user: Option<&Name>) -> Result<(), LimitRefusal> {
-        if self.user.as_ref() == user {
-            return Ok(());
-        }
         let mut ledger = self.ledger.lock();
-        if let Some(user) = user {
-            ledger.admit_user(user)?;
-        }
-        if let Some(before) = &self.user {
-            ledger.release_user(before);
-        }
+        ledger.change_user(self.user.as_ref(), user)?;
         self.user = user.cloned();
         Ok(())
     }

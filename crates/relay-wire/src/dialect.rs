@@ -193,7 +193,7 @@ impl Dialect {
                 Some(instruction) => instructions.push(instruction),
                 None => mapping.failed(&Failure::Jq(format!(
                     "{} is not a valid instruction",
-                    String::from_utf8_lossy(&text[..text.len().min(80)])
+                    String::from_utf8_lossy(text.get(..80).unwrap_or(&text))
                 ))),
             }
         }

@@ -288,7 +288,7 @@ fn delivery(config: &Config, found: &mut Findings) {
         d.ack_timeout,
         [millis(10), minutes(10)],
     );
-    let alive_for = d.ping_interval * 3 / 2;
+    let alive_for = d.ping_interval.saturating_mul(3) / 2;
     if d.dead_after < alive_for {
         found.error(
             &["delivery.dead_after", "delivery.ping_interval"],

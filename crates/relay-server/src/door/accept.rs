@@ -30,7 +30,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch as channel;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
 use super::socket::{linger, write_head};
@@ -67,6 +67,15 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// A socket's task has ended: by a panic, what it served is gone, and nothing else.
+pub(super) fn note_panic(ended: &Result<(), JoinError>) {
+    if ended.as_ref().is_err_and(JoinError::is_panic) {
+        tracing::error!(
+            "work for a request panicked, and its socket is closed; this is a bug in the relay, please report it with the panic above"
+        );
+    }
 }
 
 /// How a socket leaves hyper.
@@ -135,12 +144,14 @@ impl Door {
                     }
                 },
                 _ = drain.changed() => break,
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => note_panic(&ended),
             }
         }
         // Nobody new from here on; a successor may have the port already.
         drop(listener);
-        while connections.join_next().await.is_some() {}
+        while let Some(ended) = connections.join_next().await {
+            note_panic(&ended);
+        }
     }
 
     async fn serve_socket(

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Door;
+use super::accept::note_panic;
 use super::socket::{linger, write_head};
 use crate::shard::{Mail, Mailbox};
 
@@ -60,11 +61,13 @@ impl Door {
                     }
                     mail => self.shard.deliver(mail),
                 },
-                Some(_) = sockets.join_next() => {}
+                Some(ended) = sockets.join_next() => note_panic(&ended),
                 () = self.shard.drained() => break,
             }
         }
-        while sockets.join_next().await.is_some() {}
+        while let Some(ended) = sockets.join_next().await {
+            note_panic(&ended);
+        }
     }
 
     /// Serves a socket that came to take over a session of this shard.

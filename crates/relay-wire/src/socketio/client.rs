@@ -270,8 +270,9 @@ impl Client {
 
     /// A subscription has begun: what tells of it says where the client stands.
     pub fn begun(&mut self, via: SubscriptionId) {
-        if let Some(at) = self.room_of(via) {
-            self.rooms[at].offset.add_topic();
+        let at = self.room_of(via);
+        if let Some(room) = at.and_then(|at| self.rooms.get_mut(at)) {
+            room.offset.add_topic();
         }
     }
 
@@ -292,9 +293,10 @@ impl Client {
 
     /// The namespace a subscription is told in, as where to say something.
     pub(crate) fn place_of(&self, via: SubscriptionId) -> ReplyTo {
-        match self.room_of(via) {
-            Some(at) => ReplyTo::Event {
-                namespace: self.rooms[at].namespace.as_str().into(),
+        let at = self.room_of(via);
+        match at.and_then(|at| self.rooms.get(at)) {
+            Some(room) => ReplyTo::Event {
+                namespace: room.namespace.as_str().into(),
                 ack: None,
             },
             None => ReplyTo::Nobody,
@@ -375,7 +377,7 @@ impl Client {
         via: SubscriptionId,
         now: WallTime,
     ) -> Bytes {
-        let Some(room) = self.room_of(via).map(|at| &self.rooms[at]) else {
+        let Some(room) = self.room_of(via).and_then(|at| self.rooms.get(at)) else {
             return Bytes::new();
         };
         let voice = &room.endpoint.voice;
@@ -452,7 +454,7 @@ fn told_in(namespace: &str, texts: &[u8], offset: Option<&str>, is_polling: bool
         return websocket::text_of(&packet::event(namespace, texts, offset));
     }
     let texts: Vec<&[u8]> = texts.split(|byte| *byte == separator).collect();
-    let last = texts.len() - 1;
+    let last = texts.len().saturating_sub(1);
     let packets = texts.iter().enumerate().map(|(at, text)| {
         let offset = offset.filter(|_| at == last);
         packet::event(namespace, text, offset).concat()

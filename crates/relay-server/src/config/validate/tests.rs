@@ -119,6 +119,13 @@ fn values_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn regression_a_duration_of_ages_is_out_of_range_like_any_other() {
+    let file = "[delivery]\nping_interval = \"18446744073709551615s\"";
+    let said = load(file, &[]).unwrap_err().join("\n");
+    assert!(said.contains("is too much; at most 1h"), "{said}");
+}
+
+#[test]
 fn ways_to_log_in_to_nats_must_be_whole_and_only_one() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "s3cret\n").unwrap();
