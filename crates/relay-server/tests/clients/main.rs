@@ -10,6 +10,7 @@ mod identity;
 mod libraries;
 mod neighbour;
 mod nonsense;
+mod random;
 mod topics;
 
 use std::time::Duration;

@@ -59,6 +59,14 @@ impl Raw {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
+    /// Reads once: what there is, or what comes first within the time; nothing if nothing does.
+    pub async fn read_some(&mut self, within: Duration) -> String {
+        let mut chunk = vec![0; 16 * 1024];
+        let read = timeout(within, self.0.read(&mut chunk)).await;
+        let count = read.ok().and_then(Result::ok).unwrap_or(0);
+        String::from_utf8_lossy(&chunk[..count]).into_owned()
+    }
+
     /// Reads until the other side closes; `None` when it does not within the time.
     pub async fn read_to_end(&mut self, within: Duration) -> Option<Vec<u8>> {
         let mut seen = Vec::new();
