@@ -24,7 +24,7 @@ const UNSTEADY: Duration = Duration::from_secs(3);
 
 /// A judgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Verdict {
+pub enum Grade {
     /// Nothing to complain of.
     #[default]
     Good,
@@ -34,7 +34,7 @@ pub enum Verdict {
     Bad,
 }
 
-impl Verdict {
+impl Grade {
     /// All, from the best.
     pub const ALL: [Self; 3] = [Self::Good, Self::Degraded, Self::Bad];
 
@@ -52,7 +52,7 @@ impl Verdict {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Quality {
     latency: Latency,
-    verdict: Verdict,
+    verdict: Grade,
     /// Observations in a row that say something other than `verdict`.
     against: u8,
     missed: u8,
@@ -60,26 +60,26 @@ pub struct Quality {
 
 impl Quality {
     /// An answer came. The verdict, if it changes.
-    pub fn observe(&mut self, took: Duration) -> Option<Verdict> {
+    pub fn observe(&mut self, took: Duration) -> Option<Grade> {
         self.latency.observe(took);
         self.missed = 0;
         self.consider(self.reading())
     }
 
     /// An answer did not come in time. The verdict, if it changes.
-    pub fn miss(&mut self) -> Option<Verdict> {
+    pub fn miss(&mut self) -> Option<Grade> {
         self.missed = self.missed.saturating_add(1);
         if self.missed >= MISSED {
             self.against = 0;
-            let changed = self.verdict != Verdict::Bad;
-            self.verdict = Verdict::Bad;
-            return changed.then_some(Verdict::Bad);
+            let changed = self.verdict != Grade::Bad;
+            self.verdict = Grade::Bad;
+            return changed.then_some(Grade::Bad);
         }
-        self.consider(self.reading().max(Verdict::Degraded))
+        self.consider(self.reading().max(Grade::Degraded))
     }
 
     /// The verdict that holds.
-    pub fn verdict(&self) -> Verdict {
+    pub fn verdict(&self) -> Grade {
         self.verdict
     }
 
@@ -89,19 +89,19 @@ impl Quality {
     }
 
     /// What the times alone say now.
-    fn reading(&self) -> Verdict {
+    fn reading(&self) -> Grade {
         let mean = self.latency.mean().unwrap_or_default();
         let upper = self.latency.upper().unwrap_or_default();
         if mean >= VERY_SLOW {
-            Verdict::Bad
+            Grade::Bad
         } else if mean >= SLOW || upper >= UNSTEADY {
-            Verdict::Degraded
+            Grade::Degraded
         } else {
-            Verdict::Good
+            Grade::Good
         }
     }
 
-    fn consider(&mut self, reading: Verdict) -> Option<Verdict> {
+    fn consider(&mut self, reading: Grade) -> Option<Grade> {
         if reading == self.verdict {
             self.against = 0;
             return None;
@@ -133,8 +133,8 @@ mod tests {
         let mut quality = Quality::default();
         assert_eq!(quality.observe(FAST), None);
         assert_eq!(quality.observe(Duration::from_secs(9)), None);
-        assert_eq!(quality.verdict(), Verdict::Good);
-        assert_eq!(quality.observe(Duration::from_secs(9)), Some(Verdict::Bad));
+        assert_eq!(quality.verdict(), Grade::Good);
+        assert_eq!(quality.observe(Duration::from_secs(9)), Some(Grade::Bad));
         assert_eq!(
             quality.observe(FAST),
             None,
@@ -147,13 +147,13 @@ mod tests {
         let mut quality = Quality::default();
         quality.observe(FAST);
         assert_eq!(quality.miss(), None);
-        assert_eq!(quality.miss(), Some(Verdict::Degraded));
-        assert_eq!(quality.miss(), Some(Verdict::Bad));
+        assert_eq!(quality.miss(), Some(Grade::Degraded));
+        assert_eq!(quality.miss(), Some(Grade::Bad));
         assert_eq!(quality.miss(), None);
         for _ in 0..BETTER_AFTER - 1 {
             assert_eq!(quality.observe(FAST), None);
         }
-        assert_eq!(quality.observe(FAST), Some(Verdict::Good));
+        assert_eq!(quality.observe(FAST), Some(Grade::Good));
     }
 
     proptest! {

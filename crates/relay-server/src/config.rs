@@ -31,7 +31,7 @@ pub(crate) use sections::{
 };
 #[cfg(test)]
 pub(crate) use source::env_name;
-pub(crate) use url::ServerUrl;
+pub(crate) use url::NatsUrl;
 
 /// All that can be configured.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]

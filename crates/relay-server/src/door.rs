@@ -36,7 +36,7 @@ use tower::ServiceExt as _;
 use crate::node::Node;
 use crate::shard::Shard;
 use accept::Departure;
-use dialect::Asked;
+use dialect::Target;
 use gate::Gate;
 use watch::Native;
 
@@ -90,7 +90,7 @@ impl Door {
             if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
                 return Box::pin(self.engine_io(request, peer, &found)).await;
             }
-            if let Some(asked) = Asked::of(request.headers(), &found) {
+            if let Some(asked) = Target::of(request.headers(), &found) {
                 let request = request.map(|_| ());
                 return Box::pin(self.dialect(&request, peer, asked, &found)).await;
             }

@@ -25,7 +25,7 @@ mod tests;
 mod timers;
 
 pub(crate) use connection::{Identified, Opening};
-pub(crate) use mail::{MISMATCH, Mail, Mailbox, Mailboxes, Taken, Turned};
+pub(crate) use mail::{MISMATCH, Mail, Mailbox, Mailboxes, Taken};
 
 use std::cell::RefCell;
 use std::fmt;

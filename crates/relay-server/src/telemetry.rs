@@ -15,7 +15,7 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use relay_bus::hub::HubStats;
-use relay_core::quality::Verdict;
+use relay_core::quality::Grade;
 use relay_wire::dialect::Meter;
 
 use mapping::MappingMeter;
@@ -69,7 +69,7 @@ pub(crate) struct Telemetry {
     dialect_runs: IntCounterVec,
     dialect_failures: IntCounterVec,
     dialect_connections: IntGaugeVec,
-    quality: [IntGauge; Verdict::ALL.len()],
+    quality: [IntGauge; Grade::ALL.len()],
     quality_changes: IntCounterVec,
     checks: IntCounterVec,
     endings_pending: IntGaugeVec,
@@ -280,7 +280,7 @@ impl Telemetry {
                     "Open WebSockets by quality, judged by their round trips",
                     &["verdict"],
                 )?;
-                Verdict::ALL.map(|verdict| quality.with_label_values(&[verdict.as_str()]))
+                Grade::ALL.map(|verdict| quality.with_label_values(&[verdict.as_str()]))
             },
             quality_changes: counters(
                 r,
@@ -384,12 +384,12 @@ impl Telemetry {
     }
 
     /// How many WebSockets are as good as this.
-    pub(crate) fn quality(&self, verdict: Verdict) -> &IntGauge {
+    pub(crate) fn quality(&self, verdict: Grade) -> &IntGauge {
         &self.quality[verdict as usize]
     }
 
     /// A connection is judged differently.
-    pub(crate) fn quality_change(&self, verdict: Verdict) {
+    pub(crate) fn quality_change(&self, verdict: Grade) {
         let changes = &self.quality_changes;
         changes.with_label_values(&[verdict.as_str()]).inc();
     }

@@ -39,7 +39,7 @@ pub(crate) use file::Carrier;
 pub use jq::{Failure, Input};
 pub use limit::{Caller, PollLimits};
 pub use meter::{Meter, Meters};
-pub use routes::{Endpoint, Found, Health, Params, Poll, Routes, Unsaid};
+pub use routes::{BadTopic, Endpoint, Found, Health, NoTopic, Params, Poll, Routes};
 pub(crate) use voice::{Before, Voice};
 
 /// One front end's language.

@@ -10,4 +10,4 @@ pub mod request;
 pub mod sid;
 
 pub(crate) use packet::{CLOSE, PING};
-pub use packet::{NOOP, Open, PROBE, PROBED, Packet, Refusal};
+pub use packet::{ErrorCode, NOOP, Open, PROBE, PROBED, Packet, RequestError};

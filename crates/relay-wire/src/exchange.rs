@@ -111,7 +111,7 @@ pub struct About<'a> {
 
 /// How a publication is told.
 #[derive(Debug, Clone, Copy)]
-pub struct Told {
+pub struct Delivery {
     /// Under which subscription.
     pub via: SubscriptionId,
     /// Where the client's cursor then stands.

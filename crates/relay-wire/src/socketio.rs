@@ -7,4 +7,4 @@ pub mod client;
 pub mod namespace;
 pub mod offset;
 mod packet;
-pub mod session;
+pub mod protocol;

@@ -27,12 +27,12 @@ use serde::Serialize;
 use crate::Frame;
 use crate::dialect::speech::{Speech, asks};
 use crate::dialect::{Endpoint, Params};
-use crate::exchange::{About, Ask, Body, Heard, Hurry, Rejected, ReplyTo, Told};
+use crate::exchange::{About, Ask, Body, Delivery, Heard, Hurry, Rejected, ReplyTo};
 use crate::native::command;
 use crate::native::frame::{self, Notice, Wire};
 use crate::native::long_poll::{self, LongPoll};
 use crate::socketio::client::{Client, Visitor};
-use crate::socketio::session::Session;
+use crate::socketio::protocol::Protocol;
 use crate::websocket::{self, DecodeError, Decoder, Inbound, close};
 
 /// How bytes reach a client. A metric's label.
@@ -104,7 +104,7 @@ impl Speaker {
     }
 
     /// A Socket.IO session that begins.
-    pub fn socket_io(protocol: Session, visitor: Visitor) -> Self {
+    pub fn socket_io(protocol: Protocol, visitor: Visitor) -> Self {
         Self::SocketIo(Client::new(protocol, visitor))
     }
 
@@ -266,7 +266,7 @@ impl Speaker {
     pub fn tell<'a>(
         &mut self,
         publication: &'a Publication,
-        told: Told,
+        told: Delivery,
         watcher: &Watcher,
         horizon: &Horizon,
     ) -> Cow<'a, Bytes> {

@@ -9,6 +9,7 @@
 mod board;
 mod frame;
 mod link;
+mod text;
 mod view;
 
 use std::io::{self, Write};

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::Redacted;
-use super::url::ServerUrl;
+use super::url::NatsUrl;
 use super::value::{AddressText, DurationText, ListOf, SizeText};
 use crate::identity::Algorithm;
 use crate::origin::AllowedOrigin;
@@ -110,8 +110,8 @@ impl BusMode {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nats {
     /// Servers to connect to, one or a list; any that answers will do.
-    #[serde(with = "ListOf::<ServerUrl>")]
-    pub url: Vec<ServerUrl>,
+    #[serde(with = "ListOf::<NatsUrl>")]
+    pub url: Vec<NatsUrl>,
     /// First part of the subjects workers publish to: `<prefix>.<owner>.<job>.state`.
     pub prefix: String,
     /// Where the stream republishes what it stored; must not overlap nats.prefix, or messages would go round in a circle.
@@ -157,7 +157,7 @@ pub(crate) struct Nats {
 impl Default for Nats {
     fn default() -> Self {
         Self {
-            url: ServerUrl::parse("nats://127.0.0.1:4222")
+            url: NatsUrl::parse("nats://127.0.0.1:4222")
                 .into_iter()
                 .collect(),
             prefix: "progress".to_owned(),

@@ -110,7 +110,7 @@ fn where_each_value_came_from_is_known() {
 fn a_list_may_be_one_text_or_a_list() {
     for url in ["\"nats://a:1\"", "[\"nats://a:1\"]", "\"nats://a:1,\""] {
         let config = config(&format!("[nats]\nurl = {url}"), &[]);
-        assert_eq!(config.nats.url, [ServerUrl::parse("nats://a:1").unwrap()]);
+        assert_eq!(config.nats.url, [NatsUrl::parse("nats://a:1").unwrap()]);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Checks the spelling only; nothing is looked up or connected.
 //!
-//! Invariant: what stands before an `@` is shown by [`ServerUrl::expose`] alone.
+//! Invariant: what stands before an `@` is shown by [`NatsUrl::expose`] alone.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::secret::REDACTED;
 
 /// `nats://host:4222`, `tls://host:4222` or `host:4222`, perhaps with `user:password@` in front.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct ServerUrl(String);
+pub(crate) struct NatsUrl(String);
 
 /// Why a text is not the address of a NATS server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +34,7 @@ pub(crate) enum UrlError {
     Path,
 }
 
-impl ServerUrl {
+impl NatsUrl {
     /// Checks `text` and takes it as the address of a server.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl ServerUrl {
     }
 }
 
-impl fmt::Display for ServerUrl {
+impl fmt::Display for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.rsplit_once('@') {
             None => f.write_str(&self.0),
@@ -95,19 +95,19 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-impl fmt::Debug for ServerUrl {
+impl fmt::Debug for NatsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl Serialize for ServerUrl {
+impl Serialize for NatsUrl {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for ServerUrl {
+impl<'de> Deserialize<'de> for NatsUrl {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         Self::parse(&text).map_err(de::Error::custom)
@@ -128,31 +128,31 @@ mod tests {
             "nats://alice:s3cret@nats:4222",
             "nats://nats:4222/",
         ] {
-            assert_eq!(ServerUrl::parse(good).map(|_| ()), Ok(()), "{good}");
+            assert_eq!(NatsUrl::parse(good).map(|_| ()), Ok(()), "{good}");
         }
     }
 
     #[test]
     fn what_is_no_server_is_told_why() {
-        assert_eq!(ServerUrl::parse(" "), Err(UrlError::Empty));
+        assert_eq!(NatsUrl::parse(" "), Err(UrlError::Empty));
         assert_eq!(
-            ServerUrl::parse("http://nats:4222"),
+            NatsUrl::parse("http://nats:4222"),
             Err(UrlError::Scheme("http".to_owned()))
         );
-        assert_eq!(ServerUrl::parse("nats://nats:4222/x"), Err(UrlError::Path));
+        assert_eq!(NatsUrl::parse("nats://nats:4222/x"), Err(UrlError::Path));
         for bad in [
             "nats://",
             "nats://a b",
             "nats://h:notaport",
             "nats://h:99999",
         ] {
-            assert_eq!(ServerUrl::parse(bad), Err(UrlError::Host), "{bad}");
+            assert_eq!(NatsUrl::parse(bad), Err(UrlError::Host), "{bad}");
         }
     }
 
     #[test]
     fn a_password_in_an_address_is_never_printed() {
-        let url = ServerUrl::parse("tls://alice:s3cr@t@nats:4222").unwrap();
+        let url = NatsUrl::parse("tls://alice:s3cr@t@nats:4222").unwrap();
         for shown in [
             url.to_string(),
             format!("{url:?}"),

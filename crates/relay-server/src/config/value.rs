@@ -13,7 +13,7 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use super::secret::Redacted;
-use super::url::ServerUrl;
+use super::url::NatsUrl;
 
 /// A duration in text: `"10s"`, `"250ms"`, `"24h"`. For `#[serde(with = "DurationText")]`.
 #[derive(Debug)]
@@ -259,7 +259,7 @@ schema! {
     SizeText => "Size", { "type": ["string", "integer"], "format": "size" };
     AddressText => "Address", { "type": "string", "format": "address" };
     Redacted => "Secret", { "type": "string", "format": "secret" };
-    ServerUrl => "ServerUrl", { "type": "string", "format": "URL" };
+    NatsUrl => "NatsUrl", { "type": "string", "format": "URL" };
 }
 
 impl<T: JsonSchema> JsonSchema for ListOf<T> {

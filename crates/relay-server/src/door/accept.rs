@@ -119,7 +119,7 @@ impl Departure {
 }
 
 /// Where a handler leaves word that its socket is taken over.
-type Left = Rc<RefCell<Option<Departure>>>;
+type Handoff = Rc<RefCell<Option<Departure>>>;
 
 impl Door {
     /// Accepts connections until the drain begins.
@@ -199,7 +199,7 @@ impl Door {
         peer: IpAddr,
         mut drain: channel::Receiver<bool>,
     ) -> Option<(TcpStream, Departure)> {
-        let left: Left = Rc::default();
+        let left: Handoff = Rc::default();
         let (door, leaves) = (self.clone(), left.clone());
         let service = service_fn(move |request| {
             let (door, leaves) = (door.clone(), leaves.clone());

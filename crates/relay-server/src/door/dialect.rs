@@ -16,9 +16,11 @@ use relay_bus::hub::Survey;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
-use relay_core::topic::{Topic, TopicError};
+use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
-use relay_wire::dialect::{Caller, Dialect, Endpoint, Found, Health, Input, Poll, Unsaid};
+use relay_wire::dialect::{
+    BadTopic, Caller, Dialect, Endpoint, Found, Health, Input, NoTopic, Poll,
+};
 use relay_wire::speaker::Speaker;
 use serde_json::json;
 use tokio::time::timeout;
@@ -47,13 +49,13 @@ struct Call<'a> {
 
 /// What a request on a dialect's path is for.
 #[derive(Clone, Copy)]
-pub(super) enum Asked<'a> {
+pub(super) enum Target<'a> {
     Stream(&'a Arc<Endpoint>),
     Poll(&'a Arc<Poll>),
     Health(&'a Arc<Health>),
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Target<'a> {
     /// What a request is for, by what its path leads to and whether it asks for a WebSocket.
     pub(super) fn of(headers: &HeaderMap, found: &Found<'a>) -> Option<Self> {
         let upgrades = headers.contains_key(header::UPGRADE);
@@ -92,7 +94,7 @@ impl<'a> Asked<'a> {
 }
 
 /// What a poll is told.
-struct Told {
+struct PollAnswer {
     /// `None` where the client has it already.
     body: Option<Vec<u8>>,
     etag: String,
@@ -107,7 +109,7 @@ impl Door {
         &self,
         request: &Request<()>,
         peer: IpAddr,
-        asked: Asked<'_>,
+        asked: Target<'_>,
         found: &Found<'_>,
     ) -> Outcome {
         let dialect = asked.dialect();
@@ -124,13 +126,13 @@ impl Door {
             request_id: visit.request_id().cloned(),
         };
         let answered = match (guest, asked) {
-            (Ok(guest), Asked::Stream(endpoint)) => {
+            (Ok(guest), Target::Stream(endpoint)) => {
                 self.open_dialect(&call, guest, endpoint, found).await
             }
-            (Ok(guest), Asked::Poll(poll)) => {
+            (Ok(guest), Target::Poll(poll)) => {
                 self.answer_dialect_poll(&call, guest, poll, found).await
             }
-            (Ok(_), Asked::Health(health)) => self.answer_health(&call, health),
+            (Ok(_), Target::Health(health)) => self.answer_health(&call, health),
             (Err(refused), _) => Err(refused),
         };
         self.gate
@@ -156,7 +158,7 @@ impl Door {
         let query = query_of(call.request)?;
         let topics = endpoint
             .topics(&found.params, &query, identity.user.as_ref())
-            .map_err(|(text, error)| bad_topic(&text, &error))?;
+            .map_err(|error| bad_topic(&error))?;
         self.gate.may_watch(&identity, &topics).await?;
         let user = identity.user.as_ref();
         let admission = self.gate.admit(guest, user, call.peer)?;
@@ -181,11 +183,11 @@ impl Door {
         let limits = self.limit_poll(call, poll, &identity)?;
         let query = query_of(call.request)?;
         let topic = poll.topic(&found.params, &query, identity.user.as_ref());
-        let topic = topic.map_err(unsaid)?;
+        let topic = topic.map_err(no_topic)?;
         let told = match &topic {
             Topic::Job(job) => self.poll_state(call, poll, &identity, job).await?,
             Topic::User(_) | Topic::Group(_) => {
-                self.poll_tally(call, poll, &identity, &topic).await?
+                self.poll_aggregate(call, poll, &identity, &topic).await?
             }
         };
         let mut response = match told.body {
@@ -216,7 +218,7 @@ impl Door {
         poll: &Poll,
         identity: &Identity,
         job: &JobId,
-    ) -> Result<Told, ApiError> {
+    ) -> Result<PollAnswer, ApiError> {
         let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
         let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
         let Some(state) = lookup.state else {
@@ -237,7 +239,7 @@ impl Door {
             let body = Some(body).filter(|body| body.tag != 0);
             Some(body.ok_or_else(ApiError::mapping_failed)?.bytes.to_vec())
         };
-        Ok(Told {
+        Ok(PollAnswer {
             body,
             etag,
             over: state.is_terminal(),
@@ -246,13 +248,13 @@ impl Door {
     }
 
     /// How the jobs of a user or a group stand, in the dialect's words.
-    async fn poll_tally(
+    async fn poll_aggregate(
         &self,
         call: &Call<'_>,
         poll: &Poll,
         identity: &Identity,
         topic: &Topic,
-    ) -> Result<Told, ApiError> {
+    ) -> Result<PollAnswer, ApiError> {
         // A count over all would tell of those that may not be seen, so each of them would have to be looked at.
         if identity.sight(topic) != Sight::Yes {
             return Err(ApiError::forbidden_topic(topic));
@@ -268,7 +270,7 @@ impl Door {
             let body = poll.summary(topic, tally, now);
             Some(body.ok_or_else(ApiError::mapping_failed)?)
         };
-        Ok(Told {
+        Ok(PollAnswer {
             body,
             etag,
             over: false,
@@ -382,26 +384,15 @@ fn query_of(request: &Request<()>) -> Result<Vec<(String, String)>, ApiError> {
         .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))
 }
 
-fn bad_topic(text: &str, error: &TopicError) -> ApiError {
-    let text: String = text.chars().take(160).collect();
-    ApiError::bad_request(
-        "bad_topic",
-        &format!("{text:?} is not a valid topic: {error}"),
-    )
+fn bad_topic(error: &BadTopic) -> ApiError {
+    ApiError::bad_request("bad_topic", &error.to_string())
 }
 
-fn unsaid(why: Unsaid) -> ApiError {
-    match why {
-        Unsaid::User => {
-            let message =
-                "this path needs to know the user, and the relay runs without tokens (auth.mode)";
-            Refused::unauthorized("unauthenticated", message).into()
-        }
-        Unsaid::Query(name) => {
-            let message = format!("the query parameter {name} is missing; it names what to watch");
-            ApiError::bad_request("no_topic", &message)
-        }
-        Unsaid::Bad(text, error) => bad_topic(&text, &error),
+fn no_topic(error: NoTopic) -> ApiError {
+    match error {
+        NoTopic::User => Refused::unauthorized("unauthenticated", error.to_string()).into(),
+        NoTopic::Query(_) => ApiError::bad_request("no_topic", &error.to_string()),
+        NoTopic::Bad(error) => bad_topic(&error),
     }
 }
 

@@ -15,11 +15,11 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use relay_wire::dialect::{Endpoint, Found};
-use relay_wire::engineio::Refusal;
-use relay_wire::engineio::request::{self, Wanted};
+use relay_wire::engineio::request::{self, Purpose};
 use relay_wire::engineio::sid::{self, Sid};
+use relay_wire::engineio::{ErrorCode, RequestError};
 use relay_wire::socketio::client::Visitor;
-use relay_wire::socketio::session::Session;
+use relay_wire::socketio::protocol::Protocol;
 use relay_wire::speaker::Speaker;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -31,19 +31,19 @@ use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
 use crate::identity::Identity;
 use crate::shard::Opening;
-use crate::shard::{Identified, MISMATCH, Mail, Shard, Taken, Turned};
+use crate::shard::{Identified, MISMATCH, Mail, Shard, Taken};
 
 /// How long a client may take to send the body of a post.
 const BODY_WAIT: Duration = Duration::from_secs(30);
 /// How often the log says that sessions of other processes are asked for.
 const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
 
-const ELSEWHERE: Turned = (
-    Refusal::SessionUnknown,
+const ELSEWHERE: RequestError = RequestError::new(
+    ErrorCode::SessionUnknown,
     "another relay process has this session: either the relay was restarted, and the client opens a new session by itself; or a load balancer spreads one client's requests over several relays. Engine.IO polling needs sticky sessions there; transports: [\"websocket\"] in the client needs none",
 );
-const NO_SESSION: Turned = (
-    Refusal::SessionUnknown,
+const NO_SESSION: RequestError = RequestError::new(
+    ErrorCode::SessionUnknown,
     "sid= is not a session id of a relay",
 );
 
@@ -51,14 +51,14 @@ const NO_SESSION: Turned = (
 #[derive(Debug)]
 enum Rejected {
     /// In Engine.IO's shape.
-    Engine(Turned),
+    Engine(RequestError),
     /// In the relay's own, for what is not about the protocol.
     Api(ApiError),
 }
 
-impl From<Turned> for Rejected {
-    fn from(turned: Turned) -> Self {
-        Self::Engine(turned)
+impl From<RequestError> for Rejected {
+    fn from(error: RequestError) -> Self {
+        Self::Engine(error)
     }
 }
 
@@ -71,8 +71,8 @@ impl From<ApiError> for Rejected {
 impl Rejection for Rejected {
     fn label(&self) -> &'static str {
         match self {
-            Self::Engine(turned) if *turned == ELSEWHERE => "engineio_session_elsewhere",
-            Self::Engine((refusal, _)) => refusal.label(),
+            Self::Engine(error) if *error == ELSEWHERE => "engineio_session_elsewhere",
+            Self::Engine(error) => error.code.label(),
             Self::Api(error) => error.code(),
         }
     }
@@ -81,9 +81,7 @@ impl Rejection for Rejected {
 impl Rejected {
     fn into_answer(self) -> Response<Body> {
         match self {
-            Self::Engine((refusal, reason)) => {
-                text(status(refusal), "application/json", refusal.body(reason))
-            }
+            Self::Engine(error) => text(status(error.code), "application/json", error.body()),
             Self::Api(error) => error.into_answer(),
         }
     }
@@ -122,39 +120,39 @@ impl Door {
         let query = request.uri().query().unwrap_or("");
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
         match request::parse(request.method().as_str(), query, is_upgrade)? {
-            Wanted::OpenPolling => {
-                let protocol = Session::polling();
+            Purpose::OpenPolling => {
+                let protocol = Protocol::polling();
                 let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
                 let (_, packet) = self.shard.begin_polling(opening, None);
                 Ok(Outcome::Answer(plain(
                     packet.unwrap_or_default().into_bytes(),
                 )))
             }
-            Wanted::OpenWebSocket => {
+            Purpose::OpenWebSocket => {
                 let answer = handshake::answer(request.headers(), visit.request_id())?;
-                let protocol = Session::websocket();
+                let protocol = Protocol::websocket();
                 let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
                 Ok(Outcome::Leave(Departure::begin(answer, opening)))
             }
-            Wanted::Upgrade(sid) => {
+            Purpose::Upgrade(sid) => {
                 let head = handshake::answer(request.headers(), visit.request_id())?;
                 let sid = self.whose(&sid)?;
                 let probed = self.send_mail(sid, Mail::Probe).await;
                 if let Err(Rejected::Engine(MISMATCH)) = probed {
                     // The reference server opens a second WebSocket of a session, and closes it.
-                    return Ok(Outcome::Leave(Departure::Decline(head, MISMATCH.1)));
+                    return Ok(Outcome::Leave(Departure::Decline(head, MISMATCH.reason)));
                 }
                 probed?;
                 let upgrade = Upgrade::new(sid, head);
                 Ok(Outcome::Leave(Departure::Upgrade(Box::new(upgrade))))
             }
-            Wanted::Poll(sid) => {
+            Purpose::Poll(sid) => {
                 // A poll may hang for long; what it does not need again goes before.
                 drop(request);
                 let sid = self.whose(&sid)?;
                 self.hang(sid).await.map(Outcome::Answer)
             }
-            Wanted::Post(sid) => {
+            Purpose::Post(sid) => {
                 let sid = self.whose(&sid)?;
                 let posted = Box::pin(self.take_post(sid, request));
                 posted.await.map(Outcome::Answer)
@@ -169,7 +167,7 @@ impl Door {
         peer: IpAddr,
         guest: Guest,
         found: &Found<'_>,
-        protocol: Session,
+        protocol: Protocol,
     ) -> Result<Opening, ApiError> {
         if self.shard.is_draining() {
             return Err(ApiError::draining());
@@ -205,11 +203,11 @@ impl Door {
     }
 
     /// The session an id names, as far as the id says.
-    fn whose(&self, sid: &str) -> Result<Sid, Turned> {
+    fn whose(&self, sid: &str) -> Result<Sid, RequestError> {
         match Sid::parse(sid) {
-            sid::Found::Here(sid) if self.shard.mailboxes().has(sid.shard) => Ok(sid),
-            sid::Found::Here(_) | sid::Found::Nonsense => Err(NO_SESSION),
-            sid::Found::Elsewhere => {
+            sid::Whereabouts::Here(sid) if self.shard.mailboxes().has(sid.shard) => Ok(sid),
+            sid::Whereabouts::Here(_) | sid::Whereabouts::Nonsense => Err(NO_SESSION),
+            sid::Whereabouts::Elsewhere => {
                 self.say_elsewhere();
                 Err(ELSEWHERE)
             }
@@ -274,7 +272,7 @@ impl Door {
             .is_some_and(|kind| kind.as_bytes() == b"application/octet-stream");
         if binary {
             let reason = "polling carries text; binary has to be base64 in a packet of its own";
-            return Err((Refusal::BadRequest, reason).into());
+            return Err(RequestError::new(ErrorCode::BadRequest, reason).into());
         }
         let limit = self.node.limits.message_bytes;
         let body = Limited::new(request.into_body(), limit);
@@ -285,7 +283,7 @@ impl Door {
             }
             Ok(Err(_)) | Err(_) => {
                 let reason = "the body ended before it was complete, or took longer than 30 s";
-                return Err((Refusal::BadRequest, reason).into());
+                return Err(RequestError::new(ErrorCode::BadRequest, reason).into());
             }
         };
         broke_off.call_off();
@@ -325,8 +323,8 @@ fn plain(body: Vec<u8>) -> Response<Body> {
     text(StatusCode::OK, "text/plain; charset=UTF-8", body)
 }
 
-fn status(refusal: Refusal) -> StatusCode {
-    StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST)
+fn status(code: ErrorCode) -> StatusCode {
+    StatusCode::from_u16(code.status()).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
 fn text(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Body> {

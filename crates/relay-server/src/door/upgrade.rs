@@ -9,7 +9,7 @@ use bytes::Bytes;
 use relay_bus::inbox::ConnectionId;
 use relay_wire::engineio::sid::Sid;
 use relay_wire::engineio::{PROBE, PROBED, Packet};
-use relay_wire::socketio::session::UPGRADE_TIMEOUT;
+use relay_wire::socketio::protocol::UPGRADE_TIMEOUT;
 use relay_wire::websocket::{self, Decoder, Inbound};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

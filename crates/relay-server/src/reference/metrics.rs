@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use relay_bus::hub::HubStats;
-use relay_core::quality::Verdict;
+use relay_core::quality::Grade;
 use relay_core::watcher::outbox::GapReason;
 use relay_core::watcher::session::CloseReason;
 
@@ -112,7 +112,7 @@ fn in_words(values: &str) -> String {
         words.join(", ")
     };
     match values {
-        VERDICTS => list(Verdict::ALL.map(Verdict::as_str).to_vec()),
+        VERDICTS => list(Grade::ALL.map(Grade::as_str).to_vec()),
         REASONS => format!(
             "{}; see [Errors](errors.md#websocket-close-codes)",
             list(CloseReason::ALL.map(CloseReason::as_str).to_vec())
@@ -145,7 +145,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.client_error("bad_json");
     let _ = telemetry.mapping("a", "b");
     let _ = telemetry.dialect_connections("a");
-    telemetry.quality_change(Verdict::Good);
+    telemetry.quality_change(Grade::Good);
     telemetry.check("answered");
     telemetry.endings(0, 0, Duration::ZERO);
     telemetry.bound("jobs", 0, 1);

@@ -14,10 +14,10 @@ use relay_core::moment::Moment;
 use relay_core::watcher::session::CloseReason;
 use relay_wire::engineio::payload;
 use relay_wire::engineio::sid::Sid;
-use relay_wire::engineio::{NOOP, Refusal};
+use relay_wire::engineio::{ErrorCode, NOOP, RequestError};
 use relay_wire::exchange::Body;
 use relay_wire::socketio::client::Client;
-use relay_wire::socketio::session::{Fault, Session};
+use relay_wire::socketio::protocol::{Fault, Protocol};
 use relay_wire::websocket::{Decoder, Inbound};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -28,25 +28,23 @@ use super::connection::{Connection, Desk};
 /// Letters a mailbox holds.
 const MAILBOX: usize = 1024;
 
-/// Why a session's shard turns a request away: for programs, and for people.
-pub(crate) type Turned = (Refusal, &'static str);
-
-const ENDED: Turned = (
-    Refusal::SessionUnknown,
+const ENDED: RequestError = RequestError::new(
+    ErrorCode::SessionUnknown,
     "the session has ended: the client was silent for too long, broke the protocol or left; it opens a new one",
 );
 /// Why a request is not for the session as it is.
-pub(crate) const MISMATCH: Turned = (
-    Refusal::BadRequest,
+pub(crate) const MISMATCH: RequestError = RequestError::new(
+    ErrorCode::BadRequest,
     "the session is on a WebSocket, or one is about to take it over",
 );
-const OVERLAP: Turned = (
-    Refusal::BadRequest,
+const OVERLAP: RequestError = RequestError::new(
+    ErrorCode::BadRequest,
     "two requests of one kind at a time on one session; it has ended",
 );
-const BAD_PAYLOAD: Turned = (Refusal::BadRequest, "the body is not a valid payload");
-const BAD_PACKET: Turned = (
-    Refusal::BadRequest,
+const BAD_PAYLOAD: RequestError =
+    RequestError::new(ErrorCode::BadRequest, "the body is not a valid payload");
+const BAD_PACKET: RequestError = RequestError::new(
+    ErrorCode::BadRequest,
     "the body has a packet that breaks the protocol; the session has ended",
 );
 
@@ -70,11 +68,11 @@ pub(crate) enum Mail {
 
 /// The way back of a yes, or of why not.
 #[derive(Debug)]
-pub(crate) struct Taken(oneshot::Sender<Result<(), Turned>>);
+pub(crate) struct Taken(oneshot::Sender<Result<(), RequestError>>);
 
 impl Taken {
     /// A way back, and where it leads to.
-    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<(), Turned>>) {
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Result<(), RequestError>>) {
         let (answer, answered) = oneshot::channel();
         (Self(answer), answered)
     }
@@ -84,7 +82,7 @@ impl Taken {
         Self::new().0
     }
 
-    fn send(self, answer: Result<(), Turned>) {
+    fn send(self, answer: Result<(), RequestError>) {
         // Whoever asked may have gone.
         self.0.send(answer).ok();
     }
@@ -135,7 +133,7 @@ impl Shard {
     pub(crate) fn deliver(&self, mail: Mail) {
         match mail {
             Mail::Poll(sid, taken, request) => {
-                taken.send(self.request(sid, Session::poll, |connection, _| {
+                taken.send(self.request(sid, Protocol::poll, |connection, _| {
                     connection.outlet.wait(request);
                     connection.due = true;
                 }));
@@ -145,7 +143,7 @@ impl Shard {
                     self.forget(id);
                 }
             }
-            Mail::Post(sid, taken) => taken.send(self.request(sid, Session::post, |_, _| {})),
+            Mail::Post(sid, taken) => taken.send(self.request(sid, Protocol::post, |_, _| {})),
             Mail::Posted(sid, body, taken) => {
                 let posted = session(self, sid).and_then(|id| {
                     self.visit(id, |connection, desk| on_posted(connection, body, desk))
@@ -154,7 +152,7 @@ impl Shard {
             }
             Mail::Probe(sid, taken) => {
                 let now = self.clock.now();
-                let probe = |protocol: &mut Session| protocol.probe(now);
+                let probe = |protocol: &mut Protocol| protocol.probe(now);
                 taken.send(self.request(sid, probe, |_, _| {}));
             }
             // Read where tasks can be started.
@@ -167,9 +165,9 @@ impl Shard {
     fn request(
         &self,
         sid: Sid,
-        ask: impl FnOnce(&mut Session) -> Result<(), Fault>,
+        ask: impl FnOnce(&mut Protocol) -> Result<(), Fault>,
         then: impl FnOnce(&mut Connection, &mut Desk<'_>),
-    ) -> Result<(), Turned> {
+    ) -> Result<(), RequestError> {
         let taken = session(self, sid).and_then(|id| {
             self.visit(id, |connection, desk| {
                 let client = connection.speaker.socketio_mut().ok_or(ENDED)?;
@@ -248,7 +246,7 @@ fn on_posted(
     connection: &mut Connection,
     body: Option<Bytes>,
     desk: &mut Desk<'_>,
-) -> Result<(), Turned> {
+) -> Result<(), RequestError> {
     if let Some(client) = connection.speaker.socketio_mut() {
         client.protocol.posted();
     }

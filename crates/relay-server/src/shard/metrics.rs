@@ -7,7 +7,7 @@
 
 use prometheus::local::LocalIntCounter;
 use relay_core::publication::Publication;
-use relay_core::quality::Verdict;
+use relay_core::quality::Grade;
 use relay_wire::speaker::Transport;
 
 use super::connection::Connection;
@@ -55,7 +55,7 @@ impl Metrics {
         metrics.open.inc();
         metrics.opened.inc();
         if connection.speaker.is_judged() {
-            telemetry.quality(Verdict::Good).inc();
+            telemetry.quality(Grade::Good).inc();
         }
         if let Some(speech) = connection.speaker.speech() {
             let dialect = &speech.dialect().name;

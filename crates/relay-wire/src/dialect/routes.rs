@@ -17,6 +17,9 @@ use super::jq::{Input, Mapping};
 use super::{Carrier, Dialect, Voice};
 use crate::native::frame;
 
+/// How much of a text that is not a topic is shown.
+const MAX_SHOWN: usize = 160;
+
 /// A route on which clients stay connected.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -245,19 +248,19 @@ impl Endpoint {
     /// credential say what belongs into them.
     ///
     /// # Errors
-    /// When what was put in makes no topic.
+    /// When what was filled in is not a topic.
     pub fn topics(
         &self,
         params: &Params,
         query: &[(String, String)],
         user: Option<&Name>,
-    ) -> Result<Vec<Topic>, (String, TopicError)> {
+    ) -> Result<Vec<Topic>, BadTopic> {
         let mut topics = Vec::new();
         for template in &self.topics {
             let Some(text) = template.fill(params, query, user) else {
                 continue;
             };
-            let topic = Topic::parse(&text).map_err(|error| (text, error))?;
+            let topic = BadTopic::unless(text)?;
             if !topics.contains(&topic) {
                 topics.push(topic);
             }
@@ -266,15 +269,40 @@ impl Endpoint {
     }
 }
 
+/// A text, filled in from a request, that is not a topic.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a valid topic: {source}")]
+pub struct BadTopic {
+    text: String,
+    source: TopicError,
+}
+
+impl BadTopic {
+    /// The topic that a text is.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn unless(text: String) -> Result<Topic, Self> {
+        Topic::parse(&text).map_err(|source| Self {
+            // Bounded: the text comes from the client and goes into answers.
+            text: text.chars().take(MAX_SHOWN).collect(),
+            source,
+        })
+    }
+}
+
 /// Why a poll does not say what it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unsaid {
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoTopic {
     /// It is about the client's own user, and there is none.
+    #[error("this path needs to know the user, and the relay runs without tokens (auth.mode)")]
     User,
     /// It is about what this parameter of the query names, and the query has none.
+    #[error("the query parameter {0} is missing; it names what to watch")]
     Query(String),
-    /// What was put in makes no topic.
-    Bad(String, TopicError),
+    /// It is about something that is not a topic.
+    #[error(transparent)]
+    Bad(#[from] BadTopic),
 }
 
 impl Poll {
@@ -287,10 +315,10 @@ impl Poll {
         params: &Params,
         query: &[(String, String)],
         user: Option<&Name>,
-    ) -> Result<Topic, Unsaid> {
+    ) -> Result<Topic, NoTopic> {
         let text = self.topic.fill(params, query, user);
         let text = text.ok_or_else(|| self.topic.missing(query))?;
-        Topic::parse(&text).map_err(|error| Unsaid::Bad(text, error))
+        Ok(BadTopic::unless(text)?)
     }
 
     /// The body for how the jobs of a topic stand. `None`: the mapping failed on it.
@@ -387,12 +415,12 @@ impl Template {
     }
 
     /// What kept the template from being filled. Path parameters are there, or the path would not be.
-    fn missing(&self, query: &[(String, String)]) -> Unsaid {
+    fn missing(&self, query: &[(String, String)]) -> NoTopic {
         let mut wanted = self.0.iter().filter_map(|part| match part {
             Part::Query(name) if !query.iter().any(|(each, _)| each == name) => Some(name.clone()),
             _ => None,
         });
-        wanted.next().map_or(Unsaid::User, Unsaid::Query)
+        wanted.next().map_or(NoTopic::User, NoTopic::Query)
     }
 
     /// Reads a template whose parameters are among `params`.

@@ -26,7 +26,7 @@ use crate::websocket;
 const MAX_TOLD: usize = 1024;
 
 /// Jobs, each with the status it was last told with.
-type Told = SmallVec<[(JobKey, u8); 1]>;
+type Statuses = SmallVec<[(JobKey, u8); 1]>;
 
 /// What a connection needs to speak a dialect.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct Speech {
     /// What the path says.
     pub params: Params,
     /// The status each job was last told with, where the dialect tracks that.
-    told: Told,
+    told: Statuses,
     /// The job a client came back to, with the status it was told there before.
     pub(crate) returned: Option<(JobId, u8)>,
     /// When anything was last said, in either direction.

@@ -108,7 +108,7 @@ impl<'a> Open<'a> {
 
 /// Why a request is turned away, in the words and numbers Engine.IO clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ErrorCode {
     /// `transport=` names neither polling nor websocket.
     TransportUnknown,
     /// No session of this process has that id.
@@ -123,9 +123,31 @@ pub enum Refusal {
     UnsupportedVersion,
 }
 
-impl Refusal {
+/// A request that is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct RequestError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// A sentence for people; clients do not look at it.
+    pub reason: &'static str,
+}
+
+impl RequestError {
+    /// Turns a request away.
+    pub const fn new(code: ErrorCode, reason: &'static str) -> Self {
+        Self { code, reason }
+    }
+
+    /// The answer's body.
+    pub fn body(self) -> Vec<u8> {
+        self.code.body(self.reason)
+    }
+}
+
+impl ErrorCode {
     /// Engine.IO's number for it.
-    pub(crate) fn code(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::TransportUnknown => 0,
             Self::SessionUnknown => 1,
@@ -173,14 +195,14 @@ impl Refusal {
     }
 
     /// The answer's body; `reason` is for people, clients do not look at it.
-    pub fn body(self, reason: &str) -> Vec<u8> {
+    fn body(self, reason: &str) -> Vec<u8> {
         #[derive(Serialize)]
         struct Body<'a> {
             code: u8,
             message: &'a str,
             reason: &'a str,
         }
-        let (code, message) = (self.code(), self.message());
+        let (code, message) = (self.number(), self.message());
         let body = Body {
             code,
             message,
@@ -230,13 +252,13 @@ mod tests {
 
     #[test]
     fn a_refusal_has_the_number_and_the_words_clients_know() {
-        let body = Refusal::SessionUnknown.body("why");
+        let body = ErrorCode::SessionUnknown.body("why");
         assert_eq!(
             String::from_utf8(body).unwrap(),
             r#"{"code":1,"message":"Session ID unknown","reason":"why"}"#
         );
-        assert_eq!(Refusal::Forbidden.status(), 403);
-        assert_eq!(Refusal::UnsupportedVersion.status(), 400);
+        assert_eq!(ErrorCode::Forbidden.status(), 403);
+        assert_eq!(ErrorCode::UnsupportedVersion.status(), 400);
     }
 
     proptest! {

@@ -1,13 +1,13 @@
 //! What the query of an Engine.IO request says, checked in the order the official server checks it.
 
-use super::Refusal;
+use super::{ErrorCode, RequestError};
 
 const GET: &str = "GET";
 const POST: &str = "POST";
 
-/// What a request wants.
+/// What a request is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum Purpose {
     /// A new session over polling.
     OpenPolling,
     /// A new session over WebSocket.
@@ -20,9 +20,6 @@ pub enum Wanted {
     Upgrade(String),
 }
 
-/// A refusal with its sentence for people.
-pub type Refused = (Refusal, &'static str);
-
 /// Whether a request speaks Engine.IO at all, on a path that other protocols share.
 pub fn is_engine_io(query: &str) -> bool {
     pairs(query).any(|(key, _)| key == "EIO")
@@ -32,49 +29,55 @@ pub fn is_engine_io(query: &str) -> bool {
 ///
 /// # Errors
 /// Says what is wrong in the words Engine.IO clients know.
-pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Wanted, Refused> {
+pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Purpose, RequestError> {
     let value = |wanted: &str| pairs(query).find(|(key, _)| key == wanted);
     let is_websocket = match value("transport").as_ref().map(|(_, name)| name.as_str()) {
         Some("polling") => false,
         Some("websocket") => true,
         Some(_) | None => {
-            return Err((
-                Refusal::TransportUnknown,
+            return Err(RequestError::new(
+                ErrorCode::TransportUnknown,
                 "transport= must be polling or websocket",
             ));
         }
     };
     if value("j").is_some() {
-        return Err((Refusal::BadRequest, "JSONP polling is not supported"));
+        return Err(RequestError::new(
+            ErrorCode::BadRequest,
+            "JSONP polling is not supported",
+        ));
     }
     let sid = value("sid").map(|(_, sid)| sid);
     if sid.is_none() && method != GET {
-        return Err((
-            Refusal::BadHandshakeMethod,
+        return Err(RequestError::new(
+            ErrorCode::BadHandshakeMethod,
             "a session is opened with GET; a POST needs the sid= of one",
         ));
     }
     if value("EIO").as_ref().map(|(_, version)| version.as_str()) != Some("4") {
-        return Err((
-            Refusal::UnsupportedVersion,
+        return Err(RequestError::new(
+            ErrorCode::UnsupportedVersion,
             "this server speaks EIO=4, which is socket.io-client 3 and 4; upgrade clients of version 2",
         ));
     }
     match (is_websocket, sid) {
-        (true, _) if !is_upgrade => Err((
-            Refusal::BadRequest,
+        (true, _) if !is_upgrade => Err(RequestError::new(
+            ErrorCode::BadRequest,
             "transport=websocket without a WebSocket handshake; does a proxy on the way drop the Upgrade header?",
         )),
-        (false, _) if is_upgrade => Err((
-            Refusal::BadRequest,
+        (false, _) if is_upgrade => Err(RequestError::new(
+            ErrorCode::BadRequest,
             "a WebSocket handshake with transport=polling",
         )),
-        (true, None) => Ok(Wanted::OpenWebSocket),
-        (true, Some(sid)) => Ok(Wanted::Upgrade(sid)),
-        (false, None) => Ok(Wanted::OpenPolling),
-        (false, Some(sid)) if method == GET => Ok(Wanted::Poll(sid)),
-        (false, Some(sid)) if method == POST => Ok(Wanted::Post(sid)),
-        (false, Some(_)) => Err((Refusal::BadRequest, "a session takes GET and POST")),
+        (true, None) => Ok(Purpose::OpenWebSocket),
+        (true, Some(sid)) => Ok(Purpose::Upgrade(sid)),
+        (false, None) => Ok(Purpose::OpenPolling),
+        (false, Some(sid)) if method == GET => Ok(Purpose::Poll(sid)),
+        (false, Some(sid)) if method == POST => Ok(Purpose::Post(sid)),
+        (false, Some(_)) => Err(RequestError::new(
+            ErrorCode::BadRequest,
+            "a session takes GET and POST",
+        )),
     }
 }
 
@@ -90,37 +93,37 @@ mod tests {
     use super::*;
 
     fn code(method: &str, query: &str, is_upgrade: bool) -> u8 {
-        parse(method, query, is_upgrade).unwrap_err().0.code()
+        parse(method, query, is_upgrade).unwrap_err().code.number()
     }
 
     #[test]
     fn a_request_says_what_it_wants() {
         let sid = || "abc".to_owned();
         for (method, query, is_upgrade, wanted) in [
-            (GET, "EIO=4&transport=polling", false, Wanted::OpenPolling),
+            (GET, "EIO=4&transport=polling", false, Purpose::OpenPolling),
             (
                 GET,
                 "EIO=4&transport=websocket",
                 true,
-                Wanted::OpenWebSocket,
+                Purpose::OpenWebSocket,
             ),
             (
                 GET,
                 "EIO=4&transport=polling&t=x&sid=abc",
                 false,
-                Wanted::Poll(sid()),
+                Purpose::Poll(sid()),
             ),
             (
                 POST,
                 "EIO=4&transport=polling&sid=abc",
                 false,
-                Wanted::Post(sid()),
+                Purpose::Post(sid()),
             ),
             (
                 GET,
                 "EIO=4&transport=websocket&sid=abc",
                 true,
-                Wanted::Upgrade(sid()),
+                Purpose::Upgrade(sid()),
             ),
         ] {
             assert_eq!(parse(method, query, is_upgrade), Ok(wanted), "{query}");

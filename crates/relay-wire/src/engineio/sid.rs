@@ -69,7 +69,7 @@ pub struct Sid {
 
 /// What an id in a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum Whereabouts {
     /// This process made it; the session may have ended.
     Here(Sid),
     /// It is formed as the relay forms them, and another process made it.
@@ -80,24 +80,24 @@ pub enum Found {
 
 impl Sid {
     /// Reads what a client sent.
-    pub fn parse(text: &str) -> Found {
+    pub fn parse(text: &str) -> Whereabouts {
         let mut bytes = [0; BYTES];
         match URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
             Ok(BYTES) => {}
-            Ok(_) | Err(_) => return Found::Nonsense,
+            Ok(_) | Err(_) => return Whereabouts::Nonsense,
         }
         let (process, rest) = bytes.split_at(4);
         let ([shard], rest) = rest.split_at(1) else {
-            return Found::Nonsense;
+            return Whereabouts::Nonsense;
         };
         let (slot, secret) = rest.split_at(4);
         let (Ok(slot), Ok(secret)) = (slot.try_into(), secret.try_into()) else {
-            return Found::Nonsense;
+            return Whereabouts::Nonsense;
         };
         if process != PROCESS.as_slice() {
-            return Found::Elsewhere;
+            return Whereabouts::Elsewhere;
         }
-        Found::Here(Self {
+        Whereabouts::Here(Self {
             shard: *shard,
             slot: u32::from_be_bytes(slot),
             secret: Secret(secret),
@@ -139,12 +139,12 @@ mod tests {
         #[test]
         fn an_id_leads_back_to_its_session(shard: u8, slot: u32) {
             let sid = Sid { shard, slot, secret: Secret::new() };
-            prop_assert_eq!(Sid::parse(&sid.to_string()), Found::Here(sid));
+            prop_assert_eq!(Sid::parse(&sid.to_string()), Whereabouts::Here(sid));
         }
 
         #[test]
         fn any_text_is_an_id_or_none(text in ".*") {
-            prop_assert!(!matches!(Sid::parse(&text), Found::Here(_)));
+            prop_assert!(!matches!(Sid::parse(&text), Whereabouts::Here(_)));
         }
     }
 
@@ -157,9 +157,12 @@ mod tests {
         };
         let mut bytes = URL_SAFE_NO_PAD.decode(sid.to_string()).unwrap();
         bytes[0] ^= 1;
-        assert_eq!(Sid::parse(&URL_SAFE_NO_PAD.encode(bytes)), Found::Elsewhere);
-        assert_eq!(Sid::parse("abcdefghijklmnopqrst"), Found::Nonsense);
-        assert_eq!(Sid::parse(""), Found::Nonsense);
+        assert_eq!(
+            Sid::parse(&URL_SAFE_NO_PAD.encode(bytes)),
+            Whereabouts::Elsewhere
+        );
+        assert_eq!(Sid::parse("abcdefghijklmnopqrst"), Whereabouts::Nonsense);
+        assert_eq!(Sid::parse(""), Whereabouts::Nonsense);
     }
 
     #[test]

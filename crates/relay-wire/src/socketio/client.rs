@@ -24,14 +24,14 @@ use serde_json::{Value, json};
 
 use super::offset::Offset;
 use super::packet;
-use super::session::{Session, Step};
+use super::protocol::{Protocol, Step};
 use crate::Frame;
 use crate::dialect::speech::{self, Speech, asks, context, understood};
 use crate::dialect::{Endpoint, Input, Params};
 use crate::engineio as engine;
 use crate::engineio::payload;
 use crate::engineio::sid::Secret;
-use crate::exchange::{About, Ask, Heard, Rejected, ReplyTo, Told};
+use crate::exchange::{About, Ask, Delivery, Heard, Rejected, ReplyTo};
 use crate::websocket::{self, Decoder};
 
 /// One namespace a client is in.
@@ -76,7 +76,7 @@ pub struct Client {
     /// What the client proves by that the session is its own.
     secret: Secret,
     /// What may happen when.
-    pub protocol: Session,
+    pub protocol: Protocol,
     /// What came over its WebSocket and is not yet whole.
     pub(crate) decoder: Decoder,
     /// The namespaces it is in.
@@ -89,7 +89,7 @@ pub struct Client {
 
 impl Client {
     /// A session that begins.
-    pub(crate) fn new(protocol: Session, visitor: Visitor) -> Box<Self> {
+    pub(crate) fn new(protocol: Protocol, visitor: Visitor) -> Box<Self> {
         Box::new(Self {
             secret: Secret::new(),
             protocol,
@@ -348,7 +348,7 @@ impl Client {
     pub(crate) fn tell(
         &mut self,
         publication: &Publication,
-        told: Told,
+        told: Delivery,
         watcher: &Watcher,
     ) -> Bytes {
         let (Some(at), is_polling) = (self.room_of(told.via), self.is_polling()) else {

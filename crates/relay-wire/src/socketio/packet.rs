@@ -200,14 +200,14 @@ pub(crate) fn connected(namespace: &str, sid: &str, pid: Option<&str>) -> Vec<u8
 /// The namespace is not joined; the client's library raises `connect_error` and does not try again.
 pub(crate) fn connect_error(namespace: &str, message: &str, data: Option<&Value>) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Refusal<'a> {
+    struct ConnectError<'a> {
         message: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         data: Option<&'a Value>,
     }
     let mut packet = head('4', namespace).into_bytes();
     // A struct of strings and JSON cannot fail to serialize.
-    packet.extend(serde_json::to_vec(&Refusal { message, data }).unwrap_or_default());
+    packet.extend(serde_json::to_vec(&ConnectError { message, data }).unwrap_or_default());
     packet
 }
 

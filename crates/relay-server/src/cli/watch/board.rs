@@ -46,7 +46,7 @@ pub(crate) enum News {
 
 /// How many jobs are in which state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
+pub(crate) struct StatusCounts {
     /// Not begun.
     pub(crate) queued: usize,
     /// At work.
@@ -180,14 +180,14 @@ impl Board {
     }
 
     /// How many are where.
-    pub(crate) fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> StatusCounts {
         let queued = self
             .live
             .values()
             .filter(|job| job.status == Status::Queued)
             .count();
         let ended = |ending| self.ended.values().filter(|e| **e == ending).count();
-        Tally {
+        StatusCounts {
             queued,
             running: self.live.len() - queued,
             completed: ended(Ending::Completed),

@@ -3,11 +3,13 @@
 //! Reads leniently: an unknown frame or field is not an error, so an older `relay watch` follows a newer
 //! server. It knows nothing of connections.
 //!
-//! Invariant: text meant for a terminal has passed through [`printable`].
+//! Invariant: text that a job gives for a terminal has passed through [`printable`].
 
 use relay_core::moment::WallTime;
 use serde::Deserialize;
 use serde_json::Value;
+
+use super::text::printable;
 
 /// One frame from the server.
 #[derive(Debug, Deserialize)]
@@ -191,26 +193,6 @@ fn bare(value: &Value) -> String {
         .map_or_else(|| printable(&value.to_string()), printable)
 }
 
-/// `text` with everything taken out that could move the cursor, colour the screen or reverse the line:
-/// it came from a worker, and goes to somebody's terminal.
-pub(crate) fn printable(text: &str) -> String {
-    let harmful =
-        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let spaced = text.chars().map(|c| if harmful(c) { ' ' } else { c });
-    spaced.collect::<String>().trim().to_owned()
-}
-
-/// A length of time the way people say it: `45s`, `1m 20s`, `2h 05m`, `3d 4h`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let s = seconds.max(0.0).round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m {:02}s", s / 60, s % 60),
-        3600..86_400 => format!("{}h {:02}m", s / 3600, s / 60 % 60),
-        _ => format!("{}d {}h", s / 86_400, s / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_a_later_version_is_no_error() {
+    fn a_frame_of_a_later_version_is_not_an_error() {
         let frame: Frame = serde_json::from_str(r#"{"type":"confetti","amount":3}"#).unwrap();
         assert!(matches!(frame, Frame::Other));
         let frame: Frame =
@@ -255,19 +237,8 @@ mod tests {
     }
 
     #[test]
-    fn text_from_a_worker_cannot_steer_the_terminal() {
-        assert_eq!(
-            printable("\u{1b}[2Jhi\r\n\u{202e}there\u{7}"),
-            "[2Jhi   there"
-        );
+    fn a_jobs_own_words_cannot_steer_the_terminal() {
         assert_eq!(job(r#"{"stage":"a\nb","message":""}"#).doing(), "a b");
-    }
-
-    #[test]
-    fn durations_read_as_people_say_them() {
-        let shown = [0.4, 59.6, 80.0, 7500.0, 273_600.0].map(duration);
-        assert_eq!(shown, ["0s", "1m 00s", "1m 20s", "2h 05m", "3d 4h"]);
-        assert_eq!(duration(f64::NAN), "0s");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::board::{Board, News};
-use super::frame::{Job, printable};
+use super::frame::Job;
+use super::text::printable;
 
 /// What can be shown. An error means that nobody reads any more.
 pub(crate) trait View {

@@ -5,7 +5,7 @@
 //! Invariant: more than one way to log in is never accepted, as nobody could say which one was used.
 
 use super::Findings;
-use crate::config::{Nats, Redacted, ServerUrl, read_secret};
+use crate::config::{Nats, NatsUrl, Redacted, read_secret};
 
 pub(super) fn check(nats: &Nats, found: &mut Findings) {
     subjects(nats, found);
@@ -90,7 +90,7 @@ fn credentials(nats: &Nats, found: &mut Findings) {
         ),
         (nats.nkey_file.is_some(), "nats.nkey_file"),
         (nats.creds_file.is_some(), "nats.creds_file"),
-        (nats.url.iter().any(ServerUrl::has_credentials), "nats.url"),
+        (nats.url.iter().any(NatsUrl::has_credentials), "nats.url"),
     ]
     .into_iter()
     .filter_map(|(used, key)| used.then_some(key))

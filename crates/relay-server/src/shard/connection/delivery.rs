@@ -11,7 +11,7 @@ use relay_core::publication::Publication;
 use relay_core::watcher::Seen;
 use relay_core::watcher::outbox::{Offered, SubscriptionId, Taken, Telling};
 use relay_core::watcher::session::CloseReason;
-use relay_wire::exchange::{ReplyTo, Told};
+use relay_wire::exchange::{Delivery, ReplyTo};
 use relay_wire::native::frame::Notice;
 
 use super::{Connection, Desk, bounds};
@@ -75,7 +75,7 @@ impl Connection {
         let Some(at) = at else {
             return false;
         };
-        let told = Told {
+        let told = Delivery {
             via,
             at,
             replayed: false,
@@ -226,7 +226,7 @@ impl Connection {
     pub(super) fn tell(&mut self, taken: &Taken, desk: &Desk<'_>) -> Bytes {
         match &taken.telling {
             Telling::Publication(publication) => {
-                let told = Told {
+                let told = Delivery {
                     via: taken.via,
                     at: taken.position,
                     replayed: taken.replayed,

@@ -17,7 +17,7 @@ use relay_wire::exchange::ReplyTo;
 use relay_wire::socketio::client::{Client, Entrance};
 use relay_wire::socketio::namespace;
 use relay_wire::socketio::offset::{Return, pid};
-use relay_wire::socketio::session::MAX_NAMESPACES;
+use relay_wire::socketio::protocol::MAX_NAMESPACES;
 use serde_json::{Value, json};
 
 use super::inbound::verified;
@@ -136,11 +136,7 @@ impl Connection {
         }
         let topics = endpoint
             .topics(&params, &client.visitor.query, identity.user.as_ref())
-            .map_err(|(text, error)| {
-                let text: String = text.chars().take(160).collect();
-                let sentence = format!("{text:?} is not a valid topic: {error}");
-                NotJoined::new("Invalid namespace", "bad_topic", sentence)
-            })?;
+            .map_err(|error| NotJoined::new("Invalid namespace", "bad_topic", error.to_string()))?;
         for topic in &topics {
             if self.watcher.subscription_to(topic).is_some() {
                 let sentence =

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use relay_core::moment::Moment;
-use relay_core::quality::Verdict;
+use relay_core::quality::Grade;
 use relay_core::topic::Topic;
 use relay_wire::Frame;
 use relay_wire::exchange::ReplyTo;
@@ -85,7 +85,7 @@ impl Connection {
     }
 
     /// The connection is judged differently from now on.
-    fn on_verdict(&mut self, before: Verdict, verdict: Verdict, desk: &mut Desk<'_>) {
+    fn on_verdict(&mut self, before: Grade, verdict: Grade, desk: &mut Desk<'_>) {
         let telemetry = &desk.node.telemetry;
         telemetry.quality(before).dec();
         telemetry.quality(verdict).inc();

@@ -13,8 +13,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::View;
-use crate::cli::watch::board::{Board, News, Tally};
-use crate::cli::watch::frame::{Job, Status, duration, printable};
+use crate::cli::watch::board::{Board, News, StatusCounts};
+use crate::cli::watch::frame::{Job, Status};
+use crate::cli::watch::text::{duration, printable};
 
 /// As many bars as fit a usual terminal with room for the news above them.
 const MOST_BARS: usize = 16;
@@ -339,7 +340,7 @@ fn ending(job: &Job) -> String {
         .to_owned()
 }
 
-fn summary(tally: Tally, hidden: usize) -> String {
+fn summary(tally: StatusCounts, hidden: usize) -> String {
     let parts = [
         (tally.running, "running"),
         (tally.queued, "queued"),
@@ -417,13 +418,13 @@ mod tests {
 
     #[test]
     fn jobs_without_a_bar_are_counted() {
-        let tally = Tally {
+        let tally = StatusCounts {
             running: 20,
             completed: 3,
-            ..Tally::default()
+            ..StatusCounts::default()
         };
         assert_eq!(summary(tally, 4), "20 running · 3 completed  (4 not shown)");
-        assert_eq!(summary(Tally::default(), 0), "no jobs yet");
+        assert_eq!(summary(StatusCounts::default(), 0), "no jobs yet");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::{ConnectionLog, View};
 use crate::cli::watch::board::{Board, News};
-use crate::cli::watch::frame::{Job, duration, printable};
+use crate::cli::watch::frame::Job;
+use crate::cli::watch::text::{duration, printable};
 
 /// Lines on stdout.
 #[derive(Debug, Default)]

@@ -21,7 +21,7 @@ pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How packets travel now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Carrier {
+enum Mode {
     Polling {
         polled: bool,
         posting: bool,
@@ -97,17 +97,17 @@ pub enum BrokenRule {
 
 /// One session.
 #[derive(Debug)]
-pub struct Session {
-    carrier: Carrier,
+pub struct Protocol {
+    mode: Mode,
     namespaces: Vec<String>,
     /// Binary frames an event announced, still to come; they are dropped.
     attachments: u32,
 }
 
-impl Session {
+impl Protocol {
     /// A session that begins with polling.
     pub fn polling() -> Self {
-        Self::new(Carrier::Polling {
+        Self::new(Mode::Polling {
             polled: false,
             posting: false,
             probing: None,
@@ -116,12 +116,12 @@ impl Session {
 
     /// A session that is a WebSocket from the start.
     pub fn websocket() -> Self {
-        Self::new(Carrier::WebSocket)
+        Self::new(Mode::WebSocket)
     }
 
-    fn new(carrier: Carrier) -> Self {
+    fn new(mode: Mode) -> Self {
         Self {
-            carrier,
+            mode,
             namespaces: Vec::new(),
             attachments: 0,
         }
@@ -129,15 +129,15 @@ impl Session {
 
     /// Whether packets travel in HTTP bodies.
     pub(crate) fn is_polling(&self) -> bool {
-        matches!(self.carrier, Carrier::Polling { .. })
+        matches!(self.mode, Mode::Polling { .. })
     }
 
     /// Whether a poll is to be answered though there is nothing to say, so that its client can go on over
     /// WebSocket.
     pub(crate) fn owes_noop(&self, now: Moment) -> bool {
         matches!(
-            self.carrier,
-            Carrier::Polling { polled: true, probing: Some(until), .. } if now < until
+            self.mode,
+            Mode::Polling { polled: true, probing: Some(until), .. } if now < until
         )
     }
 
@@ -146,10 +146,10 @@ impl Session {
     /// # Errors
     /// When it is not taken.
     pub fn poll(&mut self) -> Result<(), Fault> {
-        match &mut self.carrier {
-            Carrier::WebSocket => Err(Fault::Mismatch),
-            Carrier::Polling { polled: true, .. } => Err(Fault::Overlap),
-            Carrier::Polling { polled, .. } => {
+        match &mut self.mode {
+            Mode::WebSocket => Err(Fault::Mismatch),
+            Mode::Polling { polled: true, .. } => Err(Fault::Overlap),
+            Mode::Polling { polled, .. } => {
                 *polled = true;
                 Ok(())
             }
@@ -158,7 +158,7 @@ impl Session {
 
     /// The poll was answered.
     pub(crate) fn answered(&mut self) {
-        if let Carrier::Polling { polled, .. } = &mut self.carrier {
+        if let Mode::Polling { polled, .. } = &mut self.mode {
             *polled = false;
         }
     }
@@ -168,10 +168,10 @@ impl Session {
     /// # Errors
     /// When it is not taken.
     pub fn post(&mut self) -> Result<(), Fault> {
-        match &mut self.carrier {
-            Carrier::WebSocket => Err(Fault::Mismatch),
-            Carrier::Polling { posting: true, .. } => Err(Fault::Overlap),
-            Carrier::Polling { posting, .. } => {
+        match &mut self.mode {
+            Mode::WebSocket => Err(Fault::Mismatch),
+            Mode::Polling { posting: true, .. } => Err(Fault::Overlap),
+            Mode::Polling { posting, .. } => {
                 *posting = true;
                 Ok(())
             }
@@ -180,7 +180,7 @@ impl Session {
 
     /// The post was read whole.
     pub fn posted(&mut self) {
-        if let Carrier::Polling { posting, .. } = &mut self.carrier {
+        if let Mode::Polling { posting, .. } = &mut self.mode {
             *posting = false;
         }
     }
@@ -190,13 +190,13 @@ impl Session {
     /// # Errors
     /// When it may not: one has, or one is about to.
     pub fn probe(&mut self, now: Moment) -> Result<(), Fault> {
-        match &mut self.carrier {
-            Carrier::WebSocket => Err(Fault::Mismatch),
-            Carrier::Polling {
+        match &mut self.mode {
+            Mode::WebSocket => Err(Fault::Mismatch),
+            Mode::Polling {
                 probing: Some(until),
                 ..
             } if now < *until => Err(Fault::Mismatch),
-            Carrier::Polling { probing, .. } => {
+            Mode::Polling { probing, .. } => {
                 *probing = Some(now + UPGRADE_TIMEOUT);
                 Ok(())
             }
@@ -205,7 +205,7 @@ impl Session {
 
     /// The WebSocket that wanted to take over did not; polling goes on.
     pub fn unprobe(&mut self) {
-        if let Carrier::Polling { probing, .. } = &mut self.carrier {
+        if let Mode::Polling { probing, .. } = &mut self.mode {
             *probing = None;
         }
     }
@@ -214,11 +214,11 @@ impl Session {
     #[must_use]
     pub(crate) fn upgrade(&mut self, now: Moment) -> bool {
         let may = matches!(
-            self.carrier,
-            Carrier::Polling { probing: Some(until), .. } if now < until
+            self.mode,
+            Mode::Polling { probing: Some(until), .. } if now < until
         );
         if may {
-            self.carrier = Carrier::WebSocket;
+            self.mode = Mode::WebSocket;
         }
         may
     }

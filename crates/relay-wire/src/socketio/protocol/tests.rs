@@ -7,15 +7,15 @@ fn start() -> Moment {
     Moment::from_micros(0)
 }
 
-fn in_jobs() -> Session {
-    let mut session = Session::websocket();
+fn in_jobs() -> Protocol {
+    let mut session = Protocol::websocket();
     session.join("/jobs");
     session
 }
 
 #[test]
 fn one_poll_at_a_time_and_two_end_the_session() {
-    let mut session = Session::polling();
+    let mut session = Protocol::polling();
     assert_eq!(session.poll(), Ok(()));
     assert_eq!(session.poll(), Err(Fault::Overlap));
     session.answered();
@@ -24,7 +24,7 @@ fn one_poll_at_a_time_and_two_end_the_session() {
 
 #[test]
 fn one_post_at_a_time_and_two_end_the_session() {
-    let mut session = Session::polling();
+    let mut session = Protocol::polling();
     assert_eq!(session.post(), Ok(()));
     assert_eq!(session.post(), Err(Fault::Overlap));
     session.posted();
@@ -34,7 +34,7 @@ fn one_post_at_a_time_and_two_end_the_session() {
 
 #[test]
 fn a_websocket_takes_no_polls_posts_or_second_websocket() {
-    let mut session = Session::polling();
+    let mut session = Protocol::polling();
     assert_eq!(session.probe(start()), Ok(()));
     assert_eq!(
         session.probe(start()),
@@ -50,7 +50,7 @@ fn a_websocket_takes_no_polls_posts_or_second_websocket() {
 
 #[test]
 fn a_poll_is_let_go_while_a_websocket_is_about_to_take_over() {
-    let mut session = Session::polling();
+    let mut session = Protocol::polling();
     session.poll().unwrap();
     assert!(!session.owes_noop(start()));
     session.probe(start()).unwrap();
@@ -61,7 +61,7 @@ fn a_poll_is_let_go_while_a_websocket_is_about_to_take_over() {
 
 #[test]
 fn polling_goes_on_when_a_websocket_does_not_take_over() {
-    let mut session = Session::polling();
+    let mut session = Protocol::polling();
     session.poll().unwrap();
     session.probe(start()).unwrap();
     session.unprobe();
@@ -170,7 +170,7 @@ fn events() -> impl Strategy<Value = Vec<(Event, u8)>> {
 proptest! {
     #[test]
     fn whatever_comes_at_most_one_poll_and_post_are_under_way(events in events()) {
-        let mut session = Session::polling();
+        let mut session = Protocol::polling();
         let (mut polls, mut posts, mut upgraded) = (0, 0, false);
         let mut now = start();
         for (event, seconds) in events {
