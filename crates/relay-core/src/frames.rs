@@ -1,6 +1,6 @@
 //! What was encoded, kept beside what it was encoded from, so that each shape is encoded once.
 //!
-//! It does not know what a frame looks like: whoever encodes says which slot it goes to.
+//! It does not know what a frame looks like: the encoder says which slot it goes to.
 //!
 //! Invariant: a slot is filled once and never changes.
 

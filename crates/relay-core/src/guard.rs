@@ -1,7 +1,7 @@
 //! Which state of a job may follow which.
 //!
 //! One guard a job, fed in the order of the bus. It knows nothing of clients: what it refuses is dropped
-//! and counted by whoever asked.
+//! and counted by its caller.
 //!
 //! Invariant: within one attempt the progress of what it accepts never falls before the ending, and
 //! nothing is accepted after the ending; the attempt never falls.

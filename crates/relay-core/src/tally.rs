@@ -1,7 +1,7 @@
 //! How the jobs of a user or a group stand, taken together.
 //!
 //! A tally is kept up to date job by job: what a job counted for is taken out, what it counts for now is
-//! put in. It does not know which jobs those are; whoever keeps it hands in each one's [`Share`].
+//! put in. It does not know which jobs those are; its owner hands in each one's [`Share`].
 //!
 //! Invariant: what was put in can be taken out; an empty tally is all zeros.
 

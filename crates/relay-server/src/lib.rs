@@ -17,6 +17,7 @@ mod identity;
 mod logging;
 mod node;
 mod origin;
+mod poll_limits;
 mod readiness;
 #[cfg(test)]
 mod reference;

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use relay_bus::hub::Hub;
 use relay_core::watcher::WatcherBounds;
-use relay_wire::dialect::{Dialects, PollLimits};
+use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
 use crate::identity;
 use crate::origin;
+use crate::poll_limits::PollLimits;
 use crate::readiness::Readiness;
 use crate::telemetry::Telemetry;
 

@@ -1,4 +1,4 @@
-//! Puts a relay together from its configuration, runs it until it is told to stop, and drains it.
+//! Puts a relay together from its configuration, runs it until it is asked to stop, and drains it.
 //!
 //! One thread a shard, one for the bus, and the main thread for operators and signals. Only this module
 //! knows all the parts.

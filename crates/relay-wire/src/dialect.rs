@@ -2,8 +2,8 @@
 //!
 //! A dialect's file names routes, words and jq mappings; here it is checked, compiled, and put beside the
 //! others in one table of routes. Mappings get what a native client would get (PROTOCOL.md) and give what
-//! this front end wants instead; what a client sends, they turn into commands. The dialect knows frames and
-//! messages, and nothing of sockets, outboxes or subscriptions.
+//! this front end wants instead; what a client sends, they turn into commands. The dialect knows frames,
+//! messages and the bounds its clients are held to; it does not know sockets, or what a client is still owed.
 //!
 //! Invariant: a mapping runs once for a publication and a `Voice` (and what its clients were told before,
 //! where the file asks to know), however many watch.
@@ -12,7 +12,6 @@ mod builtin;
 mod compile;
 mod file;
 mod jq;
-mod limit;
 mod meter;
 mod routes;
 pub(crate) mod speech;
@@ -37,7 +36,6 @@ pub use builtin::BUILT_IN;
 pub use compile::{Mistake, Source};
 pub(crate) use file::Carrier;
 pub use jq::{Failure, Input};
-pub use limit::{Caller, PollLimits};
 pub use meter::{Meter, Meters};
 pub use routes::{BadTopic, Endpoint, Found, Health, NoTopic, Params, Poll, Routes};
 pub(crate) use voice::{Before, Voice};

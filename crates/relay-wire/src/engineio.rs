@@ -4,10 +4,12 @@
 //! and [`sid`] for what a request's query says. Statuses and methods of HTTP are numbers and words here; requests,
 //! sockets and clocks are the affair of their owner.
 
+mod error;
 mod packet;
 pub mod payload;
 pub mod request;
 pub mod sid;
 
+pub use error::{ErrorCode, RequestError};
 pub(crate) use packet::{CLOSE, PING};
-pub use packet::{ErrorCode, NOOP, Open, PROBE, PROBED, Packet, RequestError};
+pub use packet::{NOOP, Open, PROBE, PROBED, Packet};

@@ -1,9 +1,10 @@
 //! Between bytes on the wire and what they mean.
 //!
-//! Everything here is told bytes and says what they ask, or is told what happened and says the bytes for it. It
-//! knows `relay-core` alone: no sockets, no HTTP, no runtime, no clock, no metrics, and not who watches what.
+//! Everything here is given bytes and says what they ask, or is given what happened and makes the bytes for it. It
+//! knows `relay-core` alone: no sockets, no runtime, no clock, no metrics, and not who watches what. Of HTTP it knows
+//! words and numbers: paths, queries, methods and statuses.
 //!
-//! Read the modules in this order: [`Frame`] names what can be said to a client; [`native`] has the relay's own
+//! Read the modules in this order: [`Frame`] names what can be sent to a client; [`native`] has the relay's own
 //! words for it, [`dialect`] those of other front ends, as files say them. [`websocket`] frames texts on a
 //! socket of its own; [`socketio`] and below it [`engineio`] are another way for texts to travel.
 //!

@@ -239,7 +239,9 @@ impl Speaker {
             },
             Inbound::Text(text) => match self {
                 Self::SocketIo(client) => client.hear(&text, about, now),
-                Self::Dialect(speech, _) => speech.hear(&text, about, now),
+                Self::Dialect(speech, _) => {
+                    speech.hear(&text, about, now, |text| websocket::texts(vec![text]))
+                }
                 Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => hear_native(&text),
             },
         }

@@ -1,4 +1,4 @@
-//! RFC 6455 on the server's side: the handshake's answer, frames out, frames in.
+//! RFC 6455 on the server's side: the key that answers a handshake, frames out, frames in.
 //!
 //! Frames go out as ready-made bytes that all watchers share, so there is no writer here, only functions
 //! that wrap. Frames come in through a [`Decoder`] that owns memory only while a message is incomplete;

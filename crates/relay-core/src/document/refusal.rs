@@ -1,4 +1,4 @@
-//! Why a worker's words were not taken, said so that the worker's author can mend them.
+//! Why a worker's words were not taken, said so that the worker's author can fix them.
 //!
 //! Knows nothing of HTTP or NATS: [`Refusal::code`] is for metrics and error bodies, [`Refusal::field`]
 //! for a form, the display text for a person.

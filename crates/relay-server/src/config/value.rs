@@ -1,6 +1,6 @@
 //! How single values of a configuration are written: durations, sizes, addresses, lists.
 //!
-//! Knows nothing of which key a value belongs to; whoever reads a value adds the key and the place.
+//! Knows nothing of which key a value belongs to; the reader of a value adds the key and the place.
 
 use std::fmt;
 use std::marker::PhantomData;

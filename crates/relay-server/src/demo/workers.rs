@@ -1,7 +1,7 @@
 //! The simulated workers of `relay demo`: six temperaments, each doing one job after another for ever.
 //!
 //! Pure scheduling: a worker says how long to wait and what to publish then. It knows no clock, no bus and
-//! no runtime; whoever plays it waits, stamps `ts` and publishes.
+//! no runtime; its player waits, stamps `ts` and publishes.
 //!
 //! Invariant: within one attempt of a job progress never falls, and the attempt's last state, and only that
 //! one, is an ending.

@@ -18,9 +18,7 @@ use relay_core::document::Status;
 use relay_core::id::JobId;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
-use relay_wire::dialect::{
-    BadTopic, Caller, Dialect, Endpoint, Found, Health, Input, NoTopic, Poll,
-};
+use relay_wire::dialect::{BadTopic, Dialect, Endpoint, Found, Health, Input, NoTopic, Poll};
 use relay_wire::speaker::Speaker;
 use serde_json::json;
 use tokio::time::timeout;
@@ -30,6 +28,7 @@ use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, Route};
 use super::{Door, Outcome, handshake};
 use crate::answer::{self, ApiError};
 use crate::identity::Identity;
+use crate::poll_limits::Caller;
 use crate::refused::Refused;
 use crate::shard::Opening;
 

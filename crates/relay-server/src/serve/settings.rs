@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use relay_bus::hub::{Hub, HubSettings};
 use relay_core::limits::ConnectionLimits;
-use relay_wire::dialect::{Dialects, PollLimits};
+use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
 use crate::config::Config;
 use crate::identity::Mode;
 use crate::node::Node;
 use crate::origin::Policy;
+use crate::poll_limits::PollLimits;
 use crate::readiness::Readiness;
 use crate::telemetry::Telemetry;
 

@@ -3,7 +3,7 @@
 //! Words and shapes are the dialect's; when something is sent, and to whom, is decided where it is for
 //! everybody. It does not know how texts travel: its callers wrap them.
 //!
-//! Invariant: it remembers at most [`MAX_TOLD`] jobs.
+//! Invariant: it remembers at most `MAX_TOLD` jobs.
 
 use std::sync::Arc;
 
@@ -20,7 +20,6 @@ use smallvec::SmallVec;
 use super::{Before, Dialect, Endpoint, Input, Instruction, Params, Voice};
 use crate::Frame;
 use crate::exchange::{About, Ask, Heard, Rejected, ReplyTo};
-use crate::websocket;
 
 /// Jobs a connection remembers having been told of; the one told first is forgotten first.
 const MAX_TOLD: usize = 1024;
@@ -200,8 +199,14 @@ impl Speech {
         self.last_traffic = now;
     }
 
-    /// A text message of the client, over a WebSocket of its own.
-    pub(crate) fn hear(&mut self, text: &str, about: &About<'_>, now: Moment) -> Heard {
+    /// A text message of the client. `say` makes bytes of ready-made answers.
+    pub(crate) fn hear(
+        &mut self,
+        text: &str,
+        about: &About<'_>,
+        now: Moment,
+        say: impl FnMut(Vec<u8>) -> Bytes,
+    ) -> Heard {
         self.heard(now);
         // serde_json is stricter than jq, and says more about what is wrong.
         let message = serde_json::from_str::<Value>(text)
@@ -210,9 +215,7 @@ impl Speech {
         match message {
             Ok(message) => {
                 let instructions = self.instructions(&message, about);
-                understood(instructions, ReplyTo::Nobody, |text| {
-                    websocket::texts(vec![text])
-                })
+                understood(instructions, ReplyTo::Nobody, say)
             }
             Err(error) => Heard::Rejected(
                 Rejected {

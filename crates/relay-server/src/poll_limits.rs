@@ -1,4 +1,8 @@
-//! How often a client may poll, where a dialect says so: fixed windows of a minute.
+//! How often a client may poll, where a dialect says so: fixed windows of a minute, shared by all shards.
+//!
+//! It does not know requests or identities; the door names the caller.
+//!
+//! Invariant: at most [`MAX_CALLERS`] callers are counted at a time.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,7 +18,7 @@ const MAX_CALLERS: usize = 100_000;
 
 /// What requests are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// The user, where there is a credential.
     User(Name),
     /// The address, where there is none.
@@ -23,25 +27,25 @@ pub enum Caller {
 
 /// What is left to a caller in the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     /// Whether this request is within it.
-    pub granted: bool,
+    pub(crate) granted: bool,
     /// Requests left.
-    pub remaining: u32,
+    pub(crate) remaining: u32,
     /// Until the window ends.
-    pub reset: Duration,
+    pub(crate) reset: Duration,
 }
 
 /// Every caller's window, by path.
 #[derive(Debug, Default)]
-pub struct PollLimits {
+pub(crate) struct PollLimits {
     /// Held for one look-up.
     windows: Mutex<HashMap<(String, Caller), (Moment, u32)>>,
 }
 
 impl PollLimits {
     /// Counts one request of `caller` for `path`, of which a minute has `limit`.
-    pub fn count(&self, path: &str, caller: Caller, limit: u32, now: Moment) -> Allowance {
+    pub(crate) fn count(&self, path: &str, caller: Caller, limit: u32, now: Moment) -> Allowance {
         let mut windows = self.windows.lock();
         let key = (path.to_owned(), caller);
         if windows.len() >= MAX_CALLERS && !windows.contains_key(&key) {
