@@ -3,7 +3,8 @@
 //! Counters are shared by all shards, and a shared counter costs each delivery as much as the rest of the
 //! shard's own work once two threads count on it. So shards count in private and add up when a turn is over.
 //!
-//! Invariant: opened minus closed is open, for every transport.
+//! Invariant: opened minus closed is open, for every transport; for those of Socket.IO together, since a session
+//! opened by polling may be closed on a WebSocket.
 
 use prometheus::local::LocalIntCounter;
 use relay_core::publication::Publication;
