@@ -189,10 +189,9 @@ impl Dialect {
         for text in texts {
             match instruction(&text).filter(allowed) {
                 Some(instruction) => instructions.push(instruction),
-                None => mapping.failed(&Failure::Jq(format!(
-                    "{} is not a valid instruction",
-                    String::from_utf8_lossy(text.get(..80).unwrap_or(&text))
-                ))),
+                None => mapping.failed(&Failure::NotAnInstruction(
+                    String::from_utf8_lossy(text.get(..80).unwrap_or(&text)).into_owned(),
+                )),
             }
         }
         Some(instructions)

@@ -388,8 +388,8 @@ impl Reading<'_> {
         for topic in &route.topics {
             match Template::parse(topic.get_ref(), &params) {
                 Ok(template) => topics.push(template),
-                Err(message) => {
-                    let message = format!("{:?} is not a valid topic: {message}", topic.get_ref());
+                Err(error) => {
+                    let message = format!("{:?} is not a valid topic: {error}", topic.get_ref());
                     self.refuse(topic.span().start, "routes.topics", message);
                 }
             }
@@ -403,8 +403,8 @@ impl Reading<'_> {
             voice,
             topics,
         };
-        if let Err(message) = into.routes.add_endpoint(endpoint) {
-            self.refuse(at, "routes.path", message);
+        if let Err(error) = into.routes.add_endpoint(endpoint) {
+            self.refuse(at, "routes.path", error.to_string());
         }
     }
 
@@ -425,8 +425,8 @@ impl Reading<'_> {
         let topic = match &poll.topic {
             Some(topic) => match Template::parse(topic.get_ref(), &params) {
                 Ok(template) => template,
-                Err(message) => {
-                    let message = format!("{:?} is not a valid topic: {message}", topic.get_ref());
+                Err(error) => {
+                    let message = format!("{:?} is not a valid topic: {error}", topic.get_ref());
                     return self.refuse(topic.span().start, "polls.topic", message);
                 }
             },
@@ -452,8 +452,8 @@ impl Reading<'_> {
             slot,
             slots: into.slots.clone(),
         });
-        if let Err(message) = added {
-            self.refuse(at, "polls.path", message);
+        if let Err(error) = added {
+            self.refuse(at, "polls.path", error.to_string());
         }
     }
 
@@ -483,8 +483,8 @@ impl Reading<'_> {
             dialect: dialect.clone(),
             body,
         });
-        if let Err(message) = added {
-            self.refuse(at, "health.path", message);
+        if let Err(error) = added {
+            self.refuse(at, "health.path", error.to_string());
         }
     }
 

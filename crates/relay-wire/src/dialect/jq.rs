@@ -49,10 +49,16 @@ pub(super) struct Complaint {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The input is not JSON, or too deep.
+    /// The input is nested too deep.
+    #[error("the input cannot be read as JSON: nested deeper than {MAX_DEPTH}")]
+    TooDeep,
+    /// The input cannot be made JSON.
     #[error("the input cannot be read as JSON: {0}")]
-    Input(String),
-    /// The program ended in an error of its own.
+    Encode(#[from] serde_json::Error),
+    /// The input is not JSON.
+    #[error("the input cannot be read as JSON: {0}")]
+    Input(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The program ended in an error of its own: its text, cut short, as what it holds is bound to the run.
     #[error("{0}")]
     Jq(String),
     /// The program asked for the process to end.
@@ -63,7 +69,10 @@ pub enum Failure {
     TooMuch,
     /// An output that is not JSON, such as NaN.
     #[error("an output is not JSON: {0}")]
-    NotJson(String),
+    NotJson(#[source] serde_json::Error),
+    /// An output that a client's message or a worker's answer cannot lead to: its beginning.
+    #[error("{0} is not a valid instruction")]
+    NotAnInstruction(String),
 }
 
 /// An input to mappings, read once and run through any number of them.
@@ -77,12 +86,12 @@ impl Input {
     /// When it is not JSON, or nested too deep.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, Failure> {
         if is_deeper(json, MAX_DEPTH) {
-            return Err(Failure::Input(format!("nested deeper than {MAX_DEPTH}")));
+            return Err(Failure::TooDeep);
         }
         let parsed = read::parse_single(json);
         parsed
             .map(Self)
-            .map_err(|error| Failure::Input(error.to_string()))
+            .map_err(|error| Failure::Input(error.into()))
     }
 
     /// Anything serializable as JSON.
@@ -90,7 +99,7 @@ impl Input {
     /// # Errors
     /// As `Input::parse`.
     pub fn of(value: &impl Serialize) -> Result<Self, Failure> {
-        let json = serde_json::to_vec(value).map_err(|error| Failure::Input(error.to_string()))?;
+        let json = serde_json::to_vec(value)?;
         Self::parse(&json)
     }
 
@@ -179,7 +188,7 @@ impl Mapping {
             left = text.left;
             // jaq knows numbers and keys that JSON does not; what is not JSON must not reach a client.
             serde_json::from_slice::<serde::de::IgnoredAny>(&text.bytes)
-                .map_err(|error| Failure::NotJson(error.to_string()))?;
+                .map_err(Failure::NotJson)?;
             texts.push(text.bytes);
         }
         Ok(texts)

@@ -75,6 +75,26 @@ enum Answering {
     Health(Arc<Health>),
 }
 
+/// Why a path cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RouteError {
+    /// It cannot stand beside another path, or is not one.
+    #[error(transparent)]
+    Path(#[from] InsertError),
+    /// Another route has its WebSockets.
+    #[error("{path} is a WebSocket of {dialect} already")]
+    WebSocketTaken { path: String, dialect: String },
+    /// Another route has its namespace.
+    #[error("{path} has that namespace of {dialect} already")]
+    NamespaceTaken { path: String, dialect: String },
+    /// Another route answers its plain requests, with the state of jobs.
+    #[error("{path} is polled in {dialect} already")]
+    PollTaken { path: String, dialect: String },
+    /// Another route answers its plain requests, with how the relay is.
+    #[error("{path} says how the relay is in {dialect} already")]
+    HealthTaken { path: String, dialect: String },
+}
+
 /// All routes of all dialects.
 #[derive(Default)]
 pub struct Routes {
@@ -156,23 +176,23 @@ impl Routes {
     ///
     /// # Errors
     /// Says why the path cannot be served.
-    pub(super) fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<(), String> {
+    pub(super) fn add_endpoint(&mut self, endpoint: Endpoint) -> Result<(), RouteError> {
         let path = endpoint.path.clone();
-        let entry = self.entry(&path).map_err(|error| error.to_string())?;
+        let entry = self.entry(&path)?;
         let endpoint = Arc::new(endpoint);
         match endpoint.voice.carrier {
             Carrier::WebSocket => {
                 if let Some(other) = &entry.websocket {
-                    let name = &other.voice.dialect.name;
-                    return Err(format!("{path} is a WebSocket of {name} already"));
+                    let dialect = other.voice.dialect.name.clone();
+                    return Err(RouteError::WebSocketTaken { path, dialect });
                 }
                 entry.websocket = Some(endpoint);
             }
             Carrier::SocketIo => {
                 let taken = |each: &&Arc<Endpoint>| each.namespace == endpoint.namespace;
                 if let Some(other) = entry.socketio.iter().find(taken) {
-                    let name = &other.voice.dialect.name;
-                    return Err(format!("{path} has that namespace of {name} already"));
+                    let dialect = other.voice.dialect.name.clone();
+                    return Err(RouteError::NamespaceTaken { path, dialect });
                 }
                 entry.socketio.push(endpoint);
             }
@@ -184,34 +204,35 @@ impl Routes {
     ///
     /// # Errors
     /// Says why the path cannot be served.
-    pub(super) fn add_poll(&mut self, poll: Poll) -> Result<(), String> {
+    pub(super) fn add_poll(&mut self, poll: Poll) -> Result<(), RouteError> {
         let path = poll.path.clone();
-        let entry = self.entry(&path).map_err(|error| error.to_string())?;
-        entry.answer(&path, Answering::Poll(Arc::new(poll)))
+        self.entry(&path)?
+            .answer(path, Answering::Poll(Arc::new(poll)))
     }
 
     /// Adds a route that says how the relay is.
     ///
     /// # Errors
     /// Says why the path cannot be served.
-    pub(super) fn add_health(&mut self, health: Health) -> Result<(), String> {
+    pub(super) fn add_health(&mut self, health: Health) -> Result<(), RouteError> {
         let path = health.path.clone();
-        let entry = self.entry(&path).map_err(|error| error.to_string())?;
-        entry.answer(&path, Answering::Health(Arc::new(health)))
+        self.entry(&path)?
+            .answer(path, Answering::Health(Arc::new(health)))
     }
 }
 
 impl Entry {
-    fn answer(&mut self, path: &str, answering: Answering) -> Result<(), String> {
+    fn answer(&mut self, path: String, answering: Answering) -> Result<(), RouteError> {
         if let Some(other) = &self.answer {
             return Err(match other {
-                Answering::Poll(poll) => {
-                    format!("{path} is polled in {} already", poll.dialect.name)
-                }
-                Answering::Health(health) => {
-                    let name = &health.dialect.name;
-                    format!("{path} says how the relay is in {name} already")
-                }
+                Answering::Poll(poll) => RouteError::PollTaken {
+                    path,
+                    dialect: poll.dialect.name.clone(),
+                },
+                Answering::Health(health) => RouteError::HealthTaken {
+                    path,
+                    dialect: health.dialect.name.clone(),
+                },
             });
         }
         self.answer = Some(answering);
@@ -396,6 +417,20 @@ impl fmt::Debug for Poll {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Template(Vec<Part>);
 
+/// Why a text is not a template of a topic.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TemplateError {
+    /// A place that does not end.
+    #[error("a {{ has no }} behind it")]
+    Unclosed,
+    /// A place for what the path does not have.
+    #[error("{{{0}}} is not a parameter of the path")]
+    UnknownParameter(String),
+    /// Whatever is filled in, it is not a topic.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
@@ -424,13 +459,11 @@ impl Template {
     }
 
     /// Reads a template whose parameters are among `params`.
-    pub(super) fn parse(text: &str, params: &[&str]) -> Result<Self, String> {
+    pub(super) fn parse(text: &str, params: &[&str]) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| "a { has no } behind it".to_owned())?;
+            let (name, after) = after.split_once('}').ok_or(TemplateError::Unclosed)?;
             parts.push(Part::Text(before.to_owned()));
             parts.push(match name.strip_prefix('?') {
                 Some(query) => Part::Query(query.to_owned()),
@@ -439,7 +472,7 @@ impl Template {
                 None if name.starts_with("user|") => {
                     Part::User(name.strip_prefix("user|").map(str::to_owned))
                 }
-                None => return Err(format!("{{{name}}} is not a parameter of the path")),
+                None => return Err(TemplateError::UnknownParameter(name.to_owned())),
             });
             rest = after;
         }
@@ -450,7 +483,7 @@ impl Template {
             _ => Some("x".to_owned()),
         });
         let sample = sample.unwrap_or_default();
-        Topic::parse(&sample).map_err(|error| error.to_string())?;
+        Topic::parse(&sample)?;
         Ok(template)
     }
 
