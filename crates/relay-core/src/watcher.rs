@@ -5,9 +5,9 @@
 //! It does not know bytes, transports, tokens, other watchers or a clock.
 //!
 //! In reading order: [`session`] (what a client may ask, and whether it is alive), [`beginning`]
-//! (how a subscription begins), [`outbox`] (what waits), [`endings`] (what wants an
+//! (how a subscription begins), [`outbox`] (what waits), `endings` (what wants an
 //! acknowledgement), [`horizon`] and [`holds`] (how far anybody may be sent anything),
-//! [`recovery`] (what a client that returns has already).
+//! `recovery` (what a client that returns has already).
 //!
 //! Invariant: the cursor it gives out never passes what is still owed under any of its topics.
 

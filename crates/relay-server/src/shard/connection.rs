@@ -178,6 +178,8 @@ struct Rare {
     awaited: Option<(Vec<Topic>, Option<Cursor>)>,
     /// Who the client may be, until its first namespace says.
     identities: Vec<Identified>,
+    /// When the drain lets it go.
+    leaves_at: Option<Moment>,
 }
 
 /// A connection.
@@ -203,8 +205,6 @@ pub(super) struct Connection {
     /// Whether it is in the shard's list of connections to flush.
     pub(super) listed: bool,
     pub(super) opened: Moment,
-    /// When the drain lets it go.
-    leaves_at: Option<Moment>,
     /// Why it ends. Set, nothing more is done for it, and the shard removes it before it goes on to wait.
     pub(super) ends: Option<CloseReason>,
     /// The ping whose pong is awaited.
@@ -257,7 +257,6 @@ impl Connection {
             due: true,
             listed: false,
             opened: desk.now,
-            leaves_at: None,
             ends: None,
             pinged: None,
             quality: Quality::default(),
@@ -272,6 +271,11 @@ impl Connection {
     /// Whether more is to be done for it.
     pub(super) fn goes_on(&self) -> bool {
         self.ends.is_none()
+    }
+
+    /// When the drain lets it go.
+    fn leaves_at(&self) -> Option<Moment> {
+        self.rare.as_ref().and_then(|rare| rare.leaves_at)
     }
 
     fn rare(&mut self) -> &mut Rare {
@@ -302,6 +306,7 @@ impl Connection {
                 && rare.owed.is_empty()
                 && rare.awaited.is_none()
                 && rare.identities.is_empty()
+                && rare.leaves_at.is_none()
         };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;

@@ -18,7 +18,7 @@ impl Connection {
     /// Its time has come.
     pub(crate) fn tick(&mut self, desk: &mut Desk<'_>) {
         self.due = true;
-        if self.leaves_at.is_some_and(|at| desk.now >= at) {
+        if self.leaves_at().is_some_and(|at| desk.now >= at) {
             return self.end(CloseReason::Drain);
         }
         let deadline = self.outlet.deadline(desk.node.delivery.write_timeout);
@@ -78,7 +78,7 @@ impl Connection {
         let speech = self.speaker.speech();
         let within = speech.and_then(|speech| speech.dialect().drain_within);
         let window = within.map_or(window, |within| within.min(window));
-        self.leaves_at = Some(desk.now + window.mul_f64(fastrand::f64()));
+        self.rare().leaves_at = Some(desk.now + window.mul_f64(fastrand::f64()));
     }
 
     /// The relay went away while the client came: it is sent what there is, and let go.
@@ -121,7 +121,7 @@ impl Connection {
         [
             heartbeat.then(|| self.watcher.next_tick(limits)),
             waits,
-            self.leaves_at,
+            self.leaves_at(),
             self.speaker.speech().and_then(|speech| speech.next()),
             self.watcher.next_ending(),
         ]
