@@ -447,8 +447,7 @@ impl Watcher {
 
     /// Milestones of a job are lost to the client.
     pub fn lose(&mut self, lost: &LeftOut, reason: GapReason, via: SubscriptionId, now: Moment) {
-        let who = (lost.key, lost.job.clone());
-        self.outbox.announce_gap(who, lost.seq, reason, via, now);
+        self.outbox.announce_gap(lost, reason, via, now);
     }
 
     // --- what is sent

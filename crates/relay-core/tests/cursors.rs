@@ -143,10 +143,10 @@ impl Connection {
             left_out: Vec::new(),
             high: self.horizon.reached(Seq::MAX),
         };
-        let now = (self.now, WallTime::default());
+        let wall = WallTime::default();
         let began = self
             .watcher
-            .begin(joined, &Everything, &self.horizon, now, &BOUNDS);
+            .begin(joined, &Everything, &self.horizon, self.now, wall, &BOUNDS);
         match began {
             Beginning::Live(begun) => begun.cursor,
             other => panic!("{other:?}"),

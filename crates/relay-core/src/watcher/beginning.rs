@@ -89,7 +89,8 @@ impl Watcher {
         mut joined: Joined,
         viewer: &impl Viewer,
         horizon: &Horizon,
-        (now, wall): (Moment, WallTime),
+        now: Moment,
+        wall: WallTime,
         bounds: &WatcherBounds,
     ) -> Beginning {
         let (via, since) = (
@@ -154,9 +155,7 @@ impl Watcher {
             self.share_what_is_told(&mut joined.publications, via, viewer);
         }
         for left_out in &joined.left_out {
-            let who = (left_out.key, left_out.job.clone());
-            let outbox = &mut self.outbox;
-            outbox.announce_gap(who, left_out.seq, GapReason::History, via, now);
+            self.lose(left_out, GapReason::History, via, now);
         }
         for publication in &joined.publications {
             self.outbox.owe(publication, via, now, &bounds.outbox);

@@ -21,6 +21,8 @@ use crate::moment::Moment;
 use crate::position::Seq;
 use crate::publication::{Body, JobKey, Publication};
 
+use super::beginning::LeftOut;
+
 /// A connection's own number for one of its subscriptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriptionId(pub u32);
@@ -309,23 +311,26 @@ impl Outbox {
     /// Says that milestones of a job are lost to this client.
     pub(super) fn announce_gap(
         &mut self,
-        (key, job): (JobKey, JobId),
-        seq: Seq,
+        lost: &LeftOut,
         reason: GapReason,
         via: SubscriptionId,
         now: Moment,
     ) {
         let known = self.items.iter_mut().find(|item| {
-            item.key == key && matches!(item.telling, Telling::Gap { reason: r, .. } if r == reason)
+            item.key == lost.key
+                && matches!(item.telling, Telling::Gap { reason: r, .. } if r == reason)
         });
         match known {
             Some(gap) => gap.owe_to(via),
             None => self.push(Item {
-                seq,
+                seq: lost.seq,
                 due: now,
-                key,
+                key: lost.key,
                 vias: smallvec![via],
-                telling: Telling::Gap { job, reason },
+                telling: Telling::Gap {
+                    job: lost.job.clone(),
+                    reason,
+                },
                 replayed: false,
             }),
         }
@@ -506,8 +511,12 @@ impl Outbox {
         };
         if let Telling::Publication(publication) = item.telling {
             for via in item.vias {
-                let who = (item.key, publication.job.clone());
-                self.announce_gap(who, item.seq, GapReason::Outbox, via, item.due);
+                let lost = LeftOut {
+                    key: item.key,
+                    job: publication.job.clone(),
+                    seq: item.seq,
+                };
+                self.announce_gap(&lost, GapReason::Outbox, via, item.due);
             }
         }
         true

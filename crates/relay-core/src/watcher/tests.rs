@@ -164,9 +164,9 @@ impl Scene {
             left_out: Vec::new(),
             high,
         };
-        let now = (START, WallTime::default());
+        let wall = WallTime::default();
         self.watcher
-            .begin(joined, viewer, &self.horizon, now, &BOUNDS)
+            .begin(joined, viewer, &self.horizon, START, wall, &BOUNDS)
     }
 
     fn offer(&mut self, publication: &Arc<Publication>, via: SubscriptionId) -> Offered {
@@ -260,10 +260,10 @@ fn a_job_that_is_known_to_be_anothers_does_not_begin() {
         left_out: Vec::new(),
         high: Seq::new(1),
     };
-    let now = (START, WallTime::default());
+    let wall = WallTime::default();
     let begun = scene
         .watcher
-        .begin(joined, &Alice, &scene.horizon, now, &BOUNDS);
+        .begin(joined, &Alice, &scene.horizon, START, wall, &BOUNDS);
     assert!(matches!(begun, Beginning::Forbidden));
     assert!(scene.watcher.subscriptions().is_empty());
     assert!(!scene.watcher.is_owed());

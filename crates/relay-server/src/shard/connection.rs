@@ -41,6 +41,7 @@ use crate::admission::Admission;
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::refused::Refused;
+pub(super) use delivery::Occasion;
 use inbound::MessageLimiter;
 
 /// A cookie's name, and who the client is by it.

@@ -15,6 +15,7 @@ use relay_core::watcher::beginning::Joined;
 use relay_core::watcher::holds::{Released, Repairing};
 use relay_core::watcher::sight::Viewer as _;
 
+use super::connection::Occasion;
 use super::registry::Interest;
 use super::{Shard, State, on_panic};
 
@@ -31,6 +32,7 @@ impl Shard {
         now: Moment,
     ) {
         let is_news = state.tools.horizon.hear(publication.seq);
+        let occasion = Occasion { alone, is_news };
         let mut desk = self.desk(&mut state.tools, now);
         let (connections, registry) = (&mut state.connections, &state.registry);
         let (dirty, ending) = (&mut state.dirty, &mut state.ending);
@@ -49,8 +51,7 @@ impl Shard {
                     }
                     #[cfg(test)]
                     super::tests::fault_in_fan_out(connection);
-                    let how = (alone, is_news);
-                    if !connection.offer(publication, interest.via, how, &mut desk) {
+                    if !connection.offer(publication, interest.via, occasion, &mut desk) {
                         forbidden.push(*interest);
                     }
                     if connection.due && !connection.listed {

@@ -109,10 +109,10 @@ impl Client {
                 self.gaps.clear();
             }
         }
-        let now = (NOW, WallTime::default());
+        let wall = WallTime::default();
         let begun = self
             .watcher
-            .begin(joined, &Everything, horizon, now, &BOUNDS);
+            .begin(joined, &Everything, horizon, NOW, wall, &BOUNDS);
         let Beginning::Live(begun) = begun else {
             panic!("{}: {begun:?}", self.topic);
         };

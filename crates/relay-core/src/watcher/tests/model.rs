@@ -482,10 +482,10 @@ impl World {
             left_out,
             high: node.high(),
         };
-        let now = (self.now, WallTime::default());
+        let wall = WallTime::default();
         let begun = self
             .watcher
-            .begin(joined, &Everything, &node.horizon, now, &OWED);
+            .begin(joined, &Everything, &node.horizon, self.now, wall, &OWED);
         let Beginning::Live(begun) = begun else {
             panic!("{begun:?}");
         };

@@ -75,21 +75,24 @@ impl Connection {
     pub(crate) fn begin(&mut self, joined: Joined, desk: &mut Desk<'_>) -> bool {
         let (via, topic) = (joined.subscription, joined.topic.clone());
         let limits = bounds(&self.speaker, desk.node);
-        let now = (desk.now, desk.wall());
-        let begun =
-            match self
-                .watcher
-                .begin(joined, &*self.identity, &desk.tools.horizon, now, limits)
-            {
-                Beginning::Left => return false,
-                Beginning::Forbidden => {
-                    let reply_to = self.take_asked(via);
-                    self.refuse_topic(&topic, &reply_to, desk);
-                    self.due = true;
-                    return false;
-                }
-                Beginning::Live(begun) => begun,
-            };
+        let (now, wall) = (desk.now, desk.wall());
+        let begun = match self.watcher.begin(
+            joined,
+            &*self.identity,
+            &desk.tools.horizon,
+            now,
+            wall,
+            limits,
+        ) {
+            Beginning::Left => return false,
+            Beginning::Forbidden => {
+                let reply_to = self.take_asked(via);
+                self.refuse_topic(&topic, &reply_to, desk);
+                self.due = true;
+                return false;
+            }
+            Beginning::Live(begun) => begun,
+        };
         let reply_to = self.take_asked(via);
         let telemetry = &desk.node.telemetry;
         if begun.resumes {

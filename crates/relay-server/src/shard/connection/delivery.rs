@@ -20,26 +20,33 @@ use crate::shard::outlet::Written;
 /// Bytes gathered for one write. More would only copy what the kernel will not take.
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// How a publication comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Occasion {
+    /// Nothing else came with it that had better leave in the same write.
+    pub(crate) alone: bool,
+    /// Nothing newer came before it.
+    pub(crate) is_news: bool,
+}
+
 impl Connection {
-    /// Offers what was just published. `alone` if nothing else came with it that had better leave in the same
-    /// write; `is_news` if nothing newer came before it. False if the subscription is about another's job: it has
-    /// to end.
+    /// Offers what was just published. False if the subscription is about another's job: it has to end.
     pub(crate) fn offer(
         &mut self,
         publication: &Arc<Publication>,
         via: SubscriptionId,
-        (alone, is_news): (bool, bool),
+        occasion: Occasion,
         desk: &mut Desk<'_>,
     ) -> bool {
         match self
             .watcher
-            .sees(publication, via, is_news, &*self.identity)
+            .sees(publication, via, occasion.is_news, &*self.identity)
         {
             Seen::Yes => {}
             Seen::No => return true,
             Seen::Forbidden => return false,
         }
-        let idle = alone && !self.due && self.outlet.is_open();
+        let idle = occasion.alone && !self.due && self.outlet.is_open();
         if !(idle && self.pass(publication, via, desk)) {
             self.queue(publication, via, desk);
         }
@@ -149,7 +156,7 @@ impl Connection {
             return self.answer_request(desk);
         }
         while self.outlet.is_open() {
-            self.gather(desk, (usize::MAX, WRITE_BYTES));
+            self.gather(desk, usize::MAX, WRITE_BYTES);
             if desk.tools.buffers.frames.is_empty() {
                 return;
             }
@@ -180,7 +187,7 @@ impl Connection {
             return;
         }
         let (frames, bytes) = self.speaker.answer_bounds();
-        self.gather(desk, (frames, bytes.unwrap_or(WRITE_BYTES)));
+        self.gather(desk, frames, bytes.unwrap_or(WRITE_BYTES));
         let at = self.watcher.cursor(desk.tools.horizon.epoch());
         let frames = &desk.tools.buffers.frames;
         let Some(body) = self
@@ -199,7 +206,7 @@ impl Connection {
 
     /// Takes what is due, replies first, as much as one write should have: so many frames, and about so many
     /// bytes.
-    fn gather(&mut self, desk: &mut Desk<'_>, (frames, bytes): (usize, usize)) {
+    fn gather(&mut self, desk: &mut Desk<'_>, frames: usize, bytes: usize) {
         let gathered = &mut desk.tools.buffers.frames;
         gathered.clear();
         self.outlet.take_replies(gathered);
