@@ -3,22 +3,32 @@
 //! Core never asks what time it is. Its callers pass a [`Moment`], so a test can move time by
 //! adding to a number.
 
+use std::num::NonZeroU64;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point on the relay's monotonic clock, in microseconds since an arbitrary start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Moment(u64);
+///
+/// Kept one higher than it is, so that an `Option` of it takes no more room: a connection has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(NonZeroU64);
 
 impl Moment {
     /// The moment `micros` microseconds after the clock's start.
     pub const fn from_micros(micros: u64) -> Self {
-        Self(micros)
+        Self(NonZeroU64::MIN.saturating_add(micros))
     }
 
     /// How long after `earlier` this is; zero if it is not.
     pub(crate) fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
+        Duration::from_micros(self.0.get().saturating_sub(earlier.0.get()))
+    }
+}
+
+impl Default for Moment {
+    /// The clock's start.
+    fn default() -> Self {
+        Self::from_micros(0)
     }
 }
 
@@ -85,6 +95,14 @@ impl WallTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_that_may_be_absent_takes_no_more_room() {
+        assert_eq!(size_of::<Option<Moment>>(), size_of::<u64>());
+        assert_eq!(Moment::default(), Moment::from_micros(0));
+        let last = Moment::from_micros(u64::MAX);
+        assert_eq!(last + Duration::from_micros(1), last);
+    }
 
     #[test]
     fn wall_time_survives_a_round_trip_through_rfc3339() {
