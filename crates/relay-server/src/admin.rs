@@ -2,7 +2,11 @@
 //!
 //! It runs on the main thread, so a busy shard does not make the process look dead.
 
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
@@ -10,6 +14,9 @@ use axum::extract::State;
 use axum::routing::get;
 use http::{Response, StatusCode, header};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::answer;
@@ -40,6 +47,81 @@ struct Status {
     connections: usize,
     jobs: usize,
     bus_sequence: u64,
+}
+
+/// Accepts operators' sockets, at most so many at a time: they come from descriptors kept for them.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    listener: TcpListener,
+    /// One each open socket.
+    seats: Arc<Semaphore>,
+}
+
+impl Listener {
+    /// At most `most` at a time; more wait.
+    pub(crate) fn new(listener: TcpListener, most: usize) -> Self {
+        Self {
+            listener,
+            seats: Arc::new(Semaphore::new(most)),
+        }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Seated;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Seated, SocketAddr) {
+        // The semaphore is never closed.
+        let seat = self.seats.clone().acquire_owned().await.ok();
+        let (socket, address) = axum::serve::Listener::accept(&mut self.listener).await;
+        (
+            Seated {
+                socket,
+                _seat: seat,
+            },
+            address,
+        )
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A socket with its place, which is free again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seated {
+    socket: TcpStream,
+    _seat: Option<OwnedSemaphorePermit>,
+}
+
+impl AsyncRead for Seated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Seated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
 }
 
 /// The routes.

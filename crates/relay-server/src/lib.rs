@@ -24,4 +24,5 @@ mod reference;
 mod refused;
 mod serve;
 mod shard;
+mod sockets;
 mod telemetry;

@@ -1,7 +1,10 @@
 //! Logs: one line a thing, JSON for machines, text for people.
 
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
@@ -27,4 +30,42 @@ pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseEr
         builder.with_target(false).init();
     }
     Ok(())
+}
+
+/// What may happen thousands of times and is worth a line a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    said: Option<Instant>,
+    since: u64,
+}
+
+impl Seldom {
+    /// `Some(n)` when it is time for a line; it happened `n` times more since the last one.
+    pub(crate) fn allow(&self) -> Option<u64> {
+        const EVERY: Duration = Duration::from_secs(60);
+        let mut held = self.0.lock();
+        if held.said.is_some_and(|said| said.elapsed() < EVERY) {
+            held.since += 1;
+            return None;
+        }
+        held.said = Some(Instant::now());
+        Some(std::mem::take(&mut held.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_happens_often_is_said_once_a_minute_with_how_often() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.allow(), Some(0));
+        assert_eq!((seldom.allow(), seldom.allow()), (None, None));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(seldom.allow(), Some(2));
+    }
 }

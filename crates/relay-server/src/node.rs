@@ -15,9 +15,11 @@ use relay_wire::dialect::Dialects;
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
 use crate::identity;
+use crate::logging::Seldom;
 use crate::origin;
 use crate::poll_limits::PollLimits;
 use crate::readiness::Readiness;
+use crate::sockets::Sockets;
 use crate::telemetry::Telemetry;
 
 /// What all threads share.
@@ -33,6 +35,10 @@ pub(crate) struct Node {
     pub origins: origin::Policy,
     /// Which user and which address has how many connections.
     pub admissions: Admissions,
+    /// How many sockets clients have open.
+    pub sockets: Sockets,
+    /// What the log has said lately of clients that are turned away.
+    pub told: Told,
     /// Whether the node is fit for clients.
     pub readiness: Readiness,
     /// Metrics.
@@ -45,10 +51,21 @@ pub(crate) struct Node {
     pub bounds: WatcherBounds,
     /// `[http]`.
     pub http: Http,
-    /// `[limits]`.
+    /// `[limits]`, with no more connections than there are file descriptors for.
     pub limits: Limits,
     /// `[delivery]`.
     pub delivery: Delivery,
     /// `[drain]`.
     pub drain: Drain,
+}
+
+/// What many clients may run into at once, and the log says of it once a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// An address has as many connections as it may.
+    pub address: Seldom,
+    /// The node has as many connections as it takes.
+    pub full: Seldom,
+    /// A socket could not be accepted.
+    pub accept: Seldom,
 }

@@ -27,6 +27,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
 
 use lost::{Reports, Tasks};
+use settings::Room;
 
 use crate::admin::{self, Admin};
 use crate::api::{self, Api};
@@ -35,6 +36,7 @@ use crate::door::{self, Door};
 use crate::identity::KeyError;
 use crate::node::Node;
 use crate::shard::{self, Shard};
+use crate::sockets::TooFew;
 use crate::telemetry::Telemetry;
 
 /// Why the relay does not start, or stopped by itself.
@@ -66,6 +68,9 @@ pub(crate) enum ServeError {
     /// A dialect's file changed since it was checked.
     #[error(transparent)]
     Dialects(#[from] crate::config::ConfigErrors),
+    /// There are too few file descriptors to run at all.
+    #[error(transparent)]
+    Descriptors(#[from] TooFew),
     /// Two metrics contradict each other.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -130,8 +135,8 @@ pub(crate) fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
 }
 
 async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
-    files::raise_limit(config.limits.connections);
     let shards = shard_count(config);
+    let budget = files::share_out(config.limits.connections, shards)?;
     let clock = Clock::start();
     let epoch = bus::epoch(clock);
     let bus = bus::Bus::new(config, epoch)?;
@@ -146,6 +151,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let dialects = config.load_dialects(&|dialect, mapping| telemetry.mapping(dialect, mapping))?;
     let node = Arc::new(settings::node(
         config,
+        Room { budget, shards },
         hub.clone(),
         config.identity()?,
         telemetry,
@@ -195,7 +201,8 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
-        let served = axum::serve(admin_listener, admin::router(admin)).await;
+        let listener = admin::Listener::new(admin_listener, budget.operators);
+        let served = axum::serve(listener, admin::router(admin)).await;
         if let Err(error) = served {
             tracing::error!(%error, "the operators' listener ended");
         }

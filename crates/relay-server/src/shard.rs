@@ -398,6 +398,8 @@ impl Shard {
     /// Ends what was done for connections: writes to those that have something to write, and removes those that
     /// end.
     fn finish(&self, state: &mut State, now: Moment) {
+        // Before anything is written: a client that has the newer state may look at once for what it replaced.
+        state.tools.metrics.conflated.flush();
         while let Some(slot) = state.dirty.pop() {
             // A slot may have been emptied, or filled anew, since it was listed.
             let Some(connection) = state.connections.get_mut(slot) else {

@@ -247,7 +247,7 @@ pub(crate) enum AuthMode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Connections to this node. The process needs that many file descriptors and some more.
+    /// Connections to this node. The process needs that many file descriptors and some more; with fewer, it takes as many connections as it has descriptors for.
     pub connections: usize,
     /// Connections of one user on this node; each node counts its own.
     pub connections_per_user: usize,

@@ -31,12 +31,13 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch as channel;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::socket::{linger, write_head};
 use super::upgrade::Upgrade;
 use super::{Door, Outcome};
 use crate::shard::Opening;
+use crate::sockets::Seat;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -44,6 +45,9 @@ const BACKLOG: i32 = 4096;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// After this long without acknowledgement the kernel gives a peer up.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// How long a socket too many may take to read that it is one.
+const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
 
 /// Opens a listening socket that shares its port with the other shards'.
 ///
@@ -129,17 +133,31 @@ impl Door {
         mut drain: channel::Receiver<bool>,
     ) {
         let mut connections = JoinSet::new();
+        let mut seat = None;
         loop {
+            let next = async {
+                // A socket without a place stays in the kernel's queue.
+                if seat.is_none() {
+                    seat = self.node.sockets.seat().await;
+                }
+                listener.accept().await
+            };
             tokio::select! {
-                accepted = listener.accept() => match accepted {
+                accepted = next => match accepted {
+                    Ok((socket, _)) if self.node.sockets.are_full() => {
+                        connections.spawn_local(self.clone().turn_away(socket, seat.take()));
+                    }
                     Ok((socket, peer)) => {
-                        let served = self.clone().serve_socket(socket, peer.ip(), drain.clone());
+                        let drain = drain.clone();
+                        let served = self.clone().serve_socket(socket, peer.ip(), seat.take(), drain);
                         connections.spawn_local(served);
                     }
                     Err(error) => {
-                        // Out of file descriptors, most likely: others must go before more can come.
+                        // The whole system is out of file descriptors, most likely: others must go first.
                         self.gate.refused("accept");
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        if let Some(more) = self.node.told.accept.allow() {
+                            tracing::warn!(%error, more, "connections could not be accepted");
+                        }
                         sleep(Duration::from_millis(50)).await;
                     }
                 },
@@ -154,10 +172,28 @@ impl Door {
         }
     }
 
+    /// Answers a socket too many before it has said anything, and closes it.
+    async fn turn_away(self: Rc<Self>, socket: TcpStream, _seat: Option<Seat>) {
+        self.gate.refused("node_limit");
+        self.gate.say_full(self.node.limits.connections);
+        let body = r#"{"error":{"code":"node_limit","message":"this node has as many sockets open as it can; try again later"}}"#;
+        let answer = format!(
+            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let told = async {
+            write_head(&socket, Bytes::from(answer)).await;
+            linger(&socket).await;
+        };
+        // Somebody else waits for the place.
+        drop(timeout(TURNED_AWAY_WITHIN, told).await);
+    }
+
     async fn serve_socket(
         self: Rc<Self>,
         socket: TcpStream,
         peer: IpAddr,
+        _seat: Option<Seat>,
         drain: channel::Receiver<bool>,
     ) {
         // What is held as long as a stream lives must be small, so hyper's parts and the takeover are boxed.

@@ -16,6 +16,7 @@ use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use relay_core::id::Name;
+use relay_core::limits::LimitRefusal;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
 use tokio::time::timeout;
@@ -297,7 +298,40 @@ impl Gate {
         peer: IpAddr,
     ) -> Result<Admission, ApiError> {
         let admitted = self.node.admissions.admit(user, peer);
-        admitted.map_err(|refusal| ApiError::limit(refusal.code(), &refusal.to_string()))
+        admitted.map_err(|refusal| {
+            self.say_limit(refusal, peer);
+            ApiError::limit(refusal.code(), &refusal.to_string())
+        })
+    }
+
+    /// Says once a minute that a limit turns clients away that have done nothing wrong.
+    fn say_limit(&self, refusal: LimitRefusal, peer: IpAddr) {
+        match refusal {
+            LimitRefusal::Address { limit } => {
+                if let Some(more) = self.node.told.address.allow() {
+                    tracing::warn!(
+                        address = %peer,
+                        limit,
+                        more,
+                        "an address has as many connections as limits.connections_per_address allows, and further ones are rejected. Is this a proxy? Then raise that limit: all clients behind it count as one address"
+                    );
+                }
+            }
+            LimitRefusal::Node { limit } => self.say_full(limit as usize),
+            // A user is limited on purpose, and is told so.
+            _ => {}
+        }
+    }
+
+    /// Says once a minute that there is no room for more clients.
+    pub(super) fn say_full(&self, connections: usize) {
+        if let Some(more) = self.node.told.full.allow() {
+            tracing::warn!(
+                connections,
+                more,
+                "this node has as many connections as it takes, and further ones are rejected; raise limits.connections and the limit on file descriptors, or add a node"
+            );
+        }
     }
 
     /// Ends a visit: counts it, and puts on its answer what every answer has. `shape` makes the answer of a

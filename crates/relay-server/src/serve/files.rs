@@ -2,11 +2,13 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are not clients' connections: listeners, NATS, runtimes, requests to the admin listener.
-const OWN: u64 = 256;
+use crate::sockets::{Budget, TooFew};
 
-/// Raises the soft limit to the hard one, and says so if that is too little for `connections`.
-pub(super) fn raise_limit(connections: usize) {
+/// Raises the soft limit to the hard one and shares it out; says so if that is too little for `connections`.
+///
+/// # Errors
+/// When the limit is too low to run at all.
+pub(super) fn share_out(connections: usize, shards: usize) -> Result<Budget, TooFew> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let raised = Rlimit {
@@ -18,15 +20,15 @@ pub(super) fn raise_limit(connections: usize) {
         }
     }
     // `None` means that there is no limit.
-    let Some(current) = getrlimit(Resource::Nofile).current else {
-        return;
-    };
-    let wanted = u64::try_from(connections).map_or(u64::MAX, |count| count.saturating_add(OWN));
-    if current < wanted {
+    let descriptors = getrlimit(Resource::Nofile).current;
+    let budget = Budget::new(descriptors, connections, shards)?;
+    if budget.connections < connections {
         tracing::warn!(
-            descriptors = current,
-            connections,
-            "fewer file descriptors than limits.connections: the rest will fail to connect; raise the hard limit (ulimit -n, LimitNOFILE) or lower limits.connections"
+            descriptors,
+            connections = budget.connections,
+            configured = connections,
+            "fewer file descriptors than limits.connections needs: only this many connections are taken; raise the hard limit (ulimit -n, LimitNOFILE) or lower limits.connections"
         );
     }
+    Ok(budget)
 }

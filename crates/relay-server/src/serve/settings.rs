@@ -7,12 +7,13 @@ use relay_core::limits::ConnectionLimits;
 use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::identity::Mode;
-use crate::node::Node;
+use crate::node::{Node, Told};
 use crate::origin::Policy;
 use crate::poll_limits::PollLimits;
 use crate::readiness::Readiness;
+use crate::sockets::{Budget, Sockets};
 use crate::telemetry::Telemetry;
 
 /// The settings of the hub.
@@ -29,15 +30,28 @@ pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
     }
 }
 
+/// How much room there is for clients.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// What the file descriptors are for.
+    pub(super) budget: Budget,
+    /// How many threads accept sockets.
+    pub(super) shards: usize,
+}
+
 /// The node of a configuration.
 pub(super) fn node(
     config: &Config,
+    room: Room,
     hub: Arc<Hub>,
     identity: Mode,
     telemetry: Telemetry,
     dialects: Dialects,
 ) -> Node {
-    let limits = &config.limits;
+    let limits = Limits {
+        connections: room.budget.connections,
+        ..config.limits.clone()
+    };
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
     Node {
         hub,
@@ -49,13 +63,15 @@ pub(super) fn node(
             per_address: count(limits.connections_per_address),
             per_node: count(limits.connections),
         }),
+        sockets: Sockets::new(room.budget, room.shards),
+        told: Told::default(),
         readiness: Readiness::default(),
         telemetry,
         dialects,
         polls: PollLimits::default(),
         bounds: config.watcher_bounds(),
         http: config.http.clone(),
-        limits: config.limits.clone(),
+        limits,
         delivery: config.delivery.clone(),
         drain: config.drain.clone(),
     }
@@ -69,5 +85,7 @@ pub(crate) fn test_node(config: &Config) -> Arc<Node> {
     let hub = Hub::new(hub(config, 1), backing, clock, super::bus::epoch(clock));
     let (identity, telemetry) = (config.identity().unwrap(), Telemetry::new().unwrap());
     let dialects = config.load_dialects(&|_, _| Box::new(())).unwrap();
-    Arc::new(node(config, hub, identity, telemetry, dialects))
+    let budget = Budget::new(None, config.limits.connections, 1).unwrap();
+    let room = Room { budget, shards: 1 };
+    Arc::new(node(config, room, hub, identity, telemetry, dialects))
 }

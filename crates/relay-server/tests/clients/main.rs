@@ -11,6 +11,7 @@ mod libraries;
 mod neighbour;
 mod nonsense;
 mod random;
+mod room;
 mod topics;
 
 use std::time::Duration;
