@@ -59,6 +59,22 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
+/// Prints what is wrong with a command line, or the help that was asked for; says if a variable is to blame, which
+/// clap does not.
+pub fn explain(error: &clap::Error) -> ExitCode {
+    // A closed standard error leaves nobody to tell.
+    drop(error.print());
+    let is_empty = |name: &&&str| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    if error.use_stderr() {
+        for name in ["RELAY_CONFIG", "RELAY_URL"].iter().filter(is_empty) {
+            say(&format!(
+                "the variable {name} is set to nothing; give it a value, or unset it"
+            ));
+        }
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread()
         .enable_all()

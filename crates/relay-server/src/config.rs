@@ -18,13 +18,14 @@ pub(crate) mod value;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use problem::{ConfigErrors, Place, Problem};
-pub(crate) use secret::Redacted;
+pub(crate) use secret::{Redacted, read_secret};
 pub(crate) use sections::{
     Admin, Auth, AuthMode, Bus, BusMode, Delivery, Dialects, Drain, History, Http, Limits, Log,
     LogFormat, Nats, StreamStorage,
@@ -82,6 +83,34 @@ impl Config {
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
         Loaded::load(file, env).map(|loaded| loaded.config)
+    }
+
+    /// The operators' listener alone, of a configuration that may be wrong elsewhere, or that names files which
+    /// only the relay may read.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the value is wrong.
+    pub(crate) fn admin_listen(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<SocketAddr, ConfigErrors> {
+        const KEY: &str = "admin.listen";
+        let known = known_keys();
+        let mut problems = Vec::new();
+        let mut leaves = file.map_or_else(Vec::new, |file| {
+            source::from_file(file, &known, &mut problems)
+        });
+        leaves.retain(|leaf| leaf.key == KEY);
+        let mut from_env = source::from_env(env, &known, &mut problems);
+        from_env.retain(|leaf| leaf.key == KEY);
+        // A file that cannot be read at all is a problem of no known key.
+        problems.retain(|problem| problem.key == KEY || !known.contains(&problem.key));
+        if !problems.is_empty() {
+            return Err(ConfigErrors::new(problems));
+        }
+        let merged = source::merge(&leaves, &from_env);
+        let merged = merged.map_err(|problem| ConfigErrors::new(vec![problem]))?;
+        Ok(merged.admin.listen)
     }
 
     /// Checks values against their bounds, against each other and against the files they name.
@@ -195,16 +224,6 @@ fn given_or_read(given: Option<&Redacted>, file: Option<&Path>) -> io::Result<Op
         (None, Some(file)) => read_secret(file).map(Some),
         (None, None) => Ok(None),
     }
-}
-
-/// Reads a secret from a file. One line end after it is not part of it.
-///
-/// # Errors
-/// When the file cannot be read or is not text.
-pub(crate) fn read_secret(file: &Path) -> io::Result<Redacted> {
-    let text = std::fs::read_to_string(file)?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(Redacted::new(text.strip_suffix('\r').unwrap_or(text)))
 }
 
 /// The process's environment, for [`Config::load`]. A value that is not Unicode keeps its readable part.

@@ -1,5 +1,6 @@
 //! Logs: one line a thing, JSON for machines, text for people.
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
@@ -23,6 +24,12 @@ pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseEr
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(is_coloured(
+            |name| std::env::var_os(name),
+            std::io::stderr().is_terminal(),
+        ))
+        // A line that nobody can read any more is no reason to end a thread, which is what reporting it would do.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if json {
         builder.json().flatten_event(true).init();
@@ -30,6 +37,13 @@ pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseEr
         builder.with_target(false).init();
     }
     Ok(())
+}
+
+/// Colours are for a terminal that can show them, and for people who have not said no (no-color.org).
+fn is_coloured(variable: impl Fn(&str) -> Option<OsString>, is_terminal: bool) -> bool {
+    let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = variable("TERM").is_some_and(|term| term == "dumb");
+    is_terminal && !refused && !dumb
 }
 
 /// What may happen thousands of times and is worth a line a minute.
@@ -59,6 +73,21 @@ impl Seldom {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_alone_and_only_where_they_are_wanted() {
+        let coloured = |variables: &[(&str, &str)], is_terminal| {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            is_coloured(variable, is_terminal)
+        };
+        assert!(coloured(&[("TERM", "xterm"), ("NO_COLOR", "")], true));
+        assert!(!coloured(&[("TERM", "xterm")], false));
+        assert!(!coloured(&[("NO_COLOR", "1")], true));
+        assert!(!coloured(&[("TERM", "dumb")], true));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_happens_often_is_said_once_a_minute_with_how_often() {

@@ -21,7 +21,7 @@ use relay_bus::history_file::{HistoryFile, HistoryFileError};
 use relay_bus::hub::Hub;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
@@ -131,10 +131,14 @@ impl std::fmt::Debug for Extras {
 /// When it cannot start, or a thread of it is lost.
 pub(crate) fn run(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let main = Builder::new_current_thread().enable_all().build()?;
-    main.block_on(serve(config, extras))
+    let result = main.block_on(serve(config, extras));
+    // Threads that have not ended by now are not waited for.
+    main.shutdown_background();
+    result
 }
 
 async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
+    let mut signals = Signals::new()?;
     let shards = shard_count(config);
     let budget = files::share_out(config.limits.connections, shards)?;
     let clock = Clock::start();
@@ -212,13 +216,13 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         ready(addresses);
     }
 
-    let result = tokio::select! {
-        signal = stop_signal() => signal.map_err(ServeError::from),
-        Some(loss) = lost.recv() => Err(loss),
+    let (asked_by, result) = tokio::select! {
+        signal = signals.next() => (signal, Ok(())),
+        Some(loss) = lost.recv() => ("a lost thread", Err(loss)),
     };
     node.readiness.drain();
     let open = node.admissions.total();
-    tracing::info!(connections = open, "draining");
+    tracing::info!(asked_by, connections = open, "draining");
     drain.send_replace(true);
     let ended = timeout(config.drain.deadline, join_all(threads));
     tokio::select! {
@@ -226,9 +230,12 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
             Ok(()) => tracing::info!("drained"),
             Err(_) => tracing::warn!(left = node.admissions.total(), "the drain's deadline passed; the rest is cut off"),
         },
-        _ = stop_signal() => tracing::warn!("a second signal: stopping at once"),
+        signal = signals.next() => tracing::warn!(signal, left = node.admissions.total(), "a second signal: stopping at once"),
     }
-    bus_thread.stop().await;
+    tokio::select! {
+        () = bus_thread.stop() => {}
+        signal = signals.next() => tracing::warn!(signal, "the bus and its history are not waited for"),
+    }
     // A part may also be lost while the node drains.
     result.and_then(|()| lost.try_recv().map_or(Ok(()), Err))
 }
@@ -269,14 +276,31 @@ async fn listen_admin(address: SocketAddr) -> Result<TcpListener, ServeError> {
     })
 }
 
-async fn stop_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that ask the relay to go. All of them mean the same: nothing of a configuration can be changed while
+/// it runs, so SIGHUP is not a reload, and a supervisor that starts the relay again makes it one.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
-    Ok(())
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
 }
 
 /// What one shard's thread is given.

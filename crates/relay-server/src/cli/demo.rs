@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::say;
+use crate::config::value::parse_address;
 use crate::config::{self, BusMode, Config};
 use crate::demo;
 use crate::serve::{Addresses, Extras};
@@ -22,7 +23,7 @@ const CONNECTIONS: usize = 1000;
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
     /// Address of the page and of everything clients use
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
     listen: Option<SocketAddr>,
 }
 

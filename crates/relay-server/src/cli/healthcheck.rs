@@ -5,13 +5,16 @@
 //! Invariant: one line out, and exit 0 only when the relay said yes itself.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+#[cfg(test)]
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::http_client::{Answer, Call, ServerUrl, call};
+use crate::config::{Config, environment};
 
-/// The admin listener's setting, which a container's health check shares with the server beside it.
-const ADMIN_LISTEN: &str = "RELAY__ADMIN__LISTEN";
 /// The part of `/readyz` that is worth a word.
 #[derive(Debug, serde::Deserialize)]
 struct Status {
@@ -22,8 +25,6 @@ struct Status {
     connections: u64,
 }
 
-const USUAL_ADMIN: &str = "127.0.0.1:9090";
-
 /// Ask a running relay whether it is ready
 ///
 /// Asks the admin listener and prints one line. Exit 0: yes. Exit 1: no, or no answer.
@@ -32,14 +33,24 @@ const USUAL_ADMIN: &str = "127.0.0.1:9090";
 Examples:
   relay healthcheck                            is it ready to take clients?
   relay healthcheck --live                     is the process alive? (for liveness probes)
+  relay healthcheck --config /etc/relay/relay.toml
   relay healthcheck --url http://10.0.0.5:9090
 
 In a Dockerfile:
   HEALTHCHECK CMD [\"relay\", \"healthcheck\"]")]
 pub(super) struct HealthcheckArgs {
-    /// The relay's admin address [default: $RELAY__ADMIN__LISTEN, or http://127.0.0.1:9090]
+    /// The relay's admin address [default: admin.listen of the configuration]
     #[arg(long, value_name = "URL")]
     url: Option<ServerUrl>,
+    /// Configuration file of the relay, for admin.listen; the environment goes before it, as for the relay
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        env = "RELAY_CONFIG",
+        conflicts_with = "url"
+    )]
+    config: Option<PathBuf>,
     /// Ask whether the process is alive (/livez) instead of ready (/readyz)
     #[arg(long)]
     live: bool,
@@ -51,14 +62,15 @@ pub(super) struct HealthcheckArgs {
 /// Asks, prints a line, and says with the exit code what the relay said.
 pub(super) async fn run(args: HealthcheckArgs) -> ExitCode {
     let path = if args.live { "/livez" } else { "/readyz" };
-    let Some(url) = args
-        .url
-        .or_else(|| admin_url(std::env::var(ADMIN_LISTEN).ok().as_deref()))
-    else {
-        return tell(
-            false,
-            &format!("{ADMIN_LISTEN} is not an address; give --url"),
-        );
+    let url = match args.url {
+        Some(url) => url,
+        None => match Config::admin_listen(args.config.as_deref(), environment()) {
+            Ok(listen) => match admin_url(listen) {
+                Some(url) => url,
+                None => return tell(false, &format!("{listen} cannot be asked; give --url")),
+            },
+            Err(errors) => return tell(false, &errors.to_string()),
+        },
     };
     match call(&url, Call::get(path), args.timeout).await {
         Ok(answer) => tell(answer.status.is_success(), &in_words(&answer)),
@@ -67,18 +79,15 @@ pub(super) async fn run(args: HealthcheckArgs) -> ExitCode {
 }
 
 /// Where the admin listener of the relay in this container can be asked.
-fn admin_url(listen: Option<&str>) -> Option<ServerUrl> {
-    let listen = listen
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-        .unwrap_or(USUAL_ADMIN);
+fn admin_url(mut listen: SocketAddr) -> Option<ServerUrl> {
     // A listener on every address is reached on the loopback one.
-    let reachable = match listen.rsplit_once(':')? {
-        ("0.0.0.0" | "", port) => format!("127.0.0.1:{port}"),
-        ("[::]", port) => format!("[::1]:{port}"),
-        _ => listen.to_owned(),
-    };
-    reachable.parse().ok()
+    if listen.ip().is_unspecified() {
+        listen.set_ip(match listen {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listen.to_string().parse().ok()
 }
 
 /// What `/readyz` says of the node, or whatever else was answered.
@@ -113,15 +122,37 @@ fn tell(well: bool, line: &str) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::admin_url;
+    use std::io::Write as _;
+
+    use super::*;
 
     #[test]
-    fn the_admin_url_follows_the_listeners_setting() {
-        let url = |listen| admin_url(listen).map(|url| url.to_string());
-        assert_eq!(url(None).unwrap(), "http://127.0.0.1:9090");
-        assert_eq!(url(Some("0.0.0.0:9191")).unwrap(), "http://127.0.0.1:9191");
-        assert_eq!(url(Some("[::]:9191")).unwrap(), "http://[::1]:9191");
-        assert_eq!(url(Some("10.0.0.5:9090")).unwrap(), "http://10.0.0.5:9090");
-        assert_eq!(url(Some("nonsense")), None);
+    fn a_listener_on_every_address_is_asked_on_the_loopback_one() {
+        let url = |listen: &str| admin_url(listen.parse().unwrap()).unwrap().to_string();
+        assert_eq!(url("127.0.0.1:9090"), "http://127.0.0.1:9090");
+        assert_eq!(url("0.0.0.0:9191"), "http://127.0.0.1:9191");
+        assert_eq!(url("[::]:9191"), "http://[::1]:9191");
+        assert_eq!(url("10.0.0.5:9090"), "http://10.0.0.5:9090");
+    }
+
+    #[test]
+    fn the_relay_is_asked_where_its_configuration_says() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        // What else is wrong, or cannot be read here, is for the relay itself to say.
+        let text = "[admin]\nlisten = \"127.0.0.1:9191\"\n[auth]\nmode = \"jwt\"\nkey_file = \"/no/key\"\n";
+        file.write_all(text.as_bytes()).unwrap();
+        let listen = |file, vars: &[(&str, &str)]| {
+            let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            Config::admin_listen(file, vars).map(|listen| listen.to_string())
+        };
+        let path = Some(file.path());
+        assert_eq!(listen(None, &[]).unwrap(), "127.0.0.1:9090");
+        assert_eq!(listen(path, &[]).unwrap(), "127.0.0.1:9191");
+        let variable = [("RELAY__ADMIN__LISTEN", "127.0.0.1:9292")];
+        assert_eq!(listen(path, &variable).unwrap(), "127.0.0.1:9292");
+        let wrong = listen(None, &[("RELAY__ADMIN__LISTEN", "")]).unwrap_err();
+        assert!(wrong.to_string().contains("is set to nothing"), "{wrong}");
+        let missing = listen(Some(Path::new("/no/file")), &[]).unwrap_err();
+        assert!(missing.to_string().contains("/no/file"), "{missing}");
     }
 }

@@ -60,7 +60,7 @@ impl ServerArgs {
             (None, Some(token)) => token.clone(),
             (None, None) => return Ok(None),
         };
-        match text.trim() {
+        match text.trim_start_matches('\u{feff}').trim() {
             "" => Err(TokenError::Empty),
             token => Token::new(token).map(Some),
         }

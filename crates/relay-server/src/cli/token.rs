@@ -13,7 +13,7 @@ use relay_bus::clock::Clock;
 use relay_core::id::{Name, NameError};
 
 use crate::config::{AuthMode, Config, ConfigErrors, Redacted, environment};
-use crate::identity::key::without_line_end;
+use crate::identity::key::without_marks;
 use crate::identity::signing::{Claims, SigningError, SigningKey};
 use crate::identity::{Algorithm, GrantError, Grants, KeyError};
 use crate::refused::Refused;
@@ -162,7 +162,7 @@ fn make(
 fn signing_key(args: &TokenArgs, config: &Config) -> Result<SigningKey, TokenError> {
     let auth = &config.auth;
     let read = |path: &PathBuf| match std::fs::read(path) {
-        Ok(bytes) => Ok(without_line_end(bytes)),
+        Ok(bytes) => Ok(without_marks(bytes)),
         Err(source) => Err(TokenError::Unreadable {
             path: path.clone(),
             source,

@@ -3,9 +3,13 @@
 //! Invariant: no `Debug`, `Serialize` or error message of this file shows a secret.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
+
+use crate::identity::key::{is_utf16, without_marks};
 
 /// A secret: readable only through [`Redacted::expose`], never by printing.
 #[derive(Clone, PartialEq, Eq)]
@@ -13,6 +17,27 @@ pub(crate) struct Redacted(String);
 
 /// What stands in a secret's place wherever a configuration is shown.
 pub(super) const REDACTED: &str = "[redacted]";
+
+/// What is wrong with a secret that reads as [`REDACTED`].
+pub(super) const NOT_THE_SECRET: &str =
+    "is what `relay check --print` shows in place of a secret; write the secret itself";
+
+/// Reads a secret from a file. A byte order mark before it and one line end after it are not part of it.
+///
+/// # Errors
+/// When the file cannot be read, is not text, or holds what is shown in place of a secret.
+pub(crate) fn read_secret(file: &Path) -> io::Result<Redacted> {
+    let bytes = std::fs::read(file)?;
+    let unusable = |reason| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    if is_utf16(&bytes) {
+        return unusable("is UTF-16 text; save it as UTF-8");
+    }
+    match String::from_utf8(without_marks(bytes)) {
+        Ok(text) if text == REDACTED => unusable(NOT_THE_SECRET),
+        Ok(text) => Ok(Redacted(text)),
+        Err(_) => unusable("is not UTF-8 text; save it as UTF-8"),
+    }
+}
 
 impl Redacted {
     /// Wraps a secret.
@@ -51,7 +76,13 @@ impl<'de> Deserialize<'de> for Redacted {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Redacted, E> {
-                Ok(Redacted::new(text))
+                // A variable or a text of several lines may end with a line end, as a file does.
+                let bytes = without_marks(text.as_bytes().to_vec());
+                let text = String::from_utf8(bytes).map_err(|_| E::custom("is not UTF-8"))?;
+                match text == REDACTED {
+                    true => Err(E::custom(NOT_THE_SECRET)),
+                    false => Ok(Redacted(text)),
+                }
             }
 
             fn visit_i64<E: de::Error>(self, _: i64) -> Result<Redacted, E> {

@@ -52,6 +52,26 @@ impl Leaf {
         }
     }
 
+    /// Finds a text without anything in it, which is a value for a list alone.
+    fn blank(&self) -> Option<Problem> {
+        let is_blank = matches!(&self.value, Value::String(text) if text.trim().is_empty());
+        let list = Self {
+            value: Value::Array(Vec::new()),
+            ..self.clone()
+        };
+        (is_blank && list.check().is_err()).then(|| {
+            self.problem(
+                match self.place {
+                    Place::Env(_) => "is set to nothing; give the variable a value, or unset it",
+                    Place::File { .. } | Place::Unset => {
+                        "is empty; write a value, or leave the key out"
+                    }
+                }
+                .to_owned(),
+            )
+        })
+    }
+
     /// Tries the value on its key's type.
     fn check(&self) -> Result<(), Problem> {
         let mut alone = Table::new();
@@ -134,7 +154,10 @@ impl FileReader<'_> {
             let values = values.get(section.get_ref().as_ref());
             self.read_section(section, content, values, known, &mut leaves, problems);
         }
-        leaves.retain(|leaf| leaf.check().map_err(|p| problems.push(p)).is_ok());
+        leaves.retain(|leaf| {
+            let checked = leaf.blank().map_or_else(|| leaf.check(), Err);
+            checked.map_err(|p| problems.push(p)).is_ok()
+        });
         leaves
     }
 
@@ -260,6 +283,9 @@ fn env_leaf(key: String, place: Place, text: String) -> Result<Leaf, Problem> {
         value: Value::String(text),
         elements: Vec::new(),
     };
+    if let Some(blank) = leaf.blank() {
+        return Err(blank);
+    }
     let as_text = match leaf.check() {
         Ok(()) => return Ok(leaf),
         Err(problem) => problem,

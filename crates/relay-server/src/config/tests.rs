@@ -244,8 +244,8 @@ fn a_value_of_the_wrong_type_is_told_in_plain_words() {
             "\"0.0.0.0:8080\" for every network",
         ),
         (
-            "[http]\nlisten = \"localhost:8080\"",
-            "write the address: \"127.0.0.1:8080\"",
+            "[http]\nlisten = \"a..b:8080\"",
+            "write an IP address, such as \"127.0.0.1:8080\"",
         ),
         (
             "[http]\nallowed_origins = [\"app.example\"]",
@@ -359,4 +359,193 @@ fn a_secret_in_a_problem_is_never_repeated() {
     }
     let config = config("[nats]\ntoken = \"918273645\"", &[]);
     assert!(!format!("{config:?}").contains("918273645"));
+}
+
+/// Lists, of which an empty one is a value.
+const LISTS: [&str; 4] = [
+    "http.allowed_origins",
+    "nats.url",
+    "auth.algorithms",
+    "dialects.enabled",
+];
+
+#[test]
+fn an_empty_variable_is_named_and_nothing_else_is_blamed() {
+    for key in known_keys() {
+        if LISTS.contains(&key.as_str()) {
+            continue;
+        }
+        for value in ["", " "] {
+            let variable = env_name(&key);
+            let found = problem("", &[(&variable, value)]);
+            let says = format!(
+                "env {variable}: {key}: is set to nothing; give the variable a value, or unset it"
+            );
+            assert_eq!(found, says);
+        }
+    }
+}
+
+#[test]
+fn an_empty_text_in_the_file_is_refused_whatever_the_key() {
+    let mut tried = 0;
+    for key in known_keys() {
+        let (section, name) = key.split_once('.').unwrap();
+        let file = format!("[{section}]\n{name} = \"\"\n");
+        if LISTS.contains(&key.as_str()) {
+            continue;
+        }
+        let says = format!("relay.toml:2:1: {key}: is empty; write a value, or leave the key out");
+        assert_eq!(problem(&file, &[]), says);
+        tried += 1;
+    }
+    assert!(tried > 50);
+}
+
+#[test]
+fn what_stands_for_a_secret_where_a_configuration_is_shown_is_not_taken_for_one() {
+    for (lines, key) in [
+        ("[auth]\nmode = \"jwt\"\nkey = \"[redacted]\"", "auth.key"),
+        (
+            "[nats]\nuser = \"u\"\npassword = \"[redacted]\"",
+            "nats.password",
+        ),
+        ("[nats]\ntoken = \"[redacted]\"", "nats.token"),
+        ("[nats]\nurl = \"nats://[redacted]@h:4222\"", "nats.url"),
+        (
+            "[nats]\nurl = [\"nats://h:4222\", \"tls://[redacted]@h:4222\"]",
+            "nats.url",
+        ),
+    ] {
+        let found = problems(lines, &[]).join("\n");
+        assert!(found.contains(key) && found.contains("write"), "{found}");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[redacted]\n").unwrap();
+    let path = file.path().display();
+    for lines in [
+        format!("[auth]\nmode = \"jwt\"\nkey_file = \"{path}\""),
+        format!("[nats]\nuser = \"u\"\npassword_file = \"{path}\""),
+        format!("[nats]\ntoken_file = \"{path}\""),
+    ] {
+        let found = problem(&lines, &[]);
+        assert!(found.contains("in place of a secret"), "{found}");
+    }
+}
+
+#[test]
+fn a_secret_is_the_same_from_a_file_with_an_editors_marks_and_from_a_variable_with_a_line_end() {
+    const SECRET: &str = "s3cret of thirty-two bytes or so!";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().display();
+    // Compiling dialects takes its time, and none is needed.
+    let config = |lines: &str, vars: &[(&str, &str)]| {
+        config(&format!("dialects.enabled = []\n{lines}"), vars)
+    };
+    for text in [
+        SECRET.to_owned(),
+        format!("{SECRET}\n"),
+        format!("{SECRET}\r\n"),
+        format!("\u{feff}{SECRET}"),
+        format!("\u{feff}{SECRET}\r\n"),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        let by_file = format!("[nats]\nuser = \"u\"\npassword_file = \"{path}\"");
+        let nats = config(&by_file, &[]).nats;
+        assert_eq!(nats.password().unwrap().unwrap().expose(), SECRET);
+        let vars = [
+            ("RELAY__NATS__USER", "u"),
+            ("RELAY__NATS__PASSWORD", &*text),
+        ];
+        let nats = config("", &vars).nats;
+        assert_eq!(nats.password().unwrap().unwrap().expose(), SECRET);
+
+        let signer = crate::identity::signing::SigningKey::new(SECRET.as_bytes(), None).unwrap();
+        let claims = crate::identity::signing::Claims {
+            sub: "alice".to_owned(),
+            exp: 4_000_000_000,
+            ..Default::default()
+        };
+        let token = signer.sign(&claims).unwrap();
+        let now = relay_bus::clock::Clock::start().wall();
+        let by_file = format!("[auth]\nmode = \"jwt\"\nkey_file = \"{path}\"");
+        let vars = [("RELAY__AUTH__MODE", "jwt"), ("RELAY__AUTH__KEY", &*text)];
+        for config in [config(&by_file, &[]), config("", &vars)] {
+            let verified = config.auth.verifier().unwrap().verify(&token, now);
+            assert!(verified.is_ok(), "{text:?}: {verified:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_does_not_hold_what_its_key_needs_is_refused_by_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().display();
+    let pem = |label: &str| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+    let utf16: Vec<u8> = [0xff, 0xfe]
+        .into_iter()
+        .chain("secret".bytes().flat_map(|b| [b, 0]))
+        .collect();
+    let user = pem("NATS USER JWT") + &pem("USER NKEY SEED");
+    for (key, text, says) in [
+        ("nats.token_file", b"a\nb\n".to_vec(), "has several lines"),
+        ("nats.token_file", b"\n".to_vec(), "is an empty file"),
+        ("nats.token_file", utf16.clone(), "is UTF-16 text"),
+        ("nats.nkey_file", b"hello\n".to_vec(), "begins with SU"),
+        ("nats.nkey_file", utf16.clone(), "is UTF-16 text"),
+        (
+            "nats.creds_file",
+            b"hello\n".to_vec(),
+            "is not a credentials file",
+        ),
+        (
+            "nats.creds_file",
+            (user.clone() + &user).into_bytes(),
+            "several users",
+        ),
+        (
+            "nats.tls_ca_file",
+            b"hello\n".to_vec(),
+            "holds no certificate",
+        ),
+        (
+            "nats.tls_key_file",
+            pem("CERTIFICATE").into_bytes(),
+            "holds no private key",
+        ),
+        (
+            "nats.tls_key_file",
+            (pem("PRIVATE KEY") + &pem("EC PRIVATE KEY")).into_bytes(),
+            "several private keys",
+        ),
+        ("auth.key_file", utf16.clone(), "is UTF-16 text"),
+        (
+            "auth.key_file",
+            (pem("PUBLIC KEY") + &pem("PUBLIC KEY")).into_bytes(),
+            "holds 2 PEM blocks",
+        ),
+        (
+            "auth.key_file",
+            (pem("PUBLIC KEY") + &pem("PRIVATE KEY")).into_bytes(),
+            "holds a private key",
+        ),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        let (section, name) = key.split_once('.').unwrap();
+        let mode = if section == "auth" {
+            "mode = \"jwt\"\n"
+        } else {
+            ""
+        };
+        let found = problems(&format!("[{section}]\n{mode}{name} = \"{path}\"\n"), &[]).join("\n");
+        assert!(found.contains(key) && found.contains(says), "{found}");
+    }
+    std::fs::write(file.path(), format!("\u{feff}{user}")).unwrap();
+    assert!(load(&format!("[nats]\ncreds_file = \"{path}\""), &[]).is_ok());
+}
+
+#[test]
+fn a_configuration_with_a_byte_order_mark_is_read() {
+    let config = config("\u{feff}[limits]\nconnections = 7\n", &[]);
+    assert_eq!(config.limits.connections, 7);
 }

@@ -29,6 +29,11 @@ pub(crate) enum UrlError {
     /// Not a host and a port.
     #[error("is not a host and port; write for example \"nats://nats.example.com:4222\"")]
     Host,
+    /// What is shown in place of a password.
+    #[error(
+        "has \"[redacted]\" where its user and password were; write them, or use nats.user and nats.password_file"
+    )]
+    Redacted,
     /// Something after the port.
     #[error("has something after the host and port; leave off everything from the slash on")]
     Path,
@@ -45,6 +50,9 @@ impl NatsUrl {
             return Err(UrlError::Empty);
         }
         let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
+        if rest.starts_with(&format!("{REDACTED}@")) {
+            return Err(UrlError::Redacted);
+        }
         if !matches!(scheme, "nats" | "tls") {
             let letters = scheme.bytes().all(|b| b.is_ascii_alphanumeric());
             // Before a `://` that is not a scheme's may stand half a password; do not repeat that.

@@ -15,6 +15,7 @@ use relay_wire::duration;
 use super::problem::{Place, Problem};
 use super::value::format_size;
 use super::{BusMode, Config, Nats};
+use crate::identity::key::unreadable_hint;
 
 mod auth;
 mod nats;
@@ -96,21 +97,19 @@ impl Findings {
         self.range(key, value, range, duration::format);
     }
 
-    /// Opens a file that a key names; says what the system says if it cannot.
-    fn readable(&mut self, key: &'static str, file: Option<&Path>) {
-        let Some(file) = file else { return };
+    /// Opens a file that a key names; says what the system says if it cannot, and whether it can.
+    fn readable(&mut self, key: &'static str, file: &Path) -> bool {
         let opened = File::open(file).and_then(|opened| opened.metadata());
-        match opened {
-            Ok(about) if about.is_dir() => {
-                let message = format!("{} is a folder; name a file", file.display());
-                self.error(&[key], message);
-            }
-            Ok(_) => {}
+        let message = match opened {
+            Ok(about) if about.is_dir() => format!("{} is a folder; name a file", file.display()),
+            Ok(_) => return true,
             Err(error) => {
-                let message = format!("cannot read {}: {error}", file.display());
-                self.error(&[key], message);
+                let hint = unreadable_hint(&error);
+                format!("cannot read {}: {error}{hint}", file.display())
             }
-        }
+        };
+        self.error(&[key], message);
+        false
     }
 }
 

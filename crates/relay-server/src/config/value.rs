@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use relay_wire::duration;
@@ -23,7 +23,7 @@ pub(crate) struct DurationText;
 #[derive(Debug)]
 pub(crate) struct SizeText;
 
-/// An address to listen on: `"127.0.0.1:8080"`.
+/// An address to listen on: `"127.0.0.1:8080"`, `"localhost:8080"`.
 #[derive(Debug)]
 pub(crate) struct AddressText;
 
@@ -71,23 +71,54 @@ pub(crate) fn format_size(bytes: usize) -> String {
     format!("{bytes}B")
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+/// Reads an address to listen on: an IP address or a name of this machine, and a port.
+///
+/// # Errors
+/// A sentence that says what to write instead.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let text = text.trim();
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
     let port = text.rsplit(':').next().unwrap_or(text);
-    Err(match (port.parse::<u16>(), text.split_once(':')) {
-        (Ok(port), None | Some(("", _))) => format!(
+    match (port.parse::<u16>(), text.split_once(':')) {
+        (Ok(port), None | Some(("" | "*", _))) => Err(format!(
             "{text:?} has no address; write \"127.0.0.1:{port}\" for this machine only or \"0.0.0.0:{port}\" for every network"
-        ),
-        (Ok(port), Some(("localhost", _))) => {
-            format!("{text:?} is a name; write the address: \"127.0.0.1:{port}\"")
+        )),
+        (Ok(port), Some((name, rest))) if is_host_name(name) && !rest.contains(':') => {
+            resolve(name, port)
         }
-        _ => format!(
+        (Err(_), None) if is_host_name(text) => Err(format!(
+            "{text:?} has no port; write for example \"{text}:8080\""
+        )),
+        _ => Err(format!(
             "{text:?} is not an address to listen on; write an IP address and a port, such as \"127.0.0.1:8080\" or \"[::]:8080\""
-        ),
-    })
+        )),
+    }
+}
+
+/// Digits and dots alone are an IP address, or a misspelled one.
+fn is_host_name(text: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.chars().all(known) && text.contains(|c: char| c.is_ascii_alphabetic())
+}
+
+/// The address of a name. An IPv4 address goes first: that is what most people mean by `localhost`.
+fn resolve(name: &str, port: u16) -> Result<SocketAddr, String> {
+    let found = (name, port).to_socket_addrs().map(Vec::from_iter);
+    let address = found
+        .as_ref()
+        .ok()
+        .and_then(|all| all.iter().find(|each| each.is_ipv4()).or(all.first()));
+    match (address, &found) {
+        (Some(address), _) => Ok(*address),
+        (None, Err(error)) => Err(format!(
+            "no address is known for the name {name:?} ({error}); write an IP address, such as \"127.0.0.1:{port}\""
+        )),
+        (None, Ok(_)) => Err(format!(
+            "no address is known for the name {name:?}; write an IP address, such as \"127.0.0.1:{port}\""
+        )),
+    }
 }
 
 /// A visitor that takes text or an integer and hands both to functions.
@@ -176,7 +207,7 @@ impl AddressText {
     /// Reads an address from text.
     ///
     /// # Errors
-    /// When it is not an IP address and a port; says what to write for `:8080` and `localhost:8080`.
+    /// When it is not an IP address or a known name, and a port; says what to write for `:8080`.
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
         from.deserialize_any(TextOr {
             expecting: "an address such as \"127.0.0.1:8080\"",
@@ -296,11 +327,19 @@ mod tests {
     #[test]
     fn an_address_without_an_ip_is_told_what_to_write() {
         assert!(parse_address("[::1]:80").is_ok());
+        let named = parse_address("localhost:8080").unwrap();
+        assert!(named.ip().is_loopback() && named.port() == 8080, "{named}");
         for (bad, hint) in [
             (":8080", "0.0.0.0:8080"),
             ("8080", "127.0.0.1:8080"),
-            ("localhost:8080", "127.0.0.1:8080"),
-            ("example.com", "IP address and a port"),
+            ("*:8080", "0.0.0.0:8080"),
+            (
+                "a..b:8080",
+                "write an IP address, such as \"127.0.0.1:8080\"",
+            ),
+            ("localhost", "\"localhost:8080\""),
+            ("localhost:http", "IP address and a port"),
+            ("256.0.0.1:8080", "IP address and a port"),
         ] {
             let why = parse_address(bad).unwrap_err();
             assert!(why.contains(hint), "{why}");

@@ -51,7 +51,7 @@ pub(crate) enum KeyError {
     #[error("auth.key and auth.key_file are both set; keep one")]
     Two,
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}{}", path.display(), unreadable_hint(source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -63,6 +63,30 @@ pub(crate) enum KeyError {
     Empty {
         /// `auth.key` or `auth.key_file`.
         at: &'static str,
+    },
+    /// Text in another encoding, which is not what the issuer of tokens has.
+    #[error("is UTF-16 text; save the file as UTF-8")]
+    Utf16 {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// What is shown in place of a secret.
+    #[error(
+        "holds \"[redacted]\", which `relay check --print` shows in place of a secret; put the secret itself there"
+    )]
+    Placeholder {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+    },
+    /// More keys than one.
+    #[error(
+        "holds {count} PEM blocks, and only one key can be used; keep the public key that tokens are signed for"
+    )]
+    Several {
+        /// `auth.key` or `auth.key_file`.
+        at: &'static str,
+        /// How many.
+        count: usize,
     },
     /// A private key, which the relay has no use for.
     #[error(
@@ -144,6 +168,9 @@ impl KeyError {
             Self::Unreadable { .. } => &["auth.key_file"],
             Self::NoAlgorithm | Self::Mixed { .. } | Self::Mismatch { .. } => &["auth.algorithms"],
             Self::Empty { at }
+            | Self::Utf16 { at }
+            | Self::Placeholder { at }
+            | Self::Several { at, .. }
             | Self::Private { at }
             | Self::Certificate { at }
             | Self::UnknownPem { at }
@@ -234,7 +261,7 @@ impl KeyMaterial {
             (Some(_), Some(_)) => Err(KeyError::Two),
             (Some(key), None) => Self::sort(key.as_bytes().to_vec(), "auth.key"),
             (None, Some(path)) => match std::fs::read(path) {
-                Ok(bytes) => Self::sort(without_line_end(bytes), "auth.key_file"),
+                Ok(bytes) => Self::sort(without_marks(bytes), "auth.key_file"),
                 Err(source) => Err(KeyError::Unreadable {
                     path: path.to_owned(),
                     source,
@@ -247,7 +274,14 @@ impl KeyMaterial {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(KeyError::Empty { at });
         }
-        let Some(label) = pem_label(&bytes) else {
+        if is_utf16(&bytes) {
+            return Err(KeyError::Utf16 { at });
+        }
+        if bytes == b"[redacted]" {
+            return Err(KeyError::Placeholder { at });
+        }
+        let labels = pem_labels(&bytes);
+        let Some(label) = labels.first() else {
             if may_be_public_key(&bytes) {
                 return Err(KeyError::PublicNotPem { at });
             }
@@ -257,11 +291,15 @@ impl KeyMaterial {
                 at,
             });
         };
-        if label.contains("PRIVATE KEY") {
+        if labels.iter().any(|label| label.contains("PRIVATE KEY")) {
             return Err(KeyError::Private { at });
         }
         if label.contains("CERTIFICATE") {
             return Err(KeyError::Certificate { at });
+        }
+        if labels.len() > 1 {
+            let count = labels.len();
+            return Err(KeyError::Several { at, count });
         }
         let bytes = with_line_ends(bytes);
         let kind = if DecodingKey::from_rsa_pem(&bytes).is_ok() {
@@ -326,6 +364,12 @@ impl KeyMaterial {
                 Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA => 0,
             })
             .max()?;
+        let ends = [self.bytes.first(), self.bytes.last()];
+        if self.kind == Kind::Secret && ends.into_iter().flatten().any(u8::is_ascii_whitespace) {
+            return Some(
+                "begins or ends with white space, which the issuer of tokens must have too; leave it out if it is not meant".to_owned(),
+            );
+        }
         (self.kind == Kind::Secret && self.bytes.len() < bytes).then(|| {
             format!(
                 "has {} bytes; a secret shorter than {bytes} can be guessed from one token: openssl rand -hex {bytes}",
@@ -335,12 +379,12 @@ impl KeyMaterial {
     }
 }
 
-/// `PUBLIC KEY` of `-----BEGIN PUBLIC KEY-----`, wherever it stands.
-pub(crate) fn pem_label(bytes: &[u8]) -> Option<String> {
+/// `PUBLIC KEY` of `-----BEGIN PUBLIC KEY-----`, wherever it stands, of each block.
+pub(crate) fn pem_labels(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let (_, rest) = text.split_once("-----BEGIN")?;
-    let label = rest.split("-----").next().unwrap_or_default();
-    Some(label.trim().to_owned())
+    let blocks = text.split("-----BEGIN").skip(1);
+    let labels = blocks.map(|rest| rest.split("-----").next().unwrap_or_default());
+    labels.map(|label| label.trim().to_owned()).collect()
 }
 
 /// In an environment variable PEM often comes with `\n` spelled out.
@@ -352,8 +396,12 @@ pub(crate) fn with_line_ends(bytes: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Editors and `echo` end a file with a line end that is not part of the secret.
-pub(crate) fn without_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
+/// Editors put a byte order mark before a text, and they and `echo` a line end after it, that are not part of the
+/// secret.
+pub(crate) fn without_marks(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
     if bytes.ends_with(b"\n") {
         bytes.pop();
         if bytes.ends_with(b"\r") {
@@ -361,6 +409,22 @@ pub(crate) fn without_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Whether these bytes are text that was saved as UTF-16: its mark, and a zero in each pair of bytes.
+pub(crate) fn is_utf16(bytes: &[u8]) -> bool {
+    let marked = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+    marked && bytes[2..].chunks(2).all(|pair| pair.contains(&0))
+}
+
+/// What to do about a file that the relay's user may not read.
+pub(crate) fn unreadable_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; the user that the relay runs as must be able to read it (systemd: LoadCredential=)"
+        }
+        _ => "",
+    }
 }
 
 /// Whether these bytes are a public key in a form other than PEM: SSH's, a JWK, DER or DER in base64.

@@ -7,7 +7,7 @@
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
-use super::key::{Algorithm, Kind, library_algorithm, pem_label, with_line_ends};
+use super::key::{Algorithm, Kind, library_algorithm, pem_labels, with_line_ends};
 
 /// The claims of a development token.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -39,6 +39,9 @@ pub(crate) enum SigningError {
     /// Nothing there.
     #[error("the key is empty")]
     Empty,
+    /// More keys than one.
+    #[error("that holds {0} PEM blocks; keep the private key to sign with alone")]
+    Several(usize),
     /// A public key: it can check, not sign.
     #[error(
         "that is a public key, which can check tokens but not sign them; sign with the private key it belongs to: --key-file private.pem"
@@ -86,9 +89,10 @@ impl SigningKey {
         if key.iter().all(u8::is_ascii_whitespace) {
             return Err(SigningError::Empty);
         }
-        let (kind, key) = match pem_label(key) {
-            None => (Kind::Secret, EncodingKey::from_secret(key)),
-            Some(label) => private_key(&label, &with_line_ends(key.to_vec()))?,
+        let (kind, key) = match pem_labels(key).as_slice() {
+            [] => (Kind::Secret, EncodingKey::from_secret(key)),
+            [label] => private_key(label, &with_line_ends(key.to_vec()))?,
+            several => return Err(SigningError::Several(several.len())),
         };
         let algorithm = algorithm.unwrap_or(kind.usual());
         if Kind::of(algorithm) != kind {

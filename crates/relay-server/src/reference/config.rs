@@ -170,7 +170,8 @@ fn config_md() -> String {
          - A **duration** is a text with a unit: `\"250ms\"`, `\"10s\"`, `\"1h 30m\"`, `\"24h\"`. A **size** is a number of\n  \
            bytes or a text with a unit: `\"64KiB\"`, `\"256MiB\"`. A **list** may be one text with commas, which is how\n  \
            it is written in a variable. A **path** is taken from the directory the relay is started in.\n\
-         - A **secret** is never printed. Each has a `_file` beside it, for secrets that are mounted as files.\n\
+         - A **secret** is never printed. Each has a `_file` beside it, for secrets that are mounted as files. A byte\n  \
+           order mark before it and one line end after it are not part of it.\n\
          - An unknown key, in the file or in a `RELAY__` variable, is a mistake and stops the start.\n\n\
          This page is written from the code; `RELAY_BLESS=1 cargo test -p relay-server --lib reference` writes it anew.\n",
     );

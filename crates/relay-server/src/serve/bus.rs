@@ -1,6 +1,5 @@
 //! The bus a configuration asks for, and the tasks that read it.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use relay_bus::nats::{self, NatsReader, NatsSettings, NatsStore};
 use relay_core::position::Epoch;
 
 use super::lost::Tasks;
-use crate::config::{BusMode, Config, Nats, StreamStorage};
+use crate::config::{BusMode, Config, Nats, StreamStorage, read_secret};
 
 /// Why a bus cannot be set up, whatever NATS says.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +88,7 @@ fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {
     let seed = nats
         .nkey_file
         .as_ref()
-        .map(fs::read_to_string)
+        .map(|file| read_secret(file))
         .transpose()?;
     Ok(ConnectionSettings {
         urls: nats.url.iter().map(|url| url.expose().to_owned()).collect(),
@@ -98,7 +97,7 @@ fn connection(nats: &Nats) -> Result<ConnectionSettings, io::Error> {
             .password()?
             .map(|password| password.expose().to_owned()),
         token: nats.token()?.map(|token| token.expose().to_owned()),
-        nkey_seed: seed.map(|seed| seed.trim().to_owned()),
+        nkey_seed: seed.map(|seed| seed.expose().trim().to_owned()),
         creds_file: nats.creds_file.clone(),
         tls_required: nats.tls_required,
         tls_ca_file: nats.tls_ca_file.clone(),

@@ -7,6 +7,7 @@ mod crash;
 mod door;
 mod greed;
 mod identity;
+mod leaving;
 mod libraries;
 mod neighbour;
 mod nonsense;
@@ -14,6 +15,9 @@ mod random;
 mod room;
 mod topics;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use relay_testkit::relay::{RelayServer, Settings};
@@ -23,6 +27,16 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn settings() -> Settings {
     Settings::new(env!("CARGO_BIN_EXE_relay"))
+}
+
+/// A relay that is started by a shell, after it has done something. The script is in `directory`.
+fn in_a_shell(first: &str, directory: &Path) -> Settings {
+    let script = directory.join("relay");
+    let relay = env!("CARGO_BIN_EXE_relay");
+    let text = format!("#!/bin/sh\n{first}\nexec '{relay}' \"$@\"\n");
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    Settings::new(script)
 }
 
 /// How many streams are open now.

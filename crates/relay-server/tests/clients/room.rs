@@ -1,27 +1,13 @@
 //! Clients for whom there is no room: too many for the file descriptors, or too many from one address.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use relay_testkit::http::{self, StatusCode};
-use relay_testkit::relay::{RelayServer, Settings};
+use relay_testkit::relay::RelayServer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::{SOON, settings};
-
-/// The relay under `ulimit -n`.
-fn scarce(descriptors: usize, directory: &std::path::Path) -> Settings {
-    let script = directory.join("relay");
-    let text = format!(
-        "#!/bin/sh\nulimit -n {descriptors}\nexec '{}' \"$@\"\n",
-        env!("CARGO_BIN_EXE_relay")
-    );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    Settings::new(script)
-}
+use crate::{SOON, in_a_shell, settings};
 
 /// Opens a stream and says with what status it was answered; the socket is kept open.
 async fn stream(address: String) -> (String, TcpStream) {
@@ -38,7 +24,8 @@ async fn stream(address: String) -> (String, TcpStream) {
 #[tokio::test]
 async fn a_process_with_few_descriptors_answers_every_client_and_its_operators() {
     let directory = tempfile::tempdir().unwrap();
-    let settings = scarce(200, directory.path()).set("limits.connections_per_address", 1000);
+    let settings =
+        in_a_shell("ulimit -n 200", directory.path()).set("limits.connections_per_address", 1000);
     let relay = RelayServer::start(settings.set("http.shards", 2))
         .await
         .unwrap();

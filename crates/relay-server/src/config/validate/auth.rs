@@ -24,14 +24,6 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
             ),
         );
     }
-    for (key, text) in [
-        ("auth.audience", auth.audience.as_deref()),
-        ("auth.issuer", auth.issuer.as_deref()),
-    ] {
-        if text == Some("") {
-            found.error(&[key], "is empty; write it, or leave the key out");
-        }
-    }
     match auth.mode {
         Some(AuthMode::Jwt) => jwt(config, found),
         Some(AuthMode::Anonymous) => anonymous(config, found),

@@ -5,7 +5,8 @@
 //! Invariant: more than one way to log in is never accepted, as nobody could say which one was used.
 
 use super::Findings;
-use crate::config::{Nats, NatsUrl, Redacted, read_secret};
+use crate::config::{Nats, NatsUrl, read_secret};
+use crate::identity::key::pem_labels;
 
 pub(super) fn check(nats: &Nats, found: &mut Findings) {
     subjects(nats, found);
@@ -66,7 +67,7 @@ fn credentials(nats: &Nats, found: &mut Findings) {
     }
     if nats.user.is_none() && password {
         found.error(
-            &["nats.password", "nats.password_file"],
+            &["nats.password", "nats.password_file", "nats.user"],
             "is a password without a user; set nats.user too",
         );
     }
@@ -107,36 +108,31 @@ fn credentials(nats: &Nats, found: &mut Findings) {
 }
 
 fn files(nats: &Nats, found: &mut Findings) {
-    for (key, file) in [
-        ("nats.password_file", &nats.password_file),
-        ("nats.token_file", &nats.token_file),
-        ("nats.nkey_file", &nats.nkey_file),
-        ("nats.creds_file", &nats.creds_file),
-        ("nats.tls_ca_file", &nats.tls_ca_file),
-        ("nats.tls_cert_file", &nats.tls_cert_file),
-        ("nats.tls_key_file", &nats.tls_key_file),
-    ] {
-        found.readable(key, file.as_deref());
-    }
-    for (key, file) in [
-        ("nats.password_file", &nats.password_file),
-        ("nats.token_file", &nats.token_file),
-    ] {
-        let secret = file.as_deref().map(read_secret);
-        if matches!(secret, Some(Ok(secret)) if secret.expose().is_empty()) {
-            found.error(&[key], "names an empty file; put the secret into it");
-        }
-    }
-    for (key, text) in [
-        ("nats.user", nats.user.as_deref()),
+    for (key, file, holds) in [
+        ("nats.password_file", &nats.password_file, Holds::Secret),
+        ("nats.token_file", &nats.token_file, Holds::Secret),
+        ("nats.nkey_file", &nats.nkey_file, Holds::Seed),
+        ("nats.creds_file", &nats.creds_file, Holds::Credentials),
+        ("nats.tls_ca_file", &nats.tls_ca_file, Holds::Certificates),
         (
-            "nats.password",
-            nats.password.as_ref().map(Redacted::expose),
+            "nats.tls_cert_file",
+            &nats.tls_cert_file,
+            Holds::Certificates,
         ),
-        ("nats.token", nats.token.as_ref().map(Redacted::expose)),
+        ("nats.tls_key_file", &nats.tls_key_file, Holds::PrivateKey),
     ] {
-        if text == Some("") {
-            found.error(&[key], "is empty; write it, or leave the key out");
+        let Some(file) = file.as_deref() else {
+            continue;
+        };
+        if !found.readable(key, file) {
+            continue;
+        }
+        let wrong = match read_secret(file) {
+            Ok(text) => holds.wrong_with(text.expose()).map(str::to_owned),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(wrong) = wrong {
+            found.error(&[key], format!("{} {wrong}", file.display()));
         }
     }
     match (&nats.tls_cert_file, &nats.tls_key_file) {
@@ -149,5 +145,61 @@ fn files(nats: &Nats, found: &mut Findings) {
             "has no certificate; set nats.tls_cert_file too",
         ),
         (None, None) | (Some(_), Some(_)) => {}
+    }
+}
+
+/// What a file has to hold.
+#[derive(Debug, Clone, Copy)]
+enum Holds {
+    Secret,
+    Seed,
+    Credentials,
+    Certificates,
+    PrivateKey,
+}
+
+impl Holds {
+    /// What is wrong with a file's text, if anything is: the end of a sentence that begins with the file.
+    fn wrong_with(self, text: &str) -> Option<&'static str> {
+        let count = |label: &str| {
+            pem_labels(text.as_bytes())
+                .iter()
+                .filter(|l| l.contains(label))
+                .count()
+        };
+        match self {
+            _ if text.trim().is_empty() => Some("is an empty file; put the secret into it"),
+            Self::Secret if text.contains('\n') => {
+                Some("has several lines, and a secret is one; keep that line alone")
+            }
+            Self::Secret => None,
+            Self::Seed
+                if text.trim().starts_with("SU") && !text.trim().contains(char::is_whitespace) =>
+            {
+                None
+            }
+            Self::Seed => Some(
+                "does not hold the seed of a user's NKey, which begins with SU, and nothing else",
+            ),
+            // nsc writes the seed between lines of its own, not PEM's.
+            Self::Credentials => match (count("NATS USER JWT"), count("USER NKEY SEED")) {
+                (1, 1) => None,
+                (0, _) | (_, 0) => Some(
+                    "is not a credentials file with a JWT and a seed; nsc writes one: nsc generate creds",
+                ),
+                _ => {
+                    Some("holds several users, and only one can log in; keep one JWT and its seed")
+                }
+            },
+            Self::Certificates => (count("CERTIFICATE") == 0)
+                .then_some("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)"),
+            Self::PrivateKey => match count("PRIVATE KEY") {
+                1 => None,
+                0 => Some("holds no private key in PEM (-----BEGIN PRIVATE KEY-----)"),
+                _ => Some(
+                    "holds several private keys, and only one belongs to the certificate; keep that one",
+                ),
+            },
+        }
     }
 }

@@ -88,7 +88,7 @@ fn values_that_contradict_each_other_are_refused() {
         ("[nats]\nlive_prefix = \"progress.live\"", "overlap"),
         ("[nats]\nprefix = \"live.jobs\"", "overlap"),
         ("[nats]\nprefix = \"a.*\"", "not a valid subject prefix"),
-        ("[nats]\nprefix = \"\"", "not a valid subject prefix"),
+        ("[nats]\nprefix = \"a..b\"", "not a valid subject prefix"),
         ("[nats]\nstream = \"a.b\"", "not a valid stream name"),
         ("[nats]\nurl = []", "name at least one server"),
         (
@@ -130,6 +130,16 @@ fn ways_to_log_in_to_nats_must_be_whole_and_only_one() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "s3cret\n").unwrap();
     let path = secret.path().display();
+    let pem = tempfile::NamedTempFile::new().unwrap();
+    let blocks = [
+        "NATS USER JWT",
+        "USER NKEY SEED",
+        "CERTIFICATE",
+        "PRIVATE KEY",
+    ];
+    let blocks = blocks.map(|label| format!("-----BEGIN {label}-----\n"));
+    std::fs::write(pem.path(), blocks.concat()).unwrap();
+    let pem = pem.path().display();
     for (lines, says) in [
         ("user = \"u\"".to_owned(), "has no password"),
         ("password = \"p\"".to_owned(), "without a user"),
@@ -142,7 +152,7 @@ fn ways_to_log_in_to_nats_must_be_whole_and_only_one() {
             "both set",
         ),
         (
-            format!("token = \"t\"\ncreds_file = \"{path}\""),
+            format!("token = \"t\"\ncreds_file = \"{pem}\""),
             "(nats.token, nats.creds_file)",
         ),
         (
@@ -155,8 +165,8 @@ fn ways_to_log_in_to_nats_must_be_whole_and_only_one() {
             "cannot read /no/key: No such file or directory",
         ),
         ("creds_file = \"/\"".to_owned(), "is a folder"),
-        (format!("tls_cert_file = \"{path}\""), "has no private key"),
-        (format!("tls_key_file = \"{path}\""), "has no certificate"),
+        (format!("tls_cert_file = \"{pem}\""), "has no private key"),
+        (format!("tls_key_file = \"{pem}\""), "has no certificate"),
     ] {
         let found = problem(&format!("[nats]\n{lines}\n"), &[]);
         assert!(found.contains(says), "{found}");
