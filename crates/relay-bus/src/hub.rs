@@ -18,6 +18,7 @@ mod history;
 mod intake;
 mod join;
 mod load;
+mod past;
 mod publish;
 mod request;
 mod table;

@@ -51,6 +51,8 @@ pub struct Encoded {
     pub bytes: Bytes,
     /// What the encoder wants to know of it again, without reading the bytes.
     pub tag: u8,
+    /// The client's own text that it was made for, where it is not for everybody.
+    pub of: Option<Box<str>>,
 }
 
 /// The frames encoded from a publication so far; nothing is allocated for jobs nobody watches.

@@ -413,6 +413,16 @@ impl Job {
         held.any(|known| known.seq == seq)
     }
 
+    /// The milestones of this attempt that are remembered, by number, and whether there were earlier ones.
+    pub fn milestones(&self) -> (Vec<Arc<Publication>>, bool) {
+        let endings = self.history.iter().rposition(|each| each.is_state());
+        let begin = endings.map_or(0, |at| at + 1);
+        let milestones: Vec<_> = self.history.range(begin..).cloned().collect();
+        let first = endings.and_then(|at| self.history.get(at));
+        let began = first.map_or(Seq::ZERO, |ending| ending.seq);
+        (milestones, self.lost_to > began)
+    }
+
     /// Every milestone and ending of an earlier attempt that is remembered, and the state, by number.
     pub fn publications(&self) -> Vec<Arc<Publication>> {
         let mut all: Vec<_> = self.history.iter().chain(&self.state).cloned().collect();

@@ -255,6 +255,11 @@ impl Watcher {
         self.session.handle(event, now, &bounds.session);
     }
 
+    /// Whether it is known who the client is.
+    pub fn is_authenticated(&self) -> bool {
+        self.session.is_authenticated()
+    }
+
     // --- subscriptions begin and end
 
     /// Subscribes without a command, perhaps from where the client's cursor stands; the join is to be asked for.

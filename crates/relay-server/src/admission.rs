@@ -57,6 +57,11 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
+    /// Where it comes from.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// The connection turned out to be `user`'s.
     ///
     /// # Errors

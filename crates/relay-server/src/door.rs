@@ -85,8 +85,7 @@ impl Door {
         }
         if let Some(found) = self.node.dialects.routes.find(request.uri().path()) {
             let query = request.uri().query().unwrap_or("");
-            let answers = found.poll.is_some() || found.health.is_some();
-            let alone = found.websocket.is_none() && !answers;
+            let alone = found.websocket.is_none() && found.answer.is_none();
             if !found.socketio.is_empty() && (alone || is_engine_io(query)) {
                 return Box::pin(self.engine_io(request, peer, &found)).await;
             }

@@ -12,6 +12,7 @@ mod api;
 pub mod cli;
 mod config;
 mod demo;
+mod departures;
 mod door;
 mod identity;
 mod logging;

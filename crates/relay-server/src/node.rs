@@ -14,6 +14,7 @@ use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
+use crate::departures::Departures;
 use crate::identity;
 use crate::logging::Seldom;
 use crate::origin;
@@ -47,6 +48,8 @@ pub(crate) struct Node {
     pub dialects: Dialects,
     /// Requests that polling clients of dialects have left.
     pub polls: PollLimits,
+    /// Clients of dialects that left, for when they return.
+    pub departures: Departures,
     /// Bounds of native clients' watchers.
     pub bounds: WatcherBounds,
     /// `[http]`.

@@ -10,11 +10,17 @@
 
 mod builtin;
 mod compile;
+pub(crate) mod events;
 mod file;
 mod jq;
+mod layers;
 mod meter;
+mod past;
+mod poll;
+mod reserved;
 mod routes;
 pub(crate) mod speech;
+mod template;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -34,11 +40,17 @@ use jq::Mapping;
 
 pub use builtin::BUILT_IN;
 pub use compile::{Mistake, Source};
-pub(crate) use file::Carrier;
+pub use file::Carrier;
 pub use jq::{Failure, Input};
+pub use layers::extended;
 pub use meter::{Meter, Meters};
-pub use routes::{BadTopic, Endpoint, Found, Health, NoTopic, Params, Poll, Routes};
-pub(crate) use voice::{Before, Voice};
+pub use past::Past;
+pub use poll::{Health, Poll};
+pub use reserved::OWN_PATHS;
+pub use routes::{Answering, Endpoint, Found, Params, Routes};
+pub use speech::Parting;
+pub use template::{BadTopic, NoTopic};
+pub(crate) use voice::{Before, Hearing, Voice};
 
 /// One front end's language.
 #[derive(Debug)]
@@ -61,6 +73,10 @@ pub struct Dialect {
     pub drain_within: Option<Duration>,
     /// Whether `X-Request-ID` is taken, made and echoed.
     pub request_id: bool,
+    /// For how long it is kept how far a client was told that left.
+    pub returns_within: Option<Duration>,
+    /// Whether a client may show who it is by its first message.
+    pub authenticates_by_message: bool,
     /// Whether mappings know what a client was told before.
     pub tracks_status: bool,
     /// Whether Socket.IO clients that return are sent what they missed.
@@ -68,7 +84,10 @@ pub struct Dialect {
     /// What clients may ask workers for, by name.
     pub requests: HashMap<String, Request>,
     codes: HashMap<&'static str, u16>,
+    /// What a client's message asks for.
     command: Option<Mapping>,
+    /// What a message that is not JSON asks for.
+    text: Option<Mapping>,
     answered: Option<Mapping>,
     refusal: Option<Mapping>,
     frames: HashMap<Frame, Mapping>,
@@ -110,15 +129,29 @@ impl Words {
     }
 }
 
+/// The longest text of its own by which a page may know a subscription, in bytes.
+const MAX_IDENTIFIER: usize = 1024;
+
 /// What a client's message asks, as the dialect's mapping says it.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Instruction {
+pub(crate) struct Instruction {
+    /// What.
+    pub(crate) order: Order,
+    /// The text by which the page knows what it asks for, to be given back with the answer.
+    pub(crate) identifier: Option<Box<str>>,
+}
+
+/// One thing a mapping can say that a message asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Order {
     /// Watch a topic.
     Subscribe(String),
     /// Watch it no longer.
     Unsubscribe(String),
-    /// Say this, as it is.
+    /// Say this JSON, as it is.
     Reply(Vec<u8>),
+    /// Say this text, as it is.
+    Text(String),
     /// Say that something was not done.
     Error {
         /// For programs.
@@ -145,6 +178,18 @@ impl Dialect {
         self.frames.contains_key(&frame)
     }
 
+    /// Whether a client that begins with a state is to be told of the job's milestones with it.
+    pub fn tells_of_the_past(&self) -> bool {
+        let state = self.frames.get(&Frame::State);
+        state.is_some_and(Mapping::reads_milestones)
+    }
+
+    /// Whether the words for something are the page's own, by the text it knows the subscription by.
+    pub(crate) fn reads_identifier(&self, frame: Frame) -> bool {
+        let mapping = self.frames.get(&frame);
+        mapping.is_some_and(Mapping::reads_identifier)
+    }
+
     /// The close code for a reason, where it is not the native one.
     pub(crate) fn close_code(&self, reason: CloseReason) -> Option<u16> {
         self.codes.get(reason.as_str()).copied()
@@ -159,20 +204,42 @@ impl Dialect {
     }
 
     /// What a client's message asks. `None`: the mapping failed on it.
-    pub(crate) fn instructions(&self, message: &Input, relay: &Input) -> Option<Vec<Instruction>> {
+    pub(crate) fn instructions(
+        &self,
+        carrier: Carrier,
+        message: &Input,
+        relay: &Input,
+    ) -> Option<Vec<Instruction>> {
         match &self.command {
-            Some(mapping) => self.instruct(mapping, message, relay, |_| true),
+            Some(mapping) => self.instruct(mapping, message, relay, |it| carrier.carries(it)),
             None => Some(Vec::new()),
         }
     }
 
+    /// What a message that is not JSON asks. Not understood, if the dialect has no word for such.
+    pub(crate) fn instructions_of_text(
+        &self,
+        text: &str,
+        relay: &Input,
+    ) -> Option<Option<Vec<Instruction>>> {
+        let mapping = self.text.as_ref()?;
+        let instructions = Input::of(&text).ok();
+        Some(instructions.and_then(|text| self.instruct(mapping, &text, relay, |_| true)))
+    }
+
     /// What a worker's answer to a client's request asks for besides being told.
-    pub(crate) fn answered(&self, outcome: &Input, relay: &Input) -> Vec<Instruction> {
+    pub(crate) fn answered(
+        &self,
+        carrier: Carrier,
+        outcome: &Input,
+        relay: &Input,
+    ) -> Vec<Instruction> {
         let Some(mapping) = &self.answered else {
             return Vec::new();
         };
         // An answer that asks again could go on for ever.
-        let ends = |it: &Instruction| !matches!(it, Instruction::Request { .. });
+        let ends =
+            |it: &Instruction| carrier.carries(it) && !matches!(it.order, Order::Request { .. });
         let instructions = self.instruct(mapping, outcome, relay, ends);
         instructions.unwrap_or_default()
     }
@@ -182,12 +249,12 @@ impl Dialect {
         mapping: &Mapping,
         input: &Input,
         relay: &Input,
-        allowed: fn(&Instruction) -> bool,
+        allowed: impl Fn(&Instruction) -> bool,
     ) -> Option<Vec<Instruction>> {
         let texts = self.run(mapping, input, relay)?;
         let mut instructions = Vec::with_capacity(texts.len());
         for text in texts {
-            match instruction(&text).filter(allowed) {
+            match instruction(&text).filter(&allowed) {
                 Some(instruction) => instructions.push(instruction),
                 None => mapping.failed(&Failure::NotAnInstruction(
                     String::from_utf8_lossy(text.get(..80).unwrap_or(&text)).into_owned(),
@@ -212,32 +279,62 @@ impl Dialect {
     }
 }
 
+impl Carrier {
+    /// Whether what an instruction says can be said: Socket.IO has events and no bare texts.
+    fn carries(self, instruction: &Instruction) -> bool {
+        self == Self::WebSocket || !matches!(instruction.order, Order::Text(_))
+    }
+}
+
 /// Reads one output of the command mapping.
 fn instruction(text: &[u8]) -> Option<Instruction> {
     // Cut out of the text, not written anew: the order of members is the mapping's.
-    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(text).ok()?;
+    let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(text).ok()?;
+    let identifier = match members.remove("identifier").map(RawValue::get) {
+        None | Some("null") => None,
+        Some(raw) => Some(serde_json::from_str::<Box<str>>(raw).ok()?),
+    };
+    if identifier
+        .as_ref()
+        .is_some_and(|text| text.len() > MAX_IDENTIFIER)
+    {
+        // It is the client's text: a sentence for the client, and not a failure of the mapping.
+        return Some(Instruction {
+            order: Order::Error {
+                code: "bad_message".to_owned(),
+                message: format!("the identifier is longer than {MAX_IDENTIFIER} bytes"),
+            },
+            identifier: None,
+        });
+    }
+    let order = order(&members)?;
+    Some(Instruction { order, identifier })
+}
+
+fn order(members: &BTreeMap<String, &RawValue>) -> Option<Order> {
     let text_of = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
     let (request, data) = (members.get("request"), members.get("data"));
     if let (2, Some(name), Some(data)) = (members.len(), request, data) {
-        return Some(Instruction::Request {
+        return Some(Order::Request {
             name: text_of(name)?,
             data: data.get().as_bytes().to_vec(),
         });
     }
     let (key, raw) = members.first_key_value().filter(|_| members.len() == 1)?;
     Some(match key.as_str() {
-        "subscribe" => Instruction::Subscribe(text_of(raw)?),
-        "unsubscribe" => Instruction::Unsubscribe(text_of(raw)?),
-        "auth" => Instruction::Auth(text_of(raw)?),
-        "round_trip" => Instruction::RoundTrip,
+        "subscribe" => Order::Subscribe(text_of(raw)?),
+        "unsubscribe" => Order::Unsubscribe(text_of(raw)?),
+        "auth" => Order::Auth(text_of(raw)?),
+        "round_trip" => Order::RoundTrip,
         "error" => {
             let error: Mistaken = serde_json::from_str(raw.get()).ok()?;
-            Instruction::Error {
+            Order::Error {
                 code: error.code,
                 message: error.message,
             }
         }
-        "reply" => Instruction::Reply(raw.get().as_bytes().to_vec()),
+        "reply" => Order::Reply(raw.get().as_bytes().to_vec()),
+        "text" => Order::Text(text_of(raw)?),
         _ => return None,
     })
 }

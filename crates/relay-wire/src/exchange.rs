@@ -19,12 +19,16 @@ pub enum ReplyTo {
     Nobody,
     /// The `id` of a native message.
     Id(Value),
+    /// The text by which a dialect's page knows a subscription.
+    Named(Box<str>),
     /// A namespace of Socket.IO, and the number of the acknowledgement that is wanted, if one is.
     Event {
         /// The namespace.
         namespace: Box<str>,
         /// The number of the acknowledgement.
         ack: Option<u64>,
+        /// The text by which the page knows a subscription, if it gave one.
+        name: Option<Box<str>>,
     },
 }
 
@@ -33,7 +37,28 @@ impl ReplyTo {
     pub fn id(&self) -> Option<&Value> {
         match self {
             Self::Id(id) => Some(id),
-            Self::Nobody | Self::Event { .. } => None,
+            Self::Nobody | Self::Named(_) | Self::Event { .. } => None,
+        }
+    }
+
+    /// The text by which a dialect's page knows the subscription that is answered for.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Event { name, .. } => name.as_deref(),
+            Self::Nobody | Self::Id(_) => None,
+        }
+    }
+
+    /// The same for a subscription that a dialect's page knows by this text.
+    pub fn named(self, text: Box<str>) -> Self {
+        match self {
+            Self::Event { namespace, ack, .. } => Self::Event {
+                namespace,
+                ack,
+                name: Some(text),
+            },
+            Self::Nobody | Self::Id(_) | Self::Named(_) => Self::Named(text),
         }
     }
 
@@ -78,6 +103,8 @@ pub struct Rejected {
 /// One thing a client asks for.
 #[derive(Debug)]
 pub enum Ask {
+    /// What follows is answered under a text of the page's own.
+    Named(Box<str>, Box<Ask>),
     /// A command to its session.
     Command(Command),
     /// To be told just this.

@@ -19,6 +19,8 @@ pub enum Frame {
     Authenticated,
     /// A subscription stands.
     Subscribed,
+    /// Nothing is known of the job that a subscription is about. Natively `subscribed` says it.
+    Unknown,
     /// A subscription ended as asked.
     Unsubscribed,
     /// Something was not done.
@@ -46,6 +48,7 @@ impl Frame {
             Self::Hello => "hello",
             Self::Authenticated => "authenticated",
             Self::Subscribed => "subscribed",
+            Self::Unknown => "unknown",
             Self::Unsubscribed => "unsubscribed",
             Self::Error => "error",
             Self::ServerShutdown => "server_shutdown",

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use relay_core::cursor::Cursor;
 use relay_core::moment::{Moment, WallTime};
+use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::tally::Aggregate;
 use relay_core::topic::Topic;
@@ -26,7 +27,7 @@ use serde::Serialize;
 
 use crate::Frame;
 use crate::dialect::speech::{Speech, asks};
-use crate::dialect::{Endpoint, Params};
+use crate::dialect::{Carrier, Endpoint, Params, Past, events};
 use crate::exchange::{About, Ask, Body, Delivery, Heard, Hurry, Rejected, ReplyTo};
 use crate::native::command;
 use crate::native::frame::{self, Notice, Wire};
@@ -83,6 +84,8 @@ pub enum Speaker {
     LongPoll(Box<LongPoll>),
     /// A dialect over a WebSocket.
     Dialect(Box<Speech>, Decoder),
+    /// A dialect as an event stream.
+    DialectStream(Box<Speech>),
     /// Socket.IO.
     SocketIo(Box<Client>),
 }
@@ -108,19 +111,21 @@ impl Speaker {
         Self::SocketIo(Client::new(protocol, visitor))
     }
 
-    /// A dialect over a WebSocket.
+    /// A dialect over a WebSocket, or as an event stream where its endpoint is one.
     pub fn dialect(endpoint: Arc<Endpoint>, params: Params, now: Moment) -> Self {
-        Self::Dialect(
-            Box::new(Speech::new(endpoint, params, now)),
-            Decoder::default(),
-        )
+        let carrier = endpoint.voice.carrier;
+        let speech = Box::new(Speech::new(endpoint, params, now));
+        match carrier {
+            Carrier::EventStream => Self::DialectStream(speech),
+            Carrier::WebSocket | Carrier::SocketIo => Self::Dialect(speech, Decoder::default()),
+        }
     }
 
     /// How bytes reach the client.
     pub fn transport(&self) -> Transport {
         match self {
             Self::WebSocket(_) | Self::Dialect(..) => Transport::WebSocket,
-            Self::EventStream => Transport::EventStream,
+            Self::EventStream | Self::DialectStream(_) => Transport::EventStream,
             Self::LongPoll(_) => Transport::Poll,
             Self::SocketIo(client) if client.is_polling() => Transport::SocketIoPolling,
             Self::SocketIo(_) => Transport::SocketIoWebSocket,
@@ -132,7 +137,9 @@ impl Speaker {
         match self {
             Self::LongPoll(_) => true,
             Self::SocketIo(client) => client.is_polling(),
-            Self::WebSocket(_) | Self::EventStream | Self::Dialect(..) => false,
+            Self::WebSocket(_) | Self::EventStream | Self::Dialect(..) | Self::DialectStream(_) => {
+                false
+            }
         }
     }
 
@@ -141,7 +148,7 @@ impl Speaker {
     pub fn can_answer(&self) -> bool {
         match self {
             Self::WebSocket(_) | Self::Dialect(..) | Self::SocketIo(_) => true,
-            Self::EventStream | Self::LongPoll(_) => false,
+            Self::EventStream | Self::DialectStream(_) | Self::LongPoll(_) => false,
         }
     }
 
@@ -158,7 +165,7 @@ impl Speaker {
     /// What it needs to speak a dialect, if it does.
     pub fn speech(&self) -> Option<&Speech> {
         match self {
-            Self::Dialect(speech, _) => Some(speech),
+            Self::Dialect(speech, _) | Self::DialectStream(speech) => Some(speech),
             Self::SocketIo(client) => client.speech.as_deref(),
             Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => None,
         }
@@ -167,7 +174,7 @@ impl Speaker {
     /// What it needs to speak a dialect, if it does.
     pub fn speech_mut(&mut self) -> Option<&mut Speech> {
         match self {
-            Self::Dialect(speech, _) => Some(speech),
+            Self::Dialect(speech, _) | Self::DialectStream(speech) => Some(speech),
             Self::SocketIo(client) => client.speech.as_deref_mut(),
             Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => None,
         }
@@ -202,7 +209,9 @@ impl Speaker {
             Self::WebSocket(decoder) | Self::Dialect(_, decoder) => decoder,
             Self::SocketIo(client) => &mut client.decoder,
             // Such a client has nothing to say after its request.
-            Self::EventStream | Self::LongPoll(_) => return (Vec::new(), None),
+            Self::EventStream | Self::DialectStream(_) | Self::LongPoll(_) => {
+                return (Vec::new(), None);
+            }
         };
         let mut inbound = Vec::new();
         let fed = decoder.feed(bytes, limit, |each| inbound.push(each));
@@ -242,7 +251,10 @@ impl Speaker {
                 Self::Dialect(speech, _) => {
                     speech.hear(&text, about, now, |text| websocket::texts(vec![text]))
                 }
-                Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => hear_native(&text),
+                Self::WebSocket(_)
+                | Self::EventStream
+                | Self::DialectStream(_)
+                | Self::LongPoll(_) => hear_native(&text),
             },
         }
     }
@@ -264,11 +276,12 @@ impl Speaker {
 
     // --- what the client is sent
 
-    /// A publication, for a client whose cursor then stands at `at`: shared with all who are in step, if it is.
+    /// A publication, for a client whose cursor then stands as `told` says: shared with all who are in step, if it
+    /// is. `past` is what happened in the job before, where [`Speaker::wants_past`] says so.
     pub fn tell<'a>(
         &mut self,
         publication: &'a Publication,
-        told: Delivery,
+        (told, past): (Delivery, Option<&Past>),
         watcher: &Watcher,
         horizon: &Horizon,
     ) -> Cow<'a, Bytes> {
@@ -277,10 +290,20 @@ impl Speaker {
             Self::EventStream => Wire::EventStream,
             Self::LongPoll(_) => Wire::Json,
             Self::Dialect(speech, _) => {
-                let (texts, _) = speech.tell(None, publication, told.replayed, websocket::texts);
+                let known = watcher.subscription(told.via);
+                let since = known.map_or(Seq::ZERO, |subscription| subscription.since);
+                let told = speech.as_known(told, publication, since);
+                let (texts, _) = speech.tell(None, publication, (told, past), websocket::texts);
                 return Cow::Owned(texts);
             }
-            Self::SocketIo(client) => return Cow::Owned(client.tell(publication, told, watcher)),
+            Self::DialectStream(speech) => {
+                let (texts, _) = speech.tell(None, publication, (told, past), events::events);
+                let cursor = watcher.cursor_at(horizon.at(told.at));
+                return Cow::Owned(events::at(&texts, &cursor.to_string()));
+            }
+            Self::SocketIo(client) => {
+                return Cow::Owned(client.tell(publication, (told, past), watcher));
+            }
         };
         let Some(subscription) = watcher.subscription(told.via) else {
             return Cow::Owned(Bytes::new());
@@ -297,18 +320,23 @@ impl Speaker {
         Cow::Owned(frame)
     }
 
-    /// A notice about what one subscription is told.
-    pub fn say_under(
-        &mut self,
-        notice: &Notice<'_>,
-        via: SubscriptionId,
-        about: &About<'_>,
-    ) -> Bytes {
-        let place = match self {
+    /// Whether a client that begins with this state is told what happened in the job before.
+    pub fn wants_past(&self, publication: &Publication, told: Delivery) -> bool {
+        let speech = self
+            .speech()
+            .filter(|_| told.replayed && publication.is_state());
+        speech.is_some_and(|speech| speech.dialect().tells_of_the_past())
+    }
+
+    /// Where something is said about one subscription.
+    pub fn place_of(&self, via: SubscriptionId) -> ReplyTo {
+        match self {
             Self::SocketIo(client) => client.place_of(via),
-            _ => ReplyTo::Nobody,
-        };
-        self.say(notice, &place, about)
+            _ => {
+                let name = self.speech().and_then(|speech| speech.name_of(via));
+                name.map_or(ReplyTo::Nobody, |name| ReplyTo::Named(name.into()))
+            }
+        }
     }
 
     /// A notice in the client's words; empty where it has none for it.
@@ -323,10 +351,21 @@ impl Speaker {
                     Bytes::new()
                 }
             },
-            Self::Dialect(..) | Self::SocketIo(_) => match notice.frame() {
-                Some(kind) => self.say_as(kind, notice, reply_to, about),
-                None => Bytes::new(),
-            },
+            Self::DialectStream(_) | Self::Dialect(..) | Self::SocketIo(_) => {
+                let Some(kind) = notice.frame() else {
+                    return Bytes::new();
+                };
+                let said = self.say_as(kind, notice, reply_to, about);
+                match (self, notice) {
+                    // The browser comes back by itself, after as long as it is told.
+                    (Self::DialectStream(_), Notice::ServerShutdown { retry_ms }) => {
+                        [format!("retry: {retry_ms}\n\n").as_bytes(), &said]
+                            .concat()
+                            .into()
+                    }
+                    _ => said,
+                }
+            }
         }
     }
 
@@ -339,7 +378,12 @@ impl Speaker {
         about: &About<'_>,
     ) -> Bytes {
         match self {
-            Self::Dialect(speech, _) => websocket::texts(speech.words(kind, input, about)),
+            Self::Dialect(speech, _) => {
+                websocket::texts(speech.words(kind, input, reply_to.name(), about))
+            }
+            Self::DialectStream(speech) => {
+                events::events(speech.words(kind, input, reply_to.name(), about))
+            }
             Self::SocketIo(client) => client.say(kind, input, reply_to, about),
             Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => Bytes::new(),
         }
@@ -357,7 +401,9 @@ impl Speaker {
                 websocket::texts(vec![text])
             }),
             Self::SocketIo(client) => client.asks_of_answer(report, reply_to, about),
-            Self::WebSocket(_) | Self::EventStream | Self::LongPoll(_) => Vec::new(),
+            Self::WebSocket(_) | Self::EventStream | Self::DialectStream(_) | Self::LongPoll(_) => {
+                Vec::new()
+            }
         }
     }
 
@@ -367,7 +413,7 @@ impl Speaker {
         match self {
             Self::WebSocket(_) | Self::EventStream => !matches!(topic, Topic::Job(_)),
             Self::LongPoll(_) => false,
-            Self::Dialect(..) | Self::SocketIo(_) => {
+            Self::Dialect(..) | Self::DialectStream(_) | Self::SocketIo(_) => {
                 let speech = self.speech();
                 speech.is_some_and(|speech| speech.dialect().speaks(Frame::Aggregate))
             }
@@ -381,8 +427,12 @@ impl Speaker {
             Self::EventStream => frame::aggregate(aggregate, Wire::EventStream),
             Self::LongPoll(_) => Bytes::new(),
             Self::Dialect(speech, _) => {
-                let voice = &speech.endpoint.voice;
-                voice.encode_aggregate(aggregate, now, websocket::texts)
+                let (voice, name) = (&speech.endpoint.voice, speech.name_of(via));
+                voice.encode_aggregate(aggregate, name, now, websocket::texts)
+            }
+            Self::DialectStream(speech) => {
+                let (voice, name) = (&speech.endpoint.voice, speech.name_of(via));
+                voice.encode_aggregate(aggregate, name, now, events::events)
             }
             Self::SocketIo(client) => client.aggregate(aggregate, via, now),
         }
@@ -393,7 +443,7 @@ impl Speaker {
         match self {
             Self::WebSocket(_) | Self::Dialect(..) => websocket::ping(),
             // A comment, by which proxies and clients know that the stream lives.
-            Self::EventStream => Bytes::from_static(b":\n\n"),
+            Self::EventStream | Self::DialectStream(_) => Bytes::from_static(b":\n\n"),
             Self::LongPoll(_) => Bytes::new(),
             Self::SocketIo(client) => client.ping(),
         }
@@ -460,7 +510,9 @@ impl Speaker {
         match self {
             Self::LongPoll(poll) => Some(poll.answer(frames, at, horizon.is_stale())),
             Self::SocketIo(client) => client.answer(frames, now).map(Ok),
-            Self::WebSocket(_) | Self::EventStream | Self::Dialect(..) => None,
+            Self::WebSocket(_) | Self::EventStream | Self::Dialect(..) | Self::DialectStream(_) => {
+                None
+            }
         }
     }
 }

@@ -236,7 +236,7 @@ fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
 }
 
 /// The most recently updated jobs of an owner or a group.
-fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
+pub(super) fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
     let group = match topic {
         Topic::Group(parent) => Some(parent),
         Topic::Job(_) | Topic::User(_) => None,

@@ -363,6 +363,11 @@ impl Session {
         }
     }
 
+    /// Whether everything is heard.
+    pub(super) fn is_authenticated(&self) -> bool {
+        !matches!(self.phase, Phase::Unauthenticated { .. })
+    }
+
     /// What it watches.
     pub(super) fn subscriptions(&self) -> &[Subscription] {
         &self.subscriptions

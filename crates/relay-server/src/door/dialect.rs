@@ -5,6 +5,7 @@
 //!
 //! Invariant: a health path is the only one that answers somebody who was not identified.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +17,19 @@ use relay_bus::hub::Survey;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::id::JobId;
+use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
-use relay_wire::dialect::{BadTopic, Dialect, Endpoint, Found, Health, Input, NoTopic, Poll};
+use relay_wire::dialect::{
+    Answering, BadTopic, Carrier, Dialect, Endpoint, Found, Health, Input, NoTopic, Past, Poll,
+};
 use relay_wire::speaker::Speaker;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, Route};
+use super::watch::event_stream_head;
 use super::{Door, Outcome, handshake};
 use crate::answer::{self, ApiError};
 use crate::identity::Identity;
@@ -58,12 +63,13 @@ impl<'a> Target<'a> {
     /// What a request is for, by what its path leads to and whether it asks for a WebSocket.
     pub(super) fn of(headers: &HeaderMap, found: &Found<'a>) -> Option<Self> {
         let upgrades = headers.contains_key(header::UPGRADE);
-        match (found.websocket, found.poll, found.health) {
-            (Some(endpoint), None, None) => Some(Self::Stream(endpoint)),
-            (Some(endpoint), ..) if upgrades => Some(Self::Stream(endpoint)),
-            (_, Some(poll), _) => Some(Self::Poll(poll)),
-            (_, None, Some(health)) => Some(Self::Health(health)),
-            (None, None, None) => None,
+        match (found.websocket, found.answer) {
+            (Some(endpoint), None) => Some(Self::Stream(endpoint)),
+            (Some(endpoint), Some(_)) if upgrades => Some(Self::Stream(endpoint)),
+            (_, Some(Answering::Stream(endpoint))) => Some(Self::Stream(endpoint)),
+            (_, Some(Answering::Poll(poll))) => Some(Self::Poll(poll)),
+            (_, Some(Answering::Health(health))) => Some(Self::Health(health)),
+            (None, None) => None,
         }
     }
 
@@ -94,9 +100,11 @@ impl<'a> Target<'a> {
 
 /// What a poll is told.
 struct PollAnswer {
+    status: StatusCode,
     /// `None` where the client has it already.
     body: Option<Vec<u8>>,
-    etag: String,
+    /// None where nothing is known that a tag could stand for.
+    etag: Option<String>,
     /// Whether there is nothing more to come.
     over: bool,
     stale: bool,
@@ -126,7 +134,8 @@ impl Door {
         };
         let answered = match (guest, asked) {
             (Ok(guest), Target::Stream(endpoint)) => {
-                self.open_dialect(&call, guest, endpoint, found).await
+                self.open_dialect(&call, guest, (endpoint, found), visit.cors())
+                    .await
             }
             (Ok(guest), Target::Poll(poll)) => {
                 self.answer_dialect_poll(&call, guest, poll, found).await
@@ -143,27 +152,61 @@ impl Door {
         &self,
         call: &Call<'_>,
         guest: Guest,
-        endpoint: &Arc<Endpoint>,
-        found: &Found<'_>,
+        (endpoint, found): (&Arc<Endpoint>, &Found<'_>),
+        cors: &[(HeaderName, HeaderValue)],
     ) -> Result<Outcome, ApiError> {
-        let head = handshake::answer(call.request.headers(), call.request_id.as_ref())?;
+        let headers = call.request.headers();
+        let is_socket = endpoint.voice.carrier == Carrier::WebSocket;
+        let request_id = call.request_id.as_ref();
+        let head = match is_socket {
+            true => handshake::answer(headers, &endpoint.subprotocols, request_id)?,
+            false => event_stream_head(cors, request_id),
+        };
         if call.request.method() != Method::GET {
             return Err(ApiError::method_not_allowed("GET"));
         }
         if self.shard.is_draining() {
             return Err(ApiError::draining());
         }
-        let identity = self.identify_for(call, guest)?.shared();
         let query = query_of(call.request)?;
+        let identity = match is_socket && shows_itself_later(call.dialect, &query) {
+            true => {
+                let cookie = call.dialect.cookie.as_deref();
+                let head = Head::of(call.request);
+                let shown = self.gate.identify_if_shown(guest, head, cookie)?;
+                // A relay that asks for no token takes everybody at once.
+                shown.or_else(|| self.identify_for(call, guest).ok())
+            }
+            false => Some(self.identify_for(call, guest)?),
+        };
+        let authenticated = identity.is_some();
+        let identity = identity.unwrap_or_else(Identity::nobody).shared();
+        let (now, params) = (self.clock.now(), found.params.clone());
+        let mut speaker = Speaker::dialect(endpoint.clone(), params, now);
+        if !authenticated {
+            // What is watched without being asked for may depend on who the client is.
+            if let Some(speech) = speaker.speech_mut() {
+                speech.authenticates_later(query);
+            }
+            let admission = self.gate.admit(guest, None, call.peer)?;
+            let opening = Opening::new(speaker, identity, admission).unauthenticated();
+            return Ok(Outcome::Leave(Departure::begin(head, opening)));
+        }
         let topics = endpoint
             .topics(&found.params, &query, identity.user.as_ref())
             .map_err(|error| bad_topic(&error))?;
+        if !is_socket && topics.is_empty() {
+            let message = "the request does not say what to watch";
+            return Err(ApiError::bad_request("no_topic", message));
+        }
         self.gate.may_watch(&identity, &topics).await?;
         let user = identity.user.as_ref();
         let admission = self.gate.admit(guest, user, call.peer)?;
-        let (now, params) = (self.clock.now(), found.params.clone());
-        let speaker = Speaker::dialect(endpoint.clone(), params, now);
-        let opening = Opening::new(speaker, identity, admission).watching(topics, None);
+        let cursor = match is_socket {
+            true => None,
+            false => left_off(headers, &query),
+        };
+        let opening = Opening::new(speaker, identity, admission).watching(topics, cursor);
         Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
 
@@ -186,21 +229,18 @@ impl Door {
         let told = match &topic {
             Topic::Job(job) => self.poll_state(call, poll, &identity, job).await?,
             Topic::User(_) | Topic::Group(_) => {
-                self.poll_aggregate(call, poll, &identity, &topic).await?
+                self.poll_many(call, poll, &identity, &topic).await?
             }
         };
         let mut response = match told.body {
-            Some(body) => answer::json(StatusCode::OK, body),
+            Some(body) => answer::json(told.status, body),
             None => answer::json(StatusCode::NOT_MODIFIED, Vec::new()),
         };
         let headers = response.headers_mut();
         headers.extend(limits.into_iter().flatten());
         // Cursors, topics and numbers are of an alphabet headers take.
-        headers.extend(
-            HeaderValue::from_str(&told.etag)
-                .ok()
-                .map(|etag| (header::ETAG, etag)),
-        );
+        let etag = told.etag.and_then(|etag| HeaderValue::from_str(&etag).ok());
+        headers.extend(etag.map(|etag| (header::ETAG, etag)));
         if let Some(interval) = poll.interval.filter(|_| !told.over) {
             headers.insert(header::RETRY_AFTER, seconds(interval));
         }
@@ -220,34 +260,68 @@ impl Door {
     ) -> Result<PollAnswer, ApiError> {
         let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
         let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
-        let Some(state) = lookup.state else {
-            return Err(match lookup.stale {
-                true => ApiError::bus_unavailable(),
-                false => ApiError::unknown_job(job.as_str()),
-            });
-        };
         let topic = Topic::Job(job.clone());
+        let Some(state) = lookup.state else {
+            if lookup.stale {
+                return Err(ApiError::bus_unavailable());
+            }
+            let unknown = self.unknown(poll, identity, &topic)?;
+            return unknown.ok_or_else(|| ApiError::unknown_job(job.as_str()));
+        };
         if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
             return Err(ApiError::forbidden_topic(&topic));
         }
-        let etag = format!("\"{}\"", Cursor::at(state.position(), [&topic]));
+        let past = poll.reads_milestones().then(|| {
+            let (milestones, is_cut) = self.node.hub.milestones(job);
+            Past::new(milestones, is_cut)
+        });
+        let mut position = state.position();
+        // A tag stands for all that the body was made of.
+        if let Some(last) = past.as_ref().and_then(Past::last) {
+            position.seq = position.seq.max(last);
+        }
+        let etag = format!("\"{}\"", Cursor::at(position, [&topic]));
         let body = if has(call.request.headers(), &etag) {
             None
         } else {
-            let body = poll.body(&state);
+            let body = poll.body(&state, past.as_ref());
             let body = Some(body).filter(|body| body.tag != 0);
             Some(body.ok_or_else(ApiError::mapping_failed)?.bytes.to_vec())
         };
         Ok(PollAnswer {
+            status: StatusCode::OK,
             body,
-            etag,
+            etag: Some(etag),
             over: state.is_terminal(),
             stale: lookup.stale,
         })
     }
 
-    /// How the jobs of a user or a group stand, in the dialect's words.
-    async fn poll_aggregate(
+    /// The answer where nothing is known of a topic, if the dialect has one. Whether there is such a job is nobody
+    /// else's affair: a client that could not watch it is refused.
+    fn unknown(
+        &self,
+        poll: &Poll,
+        identity: &Identity,
+        topic: &Topic,
+    ) -> Result<Option<PollAnswer>, ApiError> {
+        if identity.sight(topic) == Sight::No {
+            return Err(ApiError::forbidden_topic(topic));
+        }
+        let Some((status, body)) = poll.unknown(topic, self.clock.wall()) else {
+            return Ok(None);
+        };
+        Ok(Some(PollAnswer {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::OK),
+            body: Some(body.ok_or_else(ApiError::mapping_failed)?),
+            etag: None,
+            over: false,
+            stale: false,
+        }))
+    }
+
+    /// How the jobs of a user or a group stand, taken together or one by one, in the dialect's words.
+    async fn poll_many(
         &self,
         call: &Call<'_>,
         poll: &Poll,
@@ -261,17 +335,28 @@ impl Door {
         let survey = timeout(LOOKUP_WAIT, self.node.hub.survey(topic)).await;
         let survey = survey.ok().flatten();
         let survey = survey.ok_or_else(ApiError::bus_unavailable)?;
-        let etag = tag_of(topic, &survey);
+        let (tally, now) = (&survey.tally, self.clock.wall());
+        if tally.total() == 0
+            && !survey.stale
+            && let Some(answer) = self.unknown(poll, identity, topic)?
+        {
+            return Ok(answer);
+        }
+        let states = poll.list.map(|limit| self.node.hub.states(topic, limit));
+        let etag = tag_of(topic, &survey, states.as_deref());
         let body = if has(call.request.headers(), &etag) {
             None
         } else {
-            let (tally, now) = (&survey.tally, self.clock.wall());
-            let body = poll.summary(topic, tally, now);
+            let body = match &states {
+                Some(states) => poll.listing(topic, states, tally.total(), now),
+                None => poll.summary(topic, tally, now),
+            };
             Some(body.ok_or_else(ApiError::mapping_failed)?)
         };
         Ok(PollAnswer {
+            status: StatusCode::OK,
             body,
-            etag,
+            etag: Some(etag),
             over: false,
             stale: survey.stale,
         })
@@ -395,13 +480,38 @@ fn no_topic(error: NoTopic) -> ApiError {
     }
 }
 
-/// The tag of how a topic's jobs stand: two clients that have it have the same counts of the same jobs. A
-/// weak one, as the time is not in it.
-fn tag_of(topic: &Topic, survey: &Survey) -> String {
+/// Whether a client that shows no credential may show it by its first message.
+fn shows_itself_later(dialect: &Dialect, query: &[(String, String)]) -> bool {
+    let asks = |(name, value): &(String, String)| name == "auth" && value == "message";
+    dialect.authenticates_by_message || query.iter().any(asks)
+}
+
+/// Where a client of an event stream left off: as a browser says it, or a library that cannot set headers. What is
+/// another server's is as good as nothing.
+fn left_off(headers: &HeaderMap, query: &[(String, String)]) -> Option<Cursor> {
+    let header = headers.get("last-event-id");
+    let header = header.and_then(|value| value.to_str().ok());
+    let named = |(name, _): &&(String, String)| name == "lastEventId" || name == "cursor";
+    let asked = query.iter().find(named).map(|(_, value)| value.as_str());
+    let mut texts = header.into_iter().chain(asked);
+    texts.find_map(|text| Cursor::parse(text).ok())
+}
+
+/// The tag of how a topic's jobs stand: two clients that have it have the same counts of the same jobs, and the same
+/// states of those that are listed. A weak one, as the time is not in it.
+fn tag_of(topic: &Topic, survey: &Survey, states: Option<&[Arc<Publication>]>) -> String {
     let tally = &survey.tally;
     let counts = Status::ALL.map(|status| tally.count(status).to_string());
     let (counts, progress) = (counts.join("."), tally.progress().unwrap_or_default());
-    format!("W/\"{:x}-{topic}-{counts}-{progress}\"", survey.epoch.get())
+    let listed = states.map(|states| {
+        let mut hasher = DefaultHasher::new();
+        for state in states {
+            (state.job.as_str(), state.seq).hash(&mut hasher);
+        }
+        format!("-{:x}", hasher.finish())
+    });
+    let (epoch, listed) = (survey.epoch.get(), listed.unwrap_or_default());
+    format!("W/\"{epoch:x}-{topic}-{counts}-{progress}{listed}\"")
 }
 
 /// Whether a client shows that it has what a tag stands for.

@@ -233,8 +233,9 @@ impl Gate {
         &self,
         guest: Guest,
         head: Head<'_>,
+        cookie: Option<&str>,
     ) -> Result<Option<Identity>, Refused> {
-        match self.credential(guest, head, None)? {
+        match self.credential(guest, head, cookie)? {
             Some(shown) => self.identify_by(Some(&shown)).map(Some),
             None => Ok(None),
         }

@@ -9,14 +9,14 @@ use http::header::{self, HeaderMap, HeaderValue};
 use relay_wire::websocket;
 
 use crate::answer::ApiError;
-use crate::identity::credential::SUBPROTOCOL_PREFIX;
 
-/// The head of the answer, with the request's id where it has one.
+/// The head of the answer, in one of these subprotocols if the client offers one, with the request's id where it has one.
 ///
 /// # Errors
 /// 426 for a request that is not a handshake, 400 for one that is broken.
 pub(super) fn answer(
     headers: &HeaderMap,
+    subprotocols: &[String],
     request_id: Option<&HeaderValue>,
 ) -> Result<Bytes, ApiError> {
     let has = |name, token: &str| {
@@ -55,7 +55,7 @@ pub(super) fn answer(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n"
     )
     .into_bytes();
-    if let Some(protocol) = subprotocol(headers) {
+    if let Some(protocol) = subprotocol(headers, subprotocols) {
         head.extend_from_slice(format!("Sec-WebSocket-Protocol: {protocol}\r\n").as_bytes());
     }
     if let Some(id) = request_id {
@@ -65,14 +65,15 @@ pub(super) fn answer(
     Ok(head.into())
 }
 
-/// The subprotocol to agree on: the client's first that is not a token. A browser that offered some and is
-/// answered none closes the connection.
-fn subprotocol(headers: &HeaderMap) -> Option<&'static str> {
+/// The subprotocol to agree on: the client's first that is spoken here, which a token never is. A browser that
+/// offered some and is answered none closes the connection.
+fn subprotocol<'a>(headers: &HeaderMap, own: &'a [String]) -> Option<&'a str> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let mut names = offered
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    names
-        .any(|name| name.trim() == "relay.v1" && !name.trim().starts_with(SUBPROTOCOL_PREFIX))
-        .then_some("relay.v1")
+    names.find_map(|name| {
+        let mut spoken = own.iter().map(String::as_str).chain(["relay.v1"]);
+        spoken.find(|each| *each == name.trim())
+    })
 }

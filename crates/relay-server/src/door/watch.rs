@@ -109,7 +109,7 @@ impl Door {
             self.gate.may_watch(&identity, &query.topics).await?;
         }
         let upgrade = match native {
-            Native::WebSocket => Some(handshake::answer(request.headers(), None)?),
+            Native::WebSocket => Some(handshake::answer(request.headers(), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
         let admission = self.gate.admit(guest, identity.user.as_ref(), peer)?;
@@ -130,7 +130,7 @@ impl Door {
             let wait = wait.min(delivery.poll_wait_max);
             return self.poll_once(opening, wait).await.map(Outcome::Answer);
         }
-        let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors()));
+        let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors(), None));
         Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
 
@@ -147,7 +147,7 @@ impl Door {
             return Ok(Some(self.gate.identify(guest, head, None)?));
         }
         if query.authenticates_later {
-            return Ok(self.gate.identify_if_shown(guest, head)?);
+            return Ok(self.gate.identify_if_shown(guest, head, None)?);
         }
         let identified = self.gate.identify(guest, head, None);
         identified.map(Some).map_err(|mut refused| {
@@ -232,7 +232,11 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
     }
 }
 
-fn event_stream_head(extra: &[(HeaderName, HeaderValue)]) -> Bytes {
+/// The head of an answer that is an event stream, with the request's id where it has one.
+pub(super) fn event_stream_head(
+    extra: &[(HeaderName, HeaderValue)],
+    request_id: Option<&HeaderValue>,
+) -> Bytes {
     let mut head = Vec::from(
         // `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
         &b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"[..],
@@ -242,6 +246,9 @@ fn event_stream_head(extra: &[(HeaderName, HeaderValue)]) -> Bytes {
         head.extend_from_slice(b": ");
         head.extend_from_slice(value.as_bytes());
         head.extend_from_slice(b"\r\n");
+    }
+    if let Some(id) = request_id {
+        head.extend_from_slice(&[b"x-request-id: ", id.as_bytes(), b"\r\n"].concat());
     }
     head.extend_from_slice(b"\r\n");
     head.into()

@@ -8,6 +8,7 @@ use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
 use crate::config::{Config, Limits};
+use crate::departures::Departures;
 use crate::identity::Mode;
 use crate::node::{Node, Told};
 use crate::origin::Policy;
@@ -69,6 +70,7 @@ pub(super) fn node(
         telemetry,
         dialects,
         polls: PollLimits::default(),
+        departures: Departures::default(),
         bounds: config.watcher_bounds(),
         http: config.http.clone(),
         limits,

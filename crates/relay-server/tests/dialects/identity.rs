@@ -11,17 +11,17 @@ use crate::transcript::{Heard, Socket};
 
 const KEY: &str = "a secret that is long enough for HS256 to be content";
 
-fn with_tokens() -> Settings {
+pub(crate) fn with_tokens() -> Settings {
     settings().set("auth.mode", "jwt").set("auth.key", KEY)
 }
 
-fn token(claims: &Claims) -> String {
+pub(crate) fn token(claims: &Claims) -> String {
     let header = Header::new(Algorithm::HS256);
     let key = EncodingKey::from_secret(KEY.as_bytes());
     jsonwebtoken::encode(&header, &claims.json(), &key).unwrap()
 }
 
-async fn publish(relay: &RelayServer, job: &str, owner: &str, status: &str) {
+pub(crate) async fn publish(relay: &RelayServer, job: &str, owner: &str, status: &str) {
     let worker = token(&Claims::of("worker").publish(&["*"]));
     let state = json!({"status": status, "ts": "2026-11-21T10:00:00Z"});
     let request = Request::post(format!("/v1/jobs/{job}?owner={owner}"), &state);

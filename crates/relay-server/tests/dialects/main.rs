@@ -6,8 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod actioncable;
 mod behaviour;
 mod browser;
+mod capabilities;
 mod identity;
 mod requests;
 mod transcript;

@@ -13,10 +13,8 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// The shipped file of a media converter with a worker behind it.
 fn with_worker(directory: &std::path::Path) -> Settings {
-    let shipped = include_str!("../../../relay-wire/src/dialect/builtin/media-conversion.toml");
-    let file = format!(
-        "{shipped}\n[requests.start_conversion]\nsubject = \"work.start\"\ntimeout = \"2s\"\n"
-    );
+    let file = "extends = \"media-conversion\"\n\
+                [requests.start_conversion]\nsubject = \"work.start\"\ntimeout = \"2s\"\n";
     std::fs::write(directory.join("media-conversion.toml"), file).unwrap();
     settings()
         .set("dialects.enabled", "media-conversion")

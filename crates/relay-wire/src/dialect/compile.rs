@@ -1,7 +1,9 @@
 //! From files to dialects: every mistake found, each with its file and line.
 
+mod paths;
+
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +11,9 @@ use hashbrown::HashMap;
 use relay_core::watcher::session::CloseReason;
 use toml::Spanned;
 
-use super::file::{self, Carrier, DialectFile, HealthFile, PollFile, RouteFile};
+use super::file::{self, Carrier, DialectFile};
 use super::jq::Mapping;
-use super::routes::{Endpoint, Health, Poll, Template, params_of};
+use super::layers::Layers;
 use super::{Dialect, Dialects, Meters, Request, Voice, WatcherBounds, Words};
 use crate::Frame;
 
@@ -19,8 +21,7 @@ use crate::Frame;
 const MAX_WORDS: usize = 24;
 /// How long a worker may take to answer, where the file does not say.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Paths that are the native protocol's.
-const RESERVED: &str = "/v1/";
+
 /// The text of a dialect, its name, and where it stands.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -30,6 +31,8 @@ pub struct Source {
     pub path: PathBuf,
     /// The text.
     pub text: Cow<'static, str>,
+    /// The dialect that it extends, where [`extended`](super::extended) names one.
+    pub base: Option<Box<Source>>,
 }
 
 /// One thing that is wrong with a dialect's file.
@@ -58,8 +61,8 @@ pub(super) fn load(
     for source in sources {
         let mut reading = Reading {
             name: &source.name,
-            path: &source.path,
-            text: &source.text,
+            layers: &Layers::of(source),
+            definitions: String::new(),
             meters,
             mistakes: &mut mistakes,
         };
@@ -75,17 +78,19 @@ pub(super) fn load(
 /// One file being read.
 struct Reading<'a> {
     name: &'a str,
-    path: &'a Path,
-    text: &'a str,
+    /// Its text, and that of what it extends.
+    layers: &'a Layers,
+    /// The jq definitions of all of them.
+    definitions: String,
     meters: Meters<'a>,
     mistakes: &'a mut Vec<Mistake>,
 }
 
 impl Reading<'_> {
     fn refuse(&mut self, offset: usize, key: &str, message: impl Into<String>) {
-        let (line, column) = file::place(self.text, offset);
+        let (path, line, column) = self.layers.place(offset);
         self.mistakes.push(Mistake {
-            path: self.path.to_owned(),
+            path: path.to_owned(),
             line,
             column,
             key: key.to_owned(),
@@ -94,33 +99,21 @@ impl Reading<'_> {
     }
 
     fn dialect(&mut self, defaults: WatcherBounds, into: &mut Dialects) {
-        let file: DialectFile = match toml::from_str(self.text) {
-            Ok(file) => file,
-            Err(error) => {
-                let offset = error.span().map_or(0, |span| span.start);
-                return self.refuse(offset, "", error.message().to_owned());
-            }
+        let (file, definitions) = match self.layers.read() {
+            Ok(read) => read,
+            Err(wrong) => return self.refuse(wrong.offset, "", wrong.message),
         };
-        if let Some(definitions) = &file.definitions
-            && !self.check_definitions(definitions)
-        {
+        if !definitions.iter().all(|each| self.define(each)) {
             // What the mappings make of broken definitions says nothing.
             return;
         }
         let words = self.words(&file);
         let frames = self.frames(&file);
-        let definitions = file.definitions.as_ref();
-        let command = self.mapping(
-            "messages.command",
-            definitions,
-            file.messages.command.as_ref(),
-        );
-        let answered = self.mapping(
-            "messages.answer",
-            definitions,
-            file.messages.answer.as_ref(),
-        );
-        let refusal = self.mapping("http.refusal", definitions, file.http.refusal.as_ref());
+        let messages = &file.messages;
+        let command = self.mapping("messages.command", messages.command.as_ref());
+        let text = self.mapping("messages.text", messages.text.as_ref());
+        let answered = self.mapping("messages.answer", messages.answer.as_ref());
+        let refusal = self.mapping("http.refusal", file.http.refusal.as_ref());
         let dialect = Arc::new(Dialect {
             name: self.name.to_owned(),
             words,
@@ -131,11 +124,14 @@ impl Reading<'_> {
             after_ending: file.close.after_ending.map(|time| time.0),
             drain_within: file.close.drain_within.map(|time| time.0),
             request_id: file.http.request_id,
+            authenticates_by_message: file.identity.message,
+            returns_within: file.delivery.returns_within.map(|time| time.0),
             tracks_status: file.delivery.tracks_status,
             recovery: self.recovery(&file),
             requests: self.requests(&file),
             codes: self.codes(&file),
             command,
+            text,
             answered,
             refusal,
             frames,
@@ -156,10 +152,10 @@ impl Reading<'_> {
             self.route(route, voice.clone(), into);
         }
         for poll in &file.polls {
-            self.poll(poll, definitions, &dialect, into);
+            self.poll(poll, &dialect, into);
         }
         for health in &file.health {
-            self.health(health, definitions, &dialect, into);
+            self.health(health, &dialect, into);
         }
     }
 
@@ -175,7 +171,7 @@ impl Reading<'_> {
         words.extend(status.details.iter().cloned());
         if words.len() > MAX_WORDS {
             let message = format!("{} words for statuses; at most {MAX_WORDS}", words.len());
-            self.refuse(0, "status.details", message);
+            self.refuse(self.layers.own(), "status.details", message);
         }
         Words(words)
     }
@@ -190,6 +186,7 @@ impl Reading<'_> {
             (Frame::Hello, &from.hello),
             (Frame::Authenticated, &from.authenticated),
             (Frame::Subscribed, &from.subscribed),
+            (Frame::Unknown, &from.unknown),
             (Frame::Unsubscribed, &from.unsubscribed),
             (Frame::Error, &from.error),
             (Frame::ServerShutdown, &from.server_shutdown),
@@ -201,29 +198,23 @@ impl Reading<'_> {
         let mut frames = HashMap::new();
         for (frame, code) in all {
             let name = format!("frames.{}", frame.as_str());
-            if let Some(mapping) = self.mapping(&name, file.definitions.as_ref(), code.as_ref()) {
+            if let Some(mapping) = self.mapping(&name, code.as_ref()) {
                 frames.insert(frame, mapping);
             }
         }
         frames
     }
 
-    fn mapping(
-        &mut self,
-        name: &str,
-        definitions: Option<&Spanned<String>>,
-        code: Option<&Spanned<String>>,
-    ) -> Option<Mapping> {
+    fn mapping(&mut self, name: &str, code: Option<&Spanned<String>>) -> Option<Mapping> {
         let code = code?;
-        let before = definitions.map_or("", |text| text.get_ref().as_str());
         let meter = (self.meters)(self.name, name);
-        match Mapping::compile(name, before, code.get_ref(), meter) {
+        match Mapping::compile(name, &self.definitions, code.get_ref(), meter) {
             Ok(mapping) => Some(mapping),
             Err(complaints) => {
-                let start = file::content_start(self.text, &code.span());
+                let start = file::content_start(&self.layers.text, &code.span());
                 for each in complaints {
                     // The definitions are right by themselves, so it is the mapping's own.
-                    let offset = each.offset.saturating_sub(before.len() + 1);
+                    let offset = each.offset.saturating_sub(self.definitions.len() + 1);
                     self.refuse(start + offset, name, format!("jq: {}", each.message));
                 }
                 None
@@ -231,15 +222,20 @@ impl Reading<'_> {
         }
     }
 
-    /// Whether the definitions are right by themselves.
-    fn check_definitions(&mut self, definitions: &Spanned<String>) -> bool {
+    /// Adds a file's definitions to those of what it extends. Whether they are right by themselves.
+    fn define(&mut self, definitions: &Spanned<String>) -> bool {
+        let before = self.definitions.len();
         let text = definitions.get_ref();
-        let Err(complaints) = Mapping::compile("definitions", text, ".", Box::new(())) else {
+        self.definitions.push_str(text);
+        self.definitions.push('\n');
+        let compiled = Mapping::compile("definitions", &self.definitions, ".", Box::new(()));
+        let Err(complaints) = compiled else {
             return true;
         };
-        let start = file::content_start(self.text, &definitions.span());
+        let start = file::content_start(&self.layers.text, &definitions.span());
         for each in complaints {
-            let offset = each.offset.min(text.trim_end().len());
+            let offset = each.offset.saturating_sub(before);
+            let offset = offset.min(text.trim_end().len());
             let message = format!("jq: {}", each.message);
             self.refuse(start + offset, "definitions", message);
         }
@@ -322,11 +318,12 @@ impl Reading<'_> {
         );
         if ping.is_zero() || dead < ping.mul_f64(1.5) {
             self.refuse(
-                0,
+                self.layers.own(),
                 "heartbeat.dead_after",
                 "must be at least one and a half times heartbeat.ping_interval, which must not be 0",
             );
         }
+        self.check_sockets(file);
         let least = Duration::from_millis(100);
         let mut times = vec![
             ("heartbeat.idle_after", file.heartbeat.idle_after),
@@ -339,7 +336,7 @@ impl Reading<'_> {
         );
         for (key, time) in times {
             if time.is_some_and(|time| time.0 < least) {
-                self.refuse(0, key, "is too little; use at least 100ms");
+                self.refuse(self.layers.own(), key, "is too little; use at least 100ms");
             }
         }
         let needs = [
@@ -361,143 +358,37 @@ impl Reading<'_> {
         ];
         for (missing, key, frame) in needs {
             if missing {
-                self.refuse(0, key, format!("needs {frame}, or nothing would be sent"));
+                self.refuse(
+                    self.layers.own(),
+                    key,
+                    format!("needs {frame}, or nothing would be sent"),
+                );
             }
         }
     }
 
-    fn route(&mut self, route: &RouteFile, voice: Arc<Voice>, into: &mut Dialects) {
-        let at = route.path.span().start;
-        let path = route.path.get_ref();
-        if !self.path_is_free(at, "routes.path", path) {
+    /// Whether there is a WebSocket where the file says what only one has.
+    fn check_sockets(&mut self, file: &DialectFile) {
+        let mut routes = file.routes.iter();
+        if routes.any(|route| route.transport == Carrier::WebSocket) {
             return;
         }
-        let mut params = params_of(path);
-        let namespace = route.namespace.as_ref().map(Spanned::get_ref);
-        match (route.transport, namespace) {
-            (Carrier::WebSocket, Some(_)) => {
-                let message = "only a route with transport = \"socketio\" has namespaces";
-                return self.refuse(at, "routes.namespace", message);
-            }
-            (Carrier::SocketIo, Some(namespace)) if !namespace.starts_with('/') => {
-                return self.refuse(at, "routes.namespace", "must begin with /");
-            }
-            (_, namespace) => params.extend(namespace.iter().flat_map(|text| params_of(text))),
-        }
-        let mut topics = Vec::new();
-        for topic in &route.topics {
-            match Template::parse(topic.get_ref(), &params) {
-                Ok(template) => topics.push(template),
-                Err(error) => {
-                    let message = format!("{:?} is not a valid topic: {error}", topic.get_ref());
-                    self.refuse(topic.span().start, "routes.topics", message);
-                }
+        let own = self.layers.own();
+        let text = file.messages.text.as_ref();
+        let only = [
+            (text.map(|text| text.span().start), "messages.text"),
+            (file.identity.message.then_some(own), "identity.message"),
+            (
+                file.delivery.returns_within.map(|_| own),
+                "delivery.returns_within",
+            ),
+        ];
+        for (at, key) in only {
+            if let Some(at) = at {
+                let message = "is for WebSockets, and no route has transport = \"websocket\"";
+                self.refuse(at, key, message);
             }
         }
-        let endpoint = Endpoint {
-            path: path.clone(),
-            namespace: match route.transport {
-                Carrier::WebSocket => None,
-                Carrier::SocketIo => Some(namespace.map_or("/", String::as_str).to_owned()),
-            },
-            voice,
-            topics,
-        };
-        if let Err(error) = into.routes.add_endpoint(endpoint) {
-            self.refuse(at, "routes.path", error.to_string());
-        }
-    }
-
-    fn poll(
-        &mut self,
-        poll: &PollFile,
-        definitions: Option<&Spanned<String>>,
-        dialect: &Arc<Dialect>,
-        into: &mut Dialects,
-    ) {
-        let at = poll.path.span().start;
-        let path = poll.path.get_ref();
-        let body = self.mapping("polls.body", definitions, Some(&poll.body));
-        if !self.path_is_free(at, "polls.path", path) {
-            return;
-        }
-        let params = params_of(path);
-        let topic = match &poll.topic {
-            Some(topic) => match Template::parse(topic.get_ref(), &params) {
-                Ok(template) => template,
-                Err(error) => {
-                    let message = format!("{:?} is not a valid topic: {error}", topic.get_ref());
-                    return self.refuse(topic.span().start, "polls.topic", message);
-                }
-            },
-            None if params == ["job"] => Template::of_job(),
-            None => {
-                let message =
-                    "a polled path has one parameter, {job}, or polls.topic names what it watches";
-                return self.refuse(at, "polls.path", message);
-            }
-        };
-        let Some(body) = body else {
-            return;
-        };
-        let slot = into.take_slots(1);
-        let added = into.routes.add_poll(Poll {
-            path: path.clone(),
-            topic,
-            dialect: dialect.clone(),
-            per_minute: poll.per_minute,
-            interval: poll.interval.map(|time| time.0),
-            view: poll.view.clone(),
-            body,
-            slot,
-            slots: into.slots.clone(),
-        });
-        if let Err(error) = added {
-            self.refuse(at, "polls.path", error.to_string());
-        }
-    }
-
-    fn health(
-        &mut self,
-        health: &HealthFile,
-        definitions: Option<&Spanned<String>>,
-        dialect: &Arc<Dialect>,
-        into: &mut Dialects,
-    ) {
-        let at = health.path.span().start;
-        let path = health.path.get_ref();
-        let body = self.mapping("health.body", definitions, Some(&health.body));
-        if !self.path_is_free(at, "health.path", path) {
-            return;
-        }
-        if !params_of(path).is_empty() {
-            let message =
-                "the relay's health is the same for everybody; leave out the path's parameters";
-            return self.refuse(at, "health.path", message);
-        }
-        let Some(body) = body else {
-            return;
-        };
-        let added = into.routes.add_health(Health {
-            path: path.clone(),
-            dialect: dialect.clone(),
-            body,
-        });
-        if let Err(error) = added {
-            self.refuse(at, "health.path", error.to_string());
-        }
-    }
-
-    fn path_is_free(&mut self, at: usize, key: &str, path: &str) -> bool {
-        let message = if !path.starts_with('/') || path == "/" {
-            "must begin with / and have something behind it"
-        } else if path.starts_with(RESERVED) {
-            "paths below /v1/ are the native protocol's"
-        } else {
-            return true;
-        };
-        self.refuse(at, key, message);
-        false
     }
 }
 

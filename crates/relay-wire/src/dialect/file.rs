@@ -10,15 +10,19 @@ use toml::Spanned;
 
 use crate::duration;
 
-/// One file.
+/// One file, with what it extends.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DialectFile {
+    /// The dialect that it adds to: done when the files are put together.
+    #[serde(rename = "extends")]
+    pub(super) _extends: Option<String>,
     /// What speaks it, in one line.
     #[serde(rename = "description")]
     pub(super) _description: String,
-    /// jq definitions every mapping of the file may use.
-    pub(super) definitions: Option<Spanned<String>>,
+    /// jq definitions every mapping of the file may use: those of all files that are put together are read beside.
+    #[serde(rename = "definitions")]
+    pub(super) _definitions: Option<String>,
     #[serde(default)]
     pub(super) status: StatusFile,
     #[serde(default)]
@@ -76,6 +80,8 @@ impl Default for StatusFile {
 pub(super) struct IdentityFile {
     /// The cookie the token comes in, where it is not the one `auth.cookie` names.
     pub(super) cookie: Option<String>,
+    /// Whether a client without a token may connect, and show it by its first message.
+    pub(super) message: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,6 +93,8 @@ pub(super) struct DeliveryFile {
     pub(super) tracks_status: bool,
     /// How long ago a job may have ended, to be sent to a client that begins to watch its user or group.
     pub(super) endings_within: Option<Time>,
+    /// For how long it is kept how far a WebSocket's client was told, for when it returns.
+    pub(super) returns_within: Option<Time>,
     /// Socket.IO's connection state recovery: a client that returns is sent what it missed.
     pub(super) recovery: Option<Spanned<bool>>,
 }
@@ -130,6 +138,9 @@ pub enum Carrier {
     WebSocket,
     /// Socket.IO events.
     SocketIo,
+    /// An event stream: one way, over plain HTTP.
+    #[serde(rename = "sse")]
+    EventStream,
 }
 
 impl Carrier {
@@ -138,6 +149,7 @@ impl Carrier {
         match self {
             Self::WebSocket => "websocket",
             Self::SocketIo => "socketio",
+            Self::EventStream => "sse",
         }
     }
 }
@@ -149,6 +161,9 @@ pub(super) struct RouteFile {
     pub(super) transport: Carrier,
     /// The Socket.IO namespace; may have parameters as a path has.
     pub(super) namespace: Option<Spanned<String>>,
+    /// The WebSocket subprotocols the page may ask for.
+    #[serde(default)]
+    pub(super) subprotocols: Vec<Spanned<String>>,
     /// A word of the file's own by which mappings tell routes apart: `$relay.view`.
     #[serde(default)]
     pub(super) view: String,
@@ -166,10 +181,22 @@ pub(super) struct PollFile {
     #[serde(default)]
     pub(super) view: String,
     pub(super) body: Spanned<String>,
+    /// How many jobs to list, the most recent first, instead of what they come to.
+    pub(super) list: Option<Spanned<usize>>,
+    /// The answer where nothing is known yet.
+    pub(super) unknown: Option<UnknownFile>,
     /// Requests a user may make in a minute; said in `X-RateLimit-*`.
     pub(super) per_minute: Option<u32>,
     /// What `Retry-After` says while the job runs.
     pub(super) interval: Option<Time>,
+}
+
+/// The answer where nothing is known yet of what is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UnknownFile {
+    pub(super) status: Option<Spanned<u16>>,
+    pub(super) body: Spanned<String>,
 }
 
 /// A path that says whether the relay is well.
@@ -184,6 +211,8 @@ pub(super) struct HealthFile {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct MessagesFile {
     pub(super) command: Option<Spanned<String>>,
+    /// What a message that is not JSON asks for.
+    pub(super) text: Option<Spanned<String>>,
     /// What else a worker's answer asks for.
     pub(super) answer: Option<Spanned<String>>,
 }
@@ -198,6 +227,7 @@ pub(super) struct FramesFile {
     pub(super) hello: Option<Spanned<String>>,
     pub(super) authenticated: Option<Spanned<String>>,
     pub(super) subscribed: Option<Spanned<String>>,
+    pub(super) unknown: Option<Spanned<String>>,
     pub(super) unsubscribed: Option<Spanned<String>>,
     pub(super) error: Option<Spanned<String>>,
     pub(super) server_shutdown: Option<Spanned<String>>,

@@ -34,6 +34,16 @@ pub(super) struct Mapping {
     name: String,
     filter: Filter<Data>,
     meter: Box<dyn Meter>,
+    /// Whether its text, or that of its definitions, has the word for what not every run needs.
+    reads: Reads,
+}
+
+/// What a program may look at that is not the same for everybody, or has to be fetched. A program that has not got the
+/// word for it cannot.
+#[derive(Debug, Clone, Copy)]
+struct Reads {
+    milestones: bool,
+    identifier: bool,
 }
 
 /// What is wrong with a program's text, and where.
@@ -158,7 +168,21 @@ impl Mapping {
             name: name.to_owned(),
             filter,
             meter,
+            reads: Reads {
+                milestones: text.contains("milestones"),
+                identifier: text.contains("identifier"),
+            },
         })
+    }
+
+    /// Whether it may look at `$relay.milestones`.
+    pub(super) fn reads_milestones(&self) -> bool {
+        self.reads.milestones
+    }
+
+    /// Whether it may look at `$relay.identifier`.
+    pub(super) fn reads_identifier(&self) -> bool {
+        self.reads.identifier
     }
 
     /// Runs the program on `input`, with `relay` as `$relay`; each output becomes one JSON text.

@@ -3,29 +3,57 @@
 //! Words and shapes are the dialect's; when something is sent, and to whom, is decided where it is for
 //! everybody. It does not know how texts travel: its callers wrap them.
 //!
-//! Invariant: it remembers at most `MAX_TOLD` jobs.
+//! Invariant: it remembers at most `MAX_TOLD` jobs, and one text for each subscription.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use relay_core::cursor::Cursor;
 use relay_core::id::{JobId, Name};
 use relay_core::job::Again;
 use relay_core::moment::Moment;
+use relay_core::position::Seq;
 use relay_core::publication::{JobKey, Publication};
+use relay_core::watcher::outbox::SubscriptionId;
 use relay_core::watcher::session::{CloseReason, Command, Join};
 use serde::Serialize;
 use serde_json::{Value, json};
 use smallvec::SmallVec;
 
-use super::{Before, Dialect, Endpoint, Input, Instruction, Params, Voice};
+use super::{Before, Dialect, Endpoint, Hearing, Input, Instruction, Order, Params, Past, Voice};
 use crate::Frame;
-use crate::exchange::{About, Ask, Heard, Rejected, ReplyTo};
+use crate::exchange::{About, Ask, Delivery, Heard, Rejected, ReplyTo};
 
 /// Jobs a connection remembers having been told of; the one told first is forgotten first.
 const MAX_TOLD: usize = 1024;
 
+/// Jobs of these that are remembered of a client that left, those told of last.
+const MAX_TOLD_AT_PARTING: usize = 256;
+
 /// Jobs, each with the status it was last told with.
 type Statuses = SmallVec<[(JobKey, u8); 1]>;
+
+/// Where a client stood when it left, and what it knew.
+#[derive(Debug, Clone)]
+pub struct Parting {
+    cursor: Cursor,
+    told: Statuses,
+}
+
+impl Parting {
+    /// Of a client that stood at `cursor`, and of which no more is known.
+    pub fn at(cursor: Cursor) -> Self {
+        Self {
+            cursor,
+            told: SmallVec::new(),
+        }
+    }
+
+    /// How far it was told.
+    pub fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+}
 
 /// What a connection needs to speak a dialect.
 #[derive(Debug)]
@@ -50,6 +78,14 @@ pub struct Speech {
     pub asking: u8,
     /// Topics that are joined when the client has had the time to ask for jobs of theirs by name.
     postponed: Option<(Moment, Vec<Join>)>,
+    /// The texts by which the page knows its subscriptions.
+    names: Vec<(SubscriptionId, Box<str>)>,
+    /// Whether it is still to be seen if its client was here before.
+    recalls: bool,
+    /// Whether it was.
+    has_returned: bool,
+    /// What the request's query said, until the client has shown who it is.
+    query: Option<Vec<(String, String)>>,
 }
 
 /// What is due with a check of the client.
@@ -62,7 +98,8 @@ pub struct CheckDue {
 impl Speech {
     /// One that was told nothing yet.
     pub(crate) fn new(endpoint: Arc<Endpoint>, params: Params, now: Moment) -> Self {
-        let interval = endpoint.voice.dialect.check_interval;
+        let dialect = &endpoint.voice.dialect;
+        let (interval, recalls) = (dialect.check_interval, dialect.returns_within.is_some());
         Self {
             endpoint,
             params,
@@ -74,7 +111,73 @@ impl Speech {
             checked: None,
             asking: 0,
             postponed: None,
+            names: Vec::new(),
+            recalls,
+            has_returned: false,
+            query: None,
         }
+    }
+
+    /// The client will show who it is by a message; until then the query waits for what it names.
+    pub fn authenticates_later(&mut self, query: Vec<(String, String)>) {
+        self.query = Some(query);
+    }
+
+    /// The query that waited for the client to show who it is.
+    pub fn authenticated(&mut self) -> Option<Vec<(String, String)>> {
+        self.query.take()
+    }
+
+    /// Whether it is to be seen now if the client was here before; said once.
+    pub fn recalls(&mut self) -> bool {
+        std::mem::take(&mut self.recalls)
+    }
+
+    /// The client was here before, and knows what it knew then.
+    pub fn returns(&mut self, parting: Parting) {
+        self.told = parting.told;
+        self.has_returned = true;
+    }
+
+    /// How a publication is told to a client that may have been here before, and had been told everything up to
+    /// `since`: what is newer is news, though a subscription begins with it.
+    pub(crate) fn as_known(
+        &self,
+        told: Delivery,
+        publication: &Publication,
+        since: Seq,
+    ) -> Delivery {
+        let is_news = self.has_returned && since != Seq::ZERO && publication.seq > since;
+        Delivery {
+            replayed: told.replayed && !is_news,
+            ..told
+        }
+    }
+
+    /// What is kept of a client that leaves, where its dialect wants to know it again.
+    pub fn parts(&self, cursor: Cursor) -> Parting {
+        let skipped = self.told.len().saturating_sub(MAX_TOLD_AT_PARTING);
+        Parting {
+            cursor,
+            told: self.told.iter().skip(skipped).copied().collect(),
+        }
+    }
+
+    /// The page knows a subscription by this text.
+    pub fn name(&mut self, via: SubscriptionId, text: &str) {
+        self.names.push((via, text.into()));
+    }
+
+    /// The text by which the page knows a subscription.
+    pub fn name_of(&self, via: SubscriptionId) -> Option<&str> {
+        let named = self.names.iter().find(|(each, _)| *each == via);
+        named.map(|(_, text)| &**text)
+    }
+
+    /// A subscription has ended; the text by which the page knew it.
+    pub fn forget(&mut self, via: SubscriptionId) -> Option<Box<str>> {
+        let at = self.names.iter().position(|(each, _)| *each == via)?;
+        Some(self.names.swap_remove(at).1)
     }
 
     /// The language it speaks.
@@ -144,9 +247,12 @@ impl Speech {
         &mut self,
         voice: Option<&Arc<Voice>>,
         publication: &Publication,
-        replayed: bool,
+        (told_as, past): (Delivery, Option<&Past>),
         wrap: fn(Vec<Vec<u8>>) -> Bytes,
     ) -> (Bytes, bool) {
+        let mut names = self.names.iter();
+        let identifier = names.find(|(each, _)| *each == told_as.via);
+        let identifier = identifier.map(|(_, text)| &**text);
         let (told, voice) = (&mut self.told, voice.unwrap_or(&self.endpoint.voice));
         let tracks = voice.dialect.tracks_status && publication.is_state();
         let known = told.iter_mut().find(|(key, _)| *key == publication.key);
@@ -160,10 +266,15 @@ impl Speech {
         };
         let before = match status {
             Some(status) => Before::Told(status),
-            None if replayed => Before::Snapshot,
+            None if told_as.replayed => Before::Snapshot,
             None => Before::New,
         };
-        let encoded = voice.encode(publication, before, wrap);
+        let hearing = Hearing {
+            before,
+            identifier,
+            past,
+        };
+        let encoded = voice.encode(publication, hearing, wrap);
         if tracks {
             match known {
                 Some((_, status)) => *status = encoded.tag,
@@ -212,11 +323,12 @@ impl Speech {
         let message = serde_json::from_str::<Value>(text)
             .map_err(|error| error.to_string())
             .and_then(|_| Input::parse(text.as_bytes()).map_err(|error| error.to_string()));
-        match message {
-            Ok(message) => {
-                let instructions = self.instructions(&message, about);
-                understood(instructions, ReplyTo::Nobody, say)
-            }
+        let instructions = match message {
+            Ok(message) => Ok(self.instructions(&message, about)),
+            Err(error) => self.instructions_of_text(text, about).ok_or(error),
+        };
+        match instructions {
+            Ok(instructions) => understood(instructions, ReplyTo::Nobody, say),
             Err(error) => Heard::Rejected(
                 Rejected {
                     code: "bad_json",
@@ -227,11 +339,22 @@ impl Speech {
         }
     }
 
+    /// What a message that is not JSON asks; `None` where the dialect has no mapping for such.
+    fn instructions_of_text(
+        &self,
+        text: &str,
+        about: &About<'_>,
+    ) -> Option<Option<Vec<Instruction>>> {
+        let context = context(&self.endpoint, &self.params, about, None)?;
+        self.dialect().instructions_of_text(text, &context)
+    }
+
     fn instructions(&self, message: &Input, about: &About<'_>) -> Option<Vec<Instruction>> {
-        let Some(context) = context(&self.endpoint, &self.params, about) else {
+        let Some(context) = context(&self.endpoint, &self.params, about, None) else {
             return Some(Vec::new());
         };
-        self.dialect().instructions(message, &context)
+        let carrier = self.endpoint.voice.carrier;
+        self.dialect().instructions(carrier, message, &context)
     }
 
     /// Anything the dialect may have words for, as texts.
@@ -239,9 +362,10 @@ impl Speech {
         &self,
         kind: Frame,
         input: &impl Serialize,
+        name: Option<&str>,
         about: &About<'_>,
     ) -> Vec<Vec<u8>> {
-        words(&self.endpoint, &self.params, kind, input, about)
+        words(&self.endpoint, &self.params, (kind, input), name, about)
     }
 
     /// What a worker's answer asks for besides being told.
@@ -251,8 +375,11 @@ impl Speech {
         about: &About<'_>,
     ) -> Vec<Instruction> {
         let outcome = Input::of(outcome).ok();
-        match outcome.zip(context(&self.endpoint, &self.params, about)) {
-            Some((outcome, context)) => self.dialect().answered(&outcome, &context),
+        match outcome.zip(context(&self.endpoint, &self.params, about, None)) {
+            Some((outcome, context)) => {
+                let carrier = self.endpoint.voice.carrier;
+                self.dialect().answered(carrier, &outcome, &context)
+            }
             None => Vec::new(),
         }
     }
@@ -280,8 +407,8 @@ pub(crate) fn understood(
 pub(crate) fn words(
     endpoint: &Endpoint,
     params: &Params,
-    kind: Frame,
-    input: &impl Serialize,
+    (kind, input): (Frame, &impl Serialize),
+    name: Option<&str>,
     about: &About<'_>,
 ) -> Vec<Vec<u8>> {
     let dialect = &endpoint.voice.dialect;
@@ -289,7 +416,7 @@ pub(crate) fn words(
         return Vec::new();
     }
     let input = Input::of(input).ok();
-    match input.zip(context(endpoint, params, about)) {
+    match input.zip(context(endpoint, params, about, name)) {
         Some((input, context)) => dialect.map(kind, &input, &context),
         None => Vec::new(),
     }
@@ -300,26 +427,38 @@ pub(crate) fn asks(
     instructions: Vec<Instruction>,
     mut say: impl FnMut(Vec<u8>) -> Bytes,
 ) -> Vec<Ask> {
-    let ask = |instruction| match instruction {
-        Instruction::Subscribe(topic) => Ask::Command(Command::Subscribe {
-            topic,
-            cursor: None,
-            ack: false,
-            // A dialect's client brings no cursor itself, and may no longer show what it had of the topic.
-            again: Again::State,
-        }),
-        Instruction::Unsubscribe(topic) => Ask::Command(Command::Unsubscribe { topic }),
-        Instruction::Auth(token) => Ask::Command(Command::Auth { token }),
-        Instruction::Reply(text) => Ask::Say(say(text)),
-        Instruction::Error { code, message } => Ask::Error { code, message },
-        Instruction::RoundTrip => Ask::RoundTrip,
-        Instruction::Request { name, data } => Ask::Worker { name, data },
+    let ask = |Instruction { order, identifier }| {
+        let ask = match order {
+            Order::Subscribe(topic) => Ask::Command(Command::Subscribe {
+                topic,
+                cursor: None,
+                ack: false,
+                // A dialect's client brings no cursor itself, and may no longer show what it had of the topic.
+                again: Again::State,
+            }),
+            Order::Unsubscribe(topic) => Ask::Command(Command::Unsubscribe { topic }),
+            Order::Auth(token) => Ask::Command(Command::Auth { token }),
+            Order::Reply(text) => Ask::Say(say(text)),
+            Order::Text(text) => Ask::Say(say(text.into_bytes())),
+            Order::Error { code, message } => Ask::Error { code, message },
+            Order::RoundTrip => Ask::RoundTrip,
+            Order::Request { name, data } => Ask::Worker { name, data },
+        };
+        match identifier {
+            Some(text) => Ask::Named(text, Box::new(ask)),
+            None => ask,
+        }
     };
     instructions.into_iter().map(ask).collect()
 }
 
-/// What mappings are told about the connection they speak on.
-pub(crate) fn context(endpoint: &Endpoint, params: &Params, about: &About<'_>) -> Option<Input> {
+/// What mappings are told about the connection they speak on; `name` is the page's own text for a subscription.
+pub(crate) fn context(
+    endpoint: &Endpoint,
+    params: &Params,
+    about: &About<'_>,
+    name: Option<&str>,
+) -> Option<Input> {
     let params: serde_json::Map<String, Value> = params
         .0
         .iter()
@@ -330,6 +469,7 @@ pub(crate) fn context(endpoint: &Endpoint, params: &Params, about: &About<'_>) -
         "view": endpoint.voice.view,
         "params": params,
         "user": about.user.map(Name::as_str),
+        "identifier": name,
         "at": about.now.to_rfc3339(),
         "ms": about.now.as_unix_micros() / 1000,
     });

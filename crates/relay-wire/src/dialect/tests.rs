@@ -28,6 +28,7 @@ fn source(name: &str, text: &str) -> Source {
         name: name.to_owned(),
         path: format!("{name}.toml").into(),
         text: text.to_owned().into(),
+        base: None,
     }
 }
 
@@ -41,11 +42,16 @@ fn built_in() -> Dialects {
 
 /// What is wrong with a file of this text, line by line.
 fn problems(text: &str) -> Vec<String> {
-    let Err(mistakes) = Dialects::load(&[source("mine", text)], DEFAULTS, &|_, _| Box::new(()))
-    else {
-        return Vec::new();
-    };
-    let shown = mistakes.iter().map(|mistake| {
+    shown(Dialects::load(
+        &[source("mine", text)],
+        DEFAULTS,
+        &|_, _| Box::new(()),
+    ))
+}
+
+fn shown(loaded: Result<Dialects, Vec<Mistake>>) -> Vec<String> {
+    let mistakes = loaded.err().unwrap_or_default().into_iter();
+    let shown = mistakes.map(|mistake| {
         let Mistake {
             path,
             line,
@@ -145,7 +151,10 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "no route has transport = \"socketio\"",
     );
     let route = "[[routes]]\ntransport = \"websocket\"\npath = ";
-    refused(&format!("{route}\"/v1/x\""), "paths below /v1/");
+    refused(
+        &format!("{route}\"/v1/jobs/{{job}}\""),
+        "collides with /v1/jobs/{id}, which is the relay's own",
+    );
     refused(
         &format!("{route}\"/x/{{job}}\"\ntopics = [\"job:{{id}}\"]"),
         "{id} is not a parameter",
@@ -182,8 +191,8 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
     );
     let health = "[[health]]\nbody = \".\"\npath = ";
     refused(
-        &format!("{health}\"/v1/health\""),
-        "mine.toml:4:8: health.path: paths below /v1/ are the native protocol's",
+        &format!("{health}\"/v1/ws\""),
+        "mine.toml:4:8: health.path: collides with /v1/ws, which is the relay's own",
     );
     refused(
         &format!("{health}\"/health/{{job}}\""),
@@ -209,6 +218,55 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
         "[heartbeat]\ncheck_interval = \"60s\"",
         "needs frames.check",
     );
+    let socket = |rest: &str| format!("{route}\"/x\"\nsubprotocols = {rest}");
+    refused(
+        &socket("[\"a b\"]"),
+        "mine.toml:5:17: routes.subprotocols: \"a b\" is not a valid subprotocol",
+    );
+    refused(&socket("[\"\"]"), "is not a valid subprotocol");
+    refused(&socket("[\"a\", \"a\"]"), "\"a\" is there twice");
+    refused(&socket("[\"relay.v2\"]"), "are the relay's own");
+    refused(
+        "[[routes]]\npath = \"/x\"\ntransport = \"socketio\"\nsubprotocols = [\"a\"]",
+        "has subprotocols",
+    );
+    refused(
+        "[[routes]]\npath = \"/x\"\ntransport = \"sse\"",
+        "say in routes.topics what is watched",
+    );
+    let stream = "[[routes]]\npath = \"/x/{job}\"\ntransport = \"sse\"\ntopics = [\"job:{job}\"]\n";
+    refused(
+        &format!("{stream}[[polls]]\npath = \"/x/{{job}}\"\nbody = \".\""),
+        "/x/{job} is an event stream of mine already",
+    );
+    for (text, key) in [
+        ("[messages]\ntext = '.'", "messages.text"),
+        ("[identity]\nmessage = true", "identity.message"),
+        (
+            "[delivery]\nreturns_within = \"1m\"",
+            "delivery.returns_within",
+        ),
+    ] {
+        let expected = format!("{key}: is for WebSockets, and no route has");
+        refused(&format!("{text}\n{stream}"), &expected);
+    }
+    let poll = "[[polls]]\npath = \"/x/{job}\"\nbody = \".\"\n";
+    refused(
+        &format!("{poll}list = 5"),
+        "mine.toml:5:8: polls.list: a list is of the jobs of a user: or group: topic",
+    );
+    refused(
+        &format!("{poll}topic = \"user:{{job}}\"\nlist = 1001"),
+        "polls.list: must be from 1 to 1000 jobs",
+    );
+    refused(
+        &format!("{poll}unknown = {{status = 304, body = \".\"}}"),
+        "mine.toml:5:21: polls.unknown.status: 304 is not a status that has a body",
+    );
+    refused(
+        &format!("{poll}unknown = {{body = \"nosuch\"}}"),
+        "polls.unknown.body: jq: undefined filter",
+    );
     refused(
         "[requests.start]\nsubject = \"work.*\"",
         "is not a valid subject",
@@ -218,30 +276,134 @@ fn what_a_file_may_not_say_is_refused_with_its_place() {
 #[test]
 fn instructions_are_read_and_nothing_else() {
     let read = |text: &str| instruction(text.as_bytes());
+    let order = |text: &str| read(text).unwrap().order;
     assert_eq!(
-        read(r#"{"subscribe":"job:a"}"#),
-        Some(Instruction::Subscribe("job:a".to_owned()))
+        order(r#"{"subscribe":"job:a"}"#),
+        Order::Subscribe("job:a".to_owned())
     );
     assert_eq!(
-        read(r#"{"reply":{"z":1,"a":2.0}}"#),
-        Some(Instruction::Reply(br#"{"z":1,"a":2.0}"#.to_vec()))
+        order(r#"{"reply":{"z":1,"a":2.0}}"#),
+        Order::Reply(br#"{"z":1,"a":2.0}"#.to_vec())
     );
+    assert_eq!(order(r#"{"text":"pong"}"#), Order::Text("pong".to_owned()));
+    let request = r#"{"request":"start","data":{"url":"x"}}"#;
     assert_eq!(
-        read(r#"{"request":"start","data":{"url":"x"}}"#),
-        Some(Instruction::Request {
+        order(request),
+        Order::Request {
             name: "start".to_owned(),
             data: br#"{"url":"x"}"#.to_vec()
-        })
+        }
     );
+    let named = read(r#"{"subscribe":"job:a","identifier":"{\"id\":1}"}"#).unwrap();
+    assert_eq!(named.order, Order::Subscribe("job:a".to_owned()));
+    assert_eq!(named.identifier.as_deref(), Some(r#"{"id":1}"#));
+    let unnamed = read(r#"{"subscribe":"job:a","identifier":null}"#).unwrap();
+    assert_eq!(unnamed.identifier, None);
     for text in [
         "1",
         "{}",
         r#"{"subscribe":1}"#,
         r#"{"publish":"x"}"#,
         r#"{"a":1,"b":2}"#,
+        r#"{"identifier":"x"}"#,
+        r#"{"subscribe":"job:a","identifier":7}"#,
+        r#"{"text":7}"#,
     ] {
         assert_eq!(read(text), None, "{text}");
     }
+}
+
+#[test]
+fn a_text_of_a_pages_own_is_kept_up_to_its_bound_and_rejected_beyond() {
+    let read = |bytes: usize| {
+        let text = "x".repeat(bytes);
+        let text = format!(r#"{{"subscribe":"job:a","identifier":"{text}"}}"#);
+        instruction(text.as_bytes()).unwrap()
+    };
+    let kept = read(MAX_IDENTIFIER).identifier.unwrap();
+    assert_eq!(kept.len(), MAX_IDENTIFIER);
+    let Instruction { order, identifier } = read(MAX_IDENTIFIER + 1);
+    assert_eq!(identifier, None);
+    let Order::Error { code, message } = order else {
+        panic!("{order:?}");
+    };
+    assert_eq!(code, "bad_message");
+    assert!(message.contains("longer than 1024 bytes"), "{message}");
+}
+
+/// A file of this text that extends `base`.
+fn extending(base: Source, text: &str) -> Result<Dialects, Vec<Mistake>> {
+    let source = Source {
+        base: Some(Box::new(base)),
+        ..source("mine", text)
+    };
+    Dialects::load(&[source], DEFAULTS, &|_, _| Box::new(()))
+}
+
+#[test]
+fn a_file_adds_to_the_one_that_it_extends() {
+    let base = source(
+        "base",
+        "description = \"x\"\ndefinitions = 'def a: 1;'\n\
+         [status]\nqueued = \"waiting\"\nrunning = \"busy\"\n\
+         [close.codes]\ndrain = 1001\nidle = 4000\n\
+         [[routes]]\npath = \"/base\"\ntransport = \"websocket\"\n\
+         [[polls]]\npath = \"/poll/{job}\"\nbody = 'a'\n\
+         [frames]\nanswer = 'a'\nstate = 'a'\n",
+    );
+    let file = "extends = \"base\"\ndefinitions = 'def b: a + 1;'\n[status]\nrunning = \"at it\"\n\
+                [close.codes]\nidle = 4001\n[[routes]]\npath = \"/mine\"\ntransport = \"websocket\"\n\
+                [requests.start]\nsubject = \"work\"\n[frames]\nstate = 'b'\n";
+    let dialects = extending(base, file).unwrap();
+    // A list takes the place of the other as a whole.
+    assert!(dialects.routes.find("/base").is_none());
+    assert!(dialects.routes.find("/poll/j").is_some());
+    let found = dialects.routes.find("/mine").unwrap();
+    let dialect = &found.websocket.unwrap().voice.dialect;
+    assert_eq!(dialect.name, "mine");
+    let words = ["waiting", "at it", "completed"].map(str::to_owned);
+    assert_eq!(dialect.words.0[..3], words);
+    assert_eq!(dialect.close_code(CloseReason::Drain), Some(1001));
+    assert_eq!(dialect.close_code(CloseReason::Idle), Some(4001));
+    assert!(dialect.requests.contains_key("start"));
+    let null = Input::of(&()).unwrap();
+    assert_eq!(dialect.map(Frame::State, &null, &null), [b"2"]);
+    assert_eq!(dialect.map(Frame::Answer, &null, &null), [b"1"]);
+}
+
+#[test]
+fn a_mistake_is_said_with_the_file_it_is_in_of_those_that_extend_one_another() {
+    let shown = |base: &str, text: &str| shown(extending(source("base", base), text));
+    let base = "description = \"x\"\ndefinitions = 'def a: 1;'\n[frames]\nstate = 'a | nosuch'\n";
+    assert_eq!(
+        shown(base, ""),
+        ["base.toml:4:14: frames.state: jq: undefined filter nosuch/0"]
+    );
+    assert_eq!(shown(base, "[frames]\nstate = 'a'\n"), [""; 0]);
+    let own = "definitions = '''\ndef b: a | lost;\n'''\n[frames]\nstate = 'b'";
+    assert_eq!(
+        shown(base, own),
+        ["mine.toml:2:12: definitions: jq: undefined filter lost/0"]
+    );
+    let own = "definitions = 'def b: a;'\n[frames]\nstate = '''\na, b, lost'''";
+    assert_eq!(
+        shown(base, own),
+        ["mine.toml:4:7: frames.state: jq: undefined filter lost/0"]
+    );
+    let own = "\n[frames]\nstates = 'a'";
+    let found = shown(base, own);
+    let expected = "mine.toml:3:1: : unknown field `states`";
+    assert!(found[0].starts_with(expected), "{found:?}");
+    let own = "\n[heartbeat]\ndead_after = 5";
+    let found = shown(base, own);
+    assert!(found[0].starts_with("mine.toml:3:14: : "), "{found:?}");
+    let found = shown("description = \n", own);
+    assert!(found[0].starts_with("base.toml:1:"), "{found:?}");
+    // What is wrong with the whole is the file's own.
+    let own = "[frames]\nstate = 'a'\n[heartbeat]\nping_interval = \"30s\"\ndead_after = \"30s\"";
+    let found = shown(base, own);
+    let expected = "mine.toml:1:1: heartbeat.dead_after";
+    assert!(found[0].starts_with(expected), "{found:?}");
 }
 
 #[test]

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use relay_core::moment::WallTime;
 use relay_core::publication::{Body, Encoded, Publication};
 use relay_core::tally::Aggregate;
+use serde::Serialize;
 use serde_json::json;
 
 use super::jq::Input;
+use super::past::{Milestone, Past};
 use super::{Carrier, Dialect};
 use crate::Frame;
 use crate::native::frame;
@@ -40,6 +42,32 @@ pub(crate) enum Before {
     Told(u8),
 }
 
+/// How one client hears a publication.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hearing<'a> {
+    /// What it was told of the job before.
+    pub(crate) before: Before,
+    /// The text by which its page knows the subscription.
+    pub(crate) identifier: Option<&'a str>,
+    /// What happened in the job before, for a client that begins with this state.
+    pub(crate) past: Option<&'a Past>,
+}
+
+/// What mappings of publications know besides their input.
+#[derive(Serialize)]
+struct Context<'a> {
+    status: Option<&'a str>,
+    from: Option<&'a str>,
+    snapshot: bool,
+    transport: &'static str,
+    view: &'a str,
+    identifier: Option<&'a str>,
+    at: String,
+    ms: i64,
+    milestones: Vec<Milestone<'a>>,
+    milestones_lost: bool,
+}
+
 impl Voice {
     /// How many slots a dialect's voice needs.
     pub(super) fn slots_of(dialect: &Dialect) -> usize {
@@ -52,13 +80,15 @@ impl Voice {
     /// The publication as this voice's clients get it; `wrap` makes bytes of the texts of all its frames.
     /// The tag is the index of the status told, for [`Before::Told`] the next time.
     ///
-    /// `wrap` runs once with the mapping, so it must do the same for every client.
+    /// `wrap` runs once with the mapping, so it must do the same for every client. Where the mapping looks at what is
+    /// a client's own, the first client's is kept: pages of one kind mostly know a job by the same text.
     pub(crate) fn encode(
         &self,
         publication: &Publication,
-        before: Before,
-        wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
+        mut hearing: Hearing<'_>,
+        wrap: fn(Vec<Vec<u8>>) -> Bytes,
     ) -> Encoded {
+        let before = hearing.before;
         let (before, offset) = match before {
             // What is not a state is the same for everybody.
             _ if !self.dialect.tracks_status || !publication.is_state() => (Before::New, 0),
@@ -67,28 +97,44 @@ impl Voice {
             Before::Told(index) => (before, 2 + usize::from(index)),
         };
         let slot = self.first_slot + offset;
-        publication.encoded(self.slots.load(Ordering::Relaxed), slot, |publication| {
-            let (texts, tag) = self.texts(publication, before);
+        hearing.before = before;
+        if !self.dialect.reads_identifier(frame::kind_of(publication)) {
+            hearing.identifier = None;
+        }
+        let make = |publication: &Publication| {
+            let (texts, tag) = self.texts(publication, hearing);
             Encoded {
                 bytes: wrap(texts),
                 tag,
+                of: hearing.identifier.map(Into::into),
             }
-        })
+        };
+        if hearing.past.is_some() {
+            return make(publication);
+        }
+        let kept = publication.encoded(self.slots.load(Ordering::Relaxed), slot, make);
+        match kept.of.as_deref() == hearing.identifier {
+            true => kept,
+            false => make(publication),
+        }
     }
 
     /// How the jobs of a topic stand, as this voice's clients get it.
     pub(crate) fn encode_aggregate(
         &self,
         aggregate: &Aggregate,
+        identifier: Option<&str>,
         at: WallTime,
-        wrap: impl FnOnce(Vec<Vec<u8>>) -> Bytes,
+        wrap: fn(Vec<Vec<u8>>) -> Bytes,
     ) -> Bytes {
         let slots = self.slots.load(Ordering::Relaxed);
+        let identifier = identifier.filter(|_| self.dialect.reads_identifier(Frame::Aggregate));
         let make = || {
             let input = Input::of(&frame::standing(&aggregate.topic, &aggregate.tally));
             let relay = Input::of(&json!({
                 "transport": self.carrier.as_str(),
                 "view": self.view,
+                "identifier": identifier,
                 "at": at.to_rfc3339(),
                 "ms": at.as_unix_micros() / 1000,
             }));
@@ -99,13 +145,23 @@ impl Voice {
             Encoded {
                 bytes: wrap(texts),
                 tag: 0,
+                of: identifier.map(Into::into),
             }
         };
-        aggregate.frames.encoded(slots, self.first_slot, make).bytes
+        let kept = aggregate.frames.encoded(slots, self.first_slot, make);
+        match kept.of.as_deref() == identifier {
+            true => kept.bytes,
+            false => make().bytes,
+        }
     }
 
     /// Runs the mapping; the texts of its frames, and the index of the status.
-    fn texts(&self, publication: &Publication, before: Before) -> (Vec<Vec<u8>>, u8) {
+    fn texts(&self, publication: &Publication, hearing: Hearing<'_>) -> (Vec<Vec<u8>>, u8) {
+        let Hearing {
+            before,
+            identifier,
+            past,
+        } = hearing;
         let dialect = &self.dialect;
         let frame = frame::kind_of(publication);
         if !dialect.speaks(frame) && frame != Frame::State {
@@ -127,18 +183,25 @@ impl Voice {
             Body::Milestone { .. } | Body::Gone => 0,
         };
         let at = publication.worker_at.unwrap_or(publication.stored_at);
-        let relay = Input::of(&json!({
-            "status": matches!(frame, Frame::State).then(|| dialect.words.get(index)),
-            "from": match before {
+        let status = match frame {
+            Frame::State => dialect.words.get(index),
+            _ => None,
+        };
+        let relay = Input::of(&Context {
+            status,
+            from: match before {
                 Before::Told(index) => dialect.words.get(index),
                 Before::New | Before::Snapshot => None,
             },
-            "snapshot": before == Before::Snapshot,
-            "transport": self.carrier.as_str(),
-            "view": self.view,
-            "at": at.to_rfc3339(),
-            "ms": at.as_unix_micros() / 1000,
-        }));
+            snapshot: before == Before::Snapshot,
+            transport: self.carrier.as_str(),
+            view: &self.view,
+            identifier,
+            at: at.to_rfc3339(),
+            ms: at.as_unix_micros() / 1000,
+            milestones: past.map(Past::milestones).unwrap_or_default(),
+            milestones_lost: past.is_some_and(Past::is_cut),
+        });
         match relay {
             Ok(relay) => (dialect.map(frame, &input, &relay), index),
             Err(_) => (Vec::new(), index),

@@ -27,7 +27,7 @@ use super::packet;
 use super::protocol::{Protocol, Step};
 use crate::Frame;
 use crate::dialect::speech::{self, Speech, asks, context, understood};
-use crate::dialect::{Endpoint, Input, Params};
+use crate::dialect::{Endpoint, Input, Params, Past};
 use crate::engineio as engine;
 use crate::engineio::payload;
 use crate::engineio::sid::Secret;
@@ -149,6 +149,7 @@ impl Client {
                 let reply_to = ReplyTo::Event {
                     namespace: namespace.into(),
                     ack,
+                    name: None,
                 };
                 if let Some(speech) = &mut self.speech {
                     speech.heard(now);
@@ -163,6 +164,7 @@ impl Client {
                 ReplyTo::Event {
                     namespace: namespace.into(),
                     ack,
+                    name: None,
                 },
             ),
         }
@@ -190,10 +192,10 @@ impl Client {
         let Some(room) = self.room(&reply_to) else {
             return Heard::Nothing;
         };
-        let context = context(&room.endpoint, &room.params, about);
-        let dialect = &room.endpoint.voice.dialect;
+        let context = context(&room.endpoint, &room.params, about, None);
+        let voice = &room.endpoint.voice;
         let instructions = match &context {
-            Some(context) => dialect.instructions(&input, context),
+            Some(context) => voice.dialect.instructions(voice.carrier, &input, context),
             None => Some(Vec::new()),
         };
         let call = reply_to.clone();
@@ -298,9 +300,14 @@ impl Client {
             Some(room) => ReplyTo::Event {
                 namespace: room.namespace.as_str().into(),
                 ack: None,
+                name: self.name_of(via).map(Into::into),
             },
             None => ReplyTo::Nobody,
         }
+    }
+
+    fn name_of(&self, via: SubscriptionId) -> Option<&str> {
+        self.speech.as_ref()?.name_of(via)
     }
 
     /// The room an answer belongs in: the first one where the client gave nothing to know it by.
@@ -310,7 +317,7 @@ impl Client {
                 let mut rooms = self.rooms.iter();
                 rooms.find(|each| *each.namespace == **namespace)
             }
-            ReplyTo::Nobody | ReplyTo::Id(_) => self.rooms.first(),
+            ReplyTo::Nobody | ReplyTo::Id(_) | ReplyTo::Named(_) => self.rooms.first(),
         }
     }
 
@@ -327,7 +334,8 @@ impl Client {
         let Some(room) = self.room(reply_to) else {
             return Bytes::new();
         };
-        let texts = speech::words(&room.endpoint, &room.params, kind, input, about);
+        let (said, name) = ((kind, input), reply_to.name());
+        let texts = speech::words(&room.endpoint, &room.params, said, name, about);
         self.packets(reply_to, texts)
     }
 
@@ -348,7 +356,7 @@ impl Client {
     pub(crate) fn tell(
         &mut self,
         publication: &Publication,
-        told: Delivery,
+        (told, past): (Delivery, Option<&Past>),
         watcher: &Watcher,
     ) -> Bytes {
         let (Some(at), is_polling) = (self.room_of(told.via), self.is_polling()) else {
@@ -358,7 +366,7 @@ impl Client {
             return Bytes::new();
         };
         let voice = Some(&room.endpoint.voice);
-        let (texts, is_change) = speech.tell(voice, publication, told.replayed, shared_texts);
+        let (texts, is_change) = speech.tell(voice, publication, (told, past), shared_texts);
         let offset = room
             .offset
             .is_wanted(publication, is_change, &texts)
@@ -381,7 +389,8 @@ impl Client {
             return Bytes::new();
         };
         let voice = &room.endpoint.voice;
-        let texts = voice.encode_aggregate(aggregate, now, shared_texts);
+        let name = self.name_of(via);
+        let texts = voice.encode_aggregate(aggregate, name, now, shared_texts);
         let offset = room.offset.after(&texts);
         told_in(&room.namespace, &texts, offset, self.is_polling())
     }
@@ -414,7 +423,7 @@ impl Client {
         };
         let mut ack = match reply_to {
             ReplyTo::Event { ack, .. } => *ack,
-            ReplyTo::Nobody | ReplyTo::Id(_) => None,
+            ReplyTo::Nobody | ReplyTo::Id(_) | ReplyTo::Named(_) => None,
         };
         let namespace = &room.namespace;
         let mut packets = Vec::with_capacity(texts.len());

@@ -243,7 +243,7 @@ fn a_token_that_comes_later_is_waited_for_and_a_bad_one_is_not() {
     let gate = gate(LISTED, &[]);
     let identified = |shown: (&'static str, &str)| {
         let request = request(Method::GET, &[shown]);
-        gate.identify_if_shown(guest(&gate, &request), Head::of(&request))
+        gate.identify_if_shown(guest(&gate, &request), Head::of(&request), None)
             .map(|identity| identity.map(|identity| identity.user.unwrap().to_string()))
             .map_err(|refused| refused.code)
     };

@@ -2,16 +2,22 @@
 
 use bytes::Bytes;
 use relay_core::id::Name;
+use relay_core::job::Again;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Beginning, Joined};
 use relay_core::watcher::outbox::{GapReason, SubscriptionId};
+use relay_core::watcher::session::Command;
 use relay_core::watcher::sight::{Sight, Viewer as _};
+use relay_wire::Frame;
 use relay_wire::exchange::ReplyTo;
 use relay_wire::native::frame::Notice;
 use relay_wire::speaker::Transport;
 use relay_wire::websocket;
+use serde_json::json;
 
 use super::{Connection, Desk, Errand, bounds};
+use crate::departures::Whence;
+use crate::poll_limits::Caller;
 
 impl Connection {
     /// It begins: the answer to its request, a greeting, and what its URL names.
@@ -24,6 +30,10 @@ impl Connection {
                 self.reply(websocket::text(packet.as_bytes()), desk);
             }
             Transport::WebSocket => self.say_hello(&ReplyTo::Nobody, desk),
+            // Natively nobody is greeted on an event stream.
+            Transport::EventStream if self.speaker.speech().is_some() => {
+                self.say_hello(&ReplyTo::Nobody, desk);
+            }
             Transport::EventStream | Transport::Poll | Transport::SocketIoPolling => {}
         }
         if authenticated {
@@ -51,6 +61,8 @@ impl Connection {
     /// Subscribes to what the URL names, once it is known who the client is. What is not its to watch by then
     /// is refused; where it was known before, the request was.
     pub(crate) fn start(&mut self, desk: &mut Desk<'_>) {
+        self.name_topics(desk);
+        let returns = self.recall(desk);
         let Some((topics, cursor)) = self.rare.as_mut().and_then(|rare| rare.awaited.take()) else {
             return;
         };
@@ -62,6 +74,9 @@ impl Connection {
         for topic in may_not {
             self.refuse_topic(&topic, &ReplyTo::Nobody, desk);
         }
+        if returns {
+            return self.watch_again(may, desk);
+        }
         let limits = bounds(&self.speaker, desk.node);
         let joins = self
             .watcher
@@ -69,6 +84,71 @@ impl Connection {
         desk.tools
             .errands
             .extend(joins.into_iter().map(Errand::Join));
+    }
+
+    /// A client of a dialect has shown who it is by a message: what its request names depended on that.
+    fn name_topics(&mut self, desk: &mut Desk<'_>) {
+        let Some(speech) = self.speaker.speech_mut() else {
+            return;
+        };
+        let Some(query) = speech.authenticated() else {
+            return;
+        };
+        let user = self.identity.user.as_ref();
+        match speech.endpoint.topics(&speech.params, &query, user) {
+            Ok(topics) if topics.is_empty() => {}
+            Ok(topics) => self.rare().awaited = Some((topics, None)),
+            Err(error) => {
+                self.reject("bad_topic", &error.to_string(), &ReplyTo::Nobody, desk);
+            }
+        }
+    }
+
+    /// Whether the client was here before; what it was told then is told as known.
+    fn recall(&mut self, desk: &Desk<'_>) -> bool {
+        let Some(whence) = self.whence() else {
+            return false;
+        };
+        let Some(speech) = self.speaker.speech_mut() else {
+            return false;
+        };
+        if !speech.recalls() {
+            return false;
+        }
+        let Some(parting) = desk.node.departures.take(&whence, desk.now) else {
+            return false;
+        };
+        let epoch = desk.tools.horizon.epoch();
+        self.watcher.carry(parting.cursor(), epoch);
+        speech.returns(parting);
+        true
+    }
+
+    /// By what a client whose dialect wants to know it again is known.
+    pub(super) fn whence(&self) -> Option<Whence> {
+        let speech = self.speaker.speech()?;
+        speech.dialect().returns_within?;
+        Some(Whence {
+            path: speech.endpoint.path.clone(),
+            params: speech.params.clone(),
+            caller: match &self.identity.user {
+                Some(user) => Caller::User(user.clone()),
+                None => Caller::Address(self.admission.address()),
+            },
+        })
+    }
+
+    /// Subscribes a client that is back to what its URL names: it may no longer show what it had.
+    fn watch_again(&mut self, topics: Vec<Topic>, desk: &mut Desk<'_>) {
+        for topic in topics {
+            let command = Command::Subscribe {
+                topic: topic.to_string(),
+                cursor: None,
+                ack: false,
+                again: Again::State,
+            };
+            self.on_command(command, &ReplyTo::Nobody, desk);
+        }
     }
 
     /// A join was answered. Whether the subscription is live from here on.
@@ -87,6 +167,7 @@ impl Connection {
             Beginning::Left => return false,
             Beginning::Forbidden => {
                 let reply_to = self.take_asked(via);
+                self.forget_name(via);
                 self.refuse_topic(&topic, &reply_to, desk);
                 self.due = true;
                 return false;
@@ -113,6 +194,19 @@ impl Connection {
             stale: desk.tools.horizon.is_stale(),
         };
         self.say(&notice, &reply_to, desk);
+        if let Topic::Job(job) = &topic
+            && begun.jobs == 0
+            && !begun.recovered
+            && self.speaker.speech().is_some()
+        {
+            let input =
+                json!({"type": "unknown", "topic": topic.to_string(), "job_id": job.as_str()});
+            let about = Self::about(&self.identity, desk);
+            let frame = self
+                .speaker
+                .say_as(Frame::Unknown, &input, &reply_to, &about);
+            self.reply(frame, desk);
+        }
         self.begin_aggregates(via, &topic, desk);
         self.due = true;
         true
@@ -123,7 +217,11 @@ impl Connection {
         let Some(topic) = self.watcher.leave(via) else {
             return;
         };
-        let reply_to = self.take_asked(via);
+        let reply_to = match self.take_asked(via) {
+            ReplyTo::Nobody => self.speaker.place_of(via),
+            asked => asked,
+        };
+        self.forget_name(via);
         self.refuse_topic(&topic, &reply_to, desk);
         self.due = true;
         desk.tools.errands.push(Errand::Leave(via, topic));

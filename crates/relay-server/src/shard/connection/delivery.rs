@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::watcher::Seen;
 use relay_core::watcher::outbox::{Offered, SubscriptionId, Taken, Telling};
 use relay_core::watcher::session::CloseReason;
+use relay_wire::dialect::Past;
 use relay_wire::exchange::{Delivery, ReplyTo};
 use relay_wire::native::frame::Notice;
 
@@ -87,9 +89,10 @@ impl Connection {
             at,
             replayed: false,
         };
+        let horizon = &desk.tools.horizon;
         let frame = self
             .speaker
-            .tell(publication, told, &self.watcher, &desk.tools.horizon);
+            .tell(publication, (told, None), &self.watcher, horizon);
         let written = match frame.is_empty() {
             true => Written::All,
             false => write(&mut self.outlet, &frame, desk),
@@ -238,9 +241,9 @@ impl Connection {
                     at: taken.position,
                     replayed: taken.replayed,
                 };
-                let frame =
-                    self.speaker
-                        .tell(publication, told, &self.watcher, &desk.tools.horizon);
+                let past = self.past_of(publication, told, desk);
+                let (told, horizon) = ((told, past.as_ref()), &desk.tools.horizon);
+                let frame = self.speaker.tell(publication, told, &self.watcher, horizon);
                 frame.into_owned()
             }
             Telling::Gap { job, reason } => {
@@ -253,9 +256,26 @@ impl Connection {
                     reason: reason.as_str(),
                 };
                 let about = Self::about(&self.identity, desk);
-                self.speaker.say_under(&notice, taken.via, &about)
+                let place = self.speaker.place_of(taken.via);
+                self.speaker.say(&notice, &place, &about)
             }
         }
+    }
+
+    /// What happened in a job before the state that a subscription begins with, where its client's dialect tells of
+    /// it. A client that goes on from where it was has been told, or is told one by one.
+    fn past_of(&self, publication: &Publication, told: Delivery, desk: &Desk<'_>) -> Option<Past> {
+        if !self.speaker.wants_past(publication, told) {
+            return None;
+        }
+        let begins = self.watcher.subscription(told.via)?.since == Seq::ZERO;
+        let (mut milestones, is_cut) = match begins {
+            true => desk.node.hub.milestones(&publication.job),
+            false => (Vec::new(), false),
+        };
+        // What is newer than the state is told after it.
+        milestones.retain(|each| each.seq < publication.seq);
+        Some(Past::new(milestones, is_cut))
     }
 
     fn write_frames(&mut self, desk: &mut Desk<'_>) -> Written {
@@ -305,6 +325,7 @@ impl Connection {
 
     /// Says what there is to say before the connection is removed.
     pub(crate) fn say_goodbye(&mut self, reason: CloseReason, desk: &mut Desk<'_>) {
+        self.part(desk);
         let goodbye = self.speaker.goodbye(reason);
         if goodbye.is_empty() {
             return;
@@ -326,6 +347,23 @@ impl Connection {
             self.outlet.take_replies(frames);
             frames.push(goodbye);
             self.write_frames(desk);
+        }
+    }
+}
+
+impl Connection {
+    /// Leaves word where the client stands, where its dialect wants to know it again.
+    fn part(&self, desk: &Desk<'_>) {
+        let Some((whence, speech)) = self.whence().zip(self.speaker.speech()) else {
+            return;
+        };
+        let cursor = self.watcher.cursor(desk.tools.horizon.epoch());
+        if let Some(within) = speech.dialect().returns_within
+            && !cursor.told().is_empty()
+        {
+            let until = desk.now + within;
+            let departures = &desk.node.departures;
+            departures.keep(whence, speech.parts(cursor), until);
         }
     }
 }

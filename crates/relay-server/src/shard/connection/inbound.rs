@@ -20,6 +20,8 @@ use crate::refused::Refused;
 
 /// Messages rejected in a row for coming too fast, after which the connection ends.
 const MAX_TOO_FREQUENT: u32 = 100;
+/// How much of a topic that is none is given back.
+const MAX_SHOWN: usize = 160;
 
 /// The bucket a client's messages are taken from.
 #[derive(Debug)]
@@ -139,17 +141,30 @@ impl Connection {
                 return;
             }
             match ask {
-                Ask::Command(command) => self.on_command(command, reply_to, desk),
-                Ask::Say(bytes) => self.reply(bytes, desk),
-                Ask::Error { code, message } => self.reject(&code, &message, reply_to, desk),
-                Ask::RoundTrip => self.on_check_answered(desk),
-                Ask::Worker { name, data } => self.ask(&name, data, reply_to, desk),
+                Ask::Named(name, ask) => {
+                    let reply_to = reply_to.clone().named(name);
+                    self.carry_out_one(*ask, &reply_to, desk);
+                }
+                ask => self.carry_out_one(ask, reply_to, desk),
             }
         }
     }
 
-    fn on_command(&mut self, command: Command, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+    fn carry_out_one(&mut self, ask: Ask, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        match ask {
+            Ask::Command(command) => self.on_command(command, reply_to, desk),
+            Ask::Say(bytes) => self.reply(bytes, desk),
+            Ask::Error { code, message } => self.reject(&code, &message, reply_to, desk),
+            Ask::RoundTrip => self.on_check_answered(desk),
+            Ask::Worker { name, data } => self.ask(&name, data, reply_to, desk),
+            // A name has no name.
+            Ask::Named(..) => {}
+        }
+    }
+
+    pub(super) fn on_command(&mut self, command: Command, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
         let limits = bounds(&self.speaker, desk.node);
+        let asked = self.topic_asked(&command);
         let actions = self.watcher.command(
             command,
             &*self.identity,
@@ -168,6 +183,11 @@ impl Connection {
                     topic,
                 } => {
                     self.take_asked(subscription);
+                    let known = self.forget_name(subscription);
+                    let reply_to = match (reply_to.name(), known) {
+                        (None, Some(name)) => &reply_to.clone().named(name),
+                        _ => reply_to,
+                    };
                     let notice = Notice::Unsubscribed {
                         id: reply_to.id(),
                         topic: topic.to_string(),
@@ -181,7 +201,9 @@ impl Connection {
                     let id = reply_to.id();
                     self.say(&Notice::Pong { id, ts }, reply_to, desk);
                 }
-                Action::Refuse(error) => self.on_refused(&error, reply_to, desk),
+                Action::Refuse(error) => {
+                    self.on_refused(&error, asked.as_deref(), reply_to, desk);
+                }
                 Action::Ping => self.ping(desk),
                 Action::Close(reason) => self.end(reason),
                 // The watcher has it.
@@ -198,23 +220,44 @@ impl Connection {
         if let Some(client) = self.speaker.socketio_mut() {
             client.note_subscription(reply_to, via);
         }
+        if let (Some(name), Some(speech)) = (reply_to.name(), self.speaker.speech_mut()) {
+            speech.name(via, name);
+        }
     }
 
-    fn on_refused(&mut self, error: &CommandError, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+    /// A subscription has ended; the text by which a dialect's page knew it.
+    pub(super) fn forget_name(&mut self, via: SubscriptionId) -> Option<Box<str>> {
+        self.speaker.speech_mut()?.forget(via)
+    }
+
+    /// What a dialect's client asked about, as it wrote it: a native client has its id to know that by.
+    fn topic_asked(&self, command: &Command) -> Option<String> {
+        self.speaker.speech()?;
+        match command {
+            Command::Subscribe { topic, .. } | Command::Unsubscribe { topic } => {
+                Some(topic.chars().take(MAX_SHOWN).collect())
+            }
+            Command::Ack { .. } | Command::Ping | Command::Auth { .. } => None,
+        }
+    }
+
+    fn on_refused(
+        &mut self,
+        error: &CommandError,
+        asked: Option<&str>,
+        reply_to: &ReplyTo,
+        desk: &mut Desk<'_>,
+    ) {
         desk.node.telemetry.client_error(error.code());
         let topic = match error {
-            CommandError::Forbidden { topic } => Some(topic),
-            // A native client has its id to know what it asked for.
-            CommandError::AlreadySubscribed { topic } if self.speaker.speech().is_some() => {
-                Some(topic)
-            }
-            _ => None,
+            CommandError::Forbidden { topic } => Some(topic.to_string()),
+            _ => asked.map(str::to_owned),
         };
         let notice = Notice::Error {
             id: reply_to.id(),
             code: error.code(),
             message: &error.to_string(),
-            topic: topic.map(ToString::to_string),
+            topic,
         };
         self.say(&notice, reply_to, desk);
     }

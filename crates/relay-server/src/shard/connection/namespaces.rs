@@ -231,6 +231,7 @@ impl Connection {
         let place = ReplyTo::Event {
             namespace: namespace.into(),
             ack: None,
+            name: None,
         };
         self.say_hello(&place, desk);
         if let Some(told) = returns.as_ref().and_then(Return::told) {
@@ -284,6 +285,7 @@ impl Connection {
         };
         for via in client.exit(namespace) {
             self.take_asked(via);
+            self.forget_name(via);
             if let Some(topic) = self.watcher.leave(via) {
                 desk.tools.errands.push(Errand::Leave(via, topic));
             }

@@ -4,6 +4,7 @@
 //!
 //! Invariant: as many of one connection's questions are under way as it may have, and no more.
 
+use relay_core::watcher::session::CommandError;
 use relay_wire::Frame;
 use relay_wire::exchange::ReplyTo;
 use serde::Serialize;
@@ -37,6 +38,10 @@ impl Connection {
         reply_to: &ReplyTo,
         desk: &mut Desk<'_>,
     ) {
+        if !self.watcher.is_authenticated() {
+            let error = CommandError::Unauthenticated;
+            return self.reject(error.code(), &error.to_string(), reply_to, desk);
+        }
         let Some(speech) = self.speaker.speech_mut() else {
             return;
         };
