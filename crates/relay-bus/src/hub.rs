@@ -23,6 +23,7 @@ mod publish;
 mod request;
 mod table;
 mod tally;
+mod trial;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -38,9 +39,11 @@ use tokio::sync::{Notify, oneshot};
 pub use history::{History, Remembered};
 pub use publish::{PublishError, PublishRequest, Verb};
 pub use request::{JoinRequest, Lookup, Survey};
+pub use trial::{Trial, Tried};
 
 use crate::clock::Clock;
 use crate::inbox::{Inbox, InboxStats, Message};
+use crate::refused::{Ledger, Refusals};
 use crate::seam::Store;
 use table::{Shards, Table, TableBounds, Waiter};
 
@@ -60,6 +63,8 @@ pub struct HubSettings {
     pub max_bytes: usize,
     /// Bytes of one update (`limits.update_bytes`).
     pub update_bytes: usize,
+    /// What the subjects of updates begin with, with the dot behind it (`nats.prefix`): for people to read.
+    pub subject_stem: String,
     /// How long an ended job is kept (`history.terminal_ttl`).
     pub terminal_ttl: Duration,
     /// How long a silent job is kept (`history.idle_ttl`).
@@ -115,6 +120,8 @@ pub struct HubStats {
     pub stale: bool,
     /// Updates by what became of them.
     pub counts: Vec<(&'static str, u64)>,
+    /// Updates that were refused without an answer to their worker.
+    pub refused: u64,
     /// Of each shard's inbox, in the order of the shards.
     pub inboxes: Vec<InboxStats>,
 }
@@ -128,6 +135,8 @@ pub struct Hub {
     /// Everything remembered. Held for microseconds, never across an await.
     table: Mutex<Table>,
     inboxes: Vec<Arc<Inbox>>,
+    /// What was refused without an answer. Its lock is taken under the table's, never the other way.
+    refusals: Ledger,
     /// Wakes [`Hub::run`] when there is something to load or to compare.
     work: Notify,
     /// Told when [`Hub::run`] shall compare watched jobs with the store.
@@ -154,6 +163,7 @@ impl Hub {
             clock,
             table: Mutex::new(table),
             inboxes,
+            refusals: Ledger::default(),
             work: Notify::new(),
             resync: Mutex::new(false),
         })
@@ -220,6 +230,11 @@ impl Hub {
         Err(waiting)
     }
 
+    /// The updates refused last without an answer to their worker.
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.list()
+    }
+
     /// Figures for operators.
     pub fn stats(&self) -> HubStats {
         let table = self.table();
@@ -234,6 +249,7 @@ impl Hub {
             lag: table.lag(),
             stale: table.is_stale(),
             counts,
+            refused: self.refusals.total(),
             inboxes: self.inboxes.iter().map(|inbox| inbox.stats()).collect(),
         }
     }

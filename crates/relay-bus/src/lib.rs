@@ -11,5 +11,6 @@ pub mod inbox;
 pub mod jetstream;
 pub mod nats;
 mod poison;
+pub mod refused;
 pub mod seam;
 pub mod subject;

@@ -5,6 +5,7 @@
 //! a mode knows nothing of clients.
 
 mod failure;
+pub(crate) mod refusal;
 
 use std::fmt;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Seq};
 
 pub use failure::{Rejection, StoreError, Unreachable};
+pub(crate) use refusal::About;
+pub use refusal::RefusedUpdate;
 
 /// Which of a job's two kinds of message this is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -148,6 +151,9 @@ pub trait Intake: Send + Sync + 'static {
     /// The bus is gone: what the hub holds may be stale until [`Intake::live`] is called again.
     fn lost(&self, reason: &str);
 
-    /// A message was dropped on the way (slow consumer, undecodable subject); `reason` is a metric label.
+    /// A message was dropped on the way, for no fault of its own; `reason` is a metric label.
     fn dropped(&self, reason: &'static str);
+
+    /// A message came that cannot be an update.
+    fn refused(&self, update: RefusedUpdate);
 }

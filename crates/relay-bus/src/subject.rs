@@ -7,7 +7,7 @@
 
 use relay_core::id::{JobId, Name, NameError, Owner};
 
-use crate::seam::What;
+use crate::seam::{About, RefusedUpdate, What};
 
 /// The last token of a subject that carries a job's state.
 const STATE: &str = "state";
@@ -68,7 +68,7 @@ pub enum SubjectError {
     },
     /// There are not three tokens behind the prefix.
     #[error(
-        "the subject has {0} tokens behind the prefix; it takes <owner>.<job>.<state or milestone>"
+        "the subject has {0} tokens behind the prefix; it needs three: <owner>.<job>.<state or milestone>"
     )]
     Tokens(usize),
     /// The owner's token is not a name.
@@ -80,6 +80,26 @@ pub enum SubjectError {
     /// The last token is not a name.
     #[error("the milestone's name {0}")]
     Milestone(#[source] NameError),
+}
+
+impl SubjectError {
+    /// The reason as one word, for metrics.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::ForeignPrefix { .. } | Self::Tokens(_) => "bad_subject",
+            Self::Owner(_) | Self::Job(_) | Self::Milestone(_) => "bad_name",
+        }
+    }
+
+    /// What the token at fault stands for, if it is one token.
+    fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::ForeignPrefix { .. } | Self::Tokens(_) => None,
+            Self::Owner(_) => Some("owner"),
+            Self::Job(_) => Some("job_id"),
+            Self::Milestone(_) => Some("milestone"),
+        }
+    }
 }
 
 impl Subjects {
@@ -122,6 +142,34 @@ impl Subjects {
             What::State | What::Gone => STATE,
         };
         format!("{}{owner}.{job}.{last}", self.stem)
+    }
+
+    /// What every subject of a worker begins with: `progress.`.
+    pub(crate) fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// The subject a live message was published on.
+    pub(crate) fn published<'a>(&self, live: &'a str) -> &'a str {
+        let above = self.live_stem.len() - self.stem.len();
+        match live.starts_with(&self.live_stem) {
+            true => &live[above..],
+            false => live,
+        }
+    }
+
+    /// What is told of a message whose subject, as it was published, is not one of a job's. The first token means the
+    /// owner, whatever else is wrong.
+    pub(crate) fn refused(
+        &self,
+        subject: &str,
+        error: &SubjectError,
+        about: About,
+    ) -> RefusedUpdate {
+        let tokens = subject.strip_prefix(&self.stem);
+        let owner = tokens.and_then(|tokens| tokens.split('.').next());
+        RefusedUpdate::unread(subject, error.code(), &error.to_string(), about)
+            .of(owner, error.field())
     }
 
     /// Everything workers publish: `progress.>`.
@@ -225,9 +273,28 @@ pub(crate) fn covers(wide: &str, narrow: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use relay_core::moment::WallTime;
 
     fn subjects() -> Subjects {
         Subjects::new("progress", "live").unwrap()
+    }
+
+    #[test]
+    fn a_subject_that_is_none_is_told_short_with_the_part_at_fault() {
+        let subject = format!("progress.{}.j.state", "\u{7}".repeat(100_000));
+        let error = subjects().parse(&subject).unwrap_err();
+        let about = About {
+            seq: None,
+            size: 0,
+            time: WallTime::from_unix_micros(0),
+        };
+        let told = subjects().refused(&subject, &error, about);
+        assert_eq!(
+            (told.reason, told.field.as_deref()),
+            ("bad_name", Some("owner"))
+        );
+        assert!(told.subject.len() < 2000, "{}", told.subject);
+        assert!(told.owner.unwrap().starts_with("\\u{7}"));
     }
 
     #[test]

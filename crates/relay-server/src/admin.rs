@@ -1,4 +1,4 @@
-//! The operators' listener: metrics, liveness, readiness, status.
+//! The operators' listener: metrics, liveness, readiness, status, and the updates that were refused last.
 //!
 //! It runs on the main thread, so a busy shard does not make the process look dead.
 
@@ -133,10 +133,11 @@ pub(crate) fn router(admin: Admin) -> Router {
         .route("/healthz", get(readyz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .route("/refused", get(refused))
         .fallback(async || {
             (
                 StatusCode::NOT_FOUND,
-                "this listener has /metrics /livez /readyz /status\n",
+                "this listener has /metrics /livez /readyz /status /refused\n",
             )
         })
         .with_state(admin)
@@ -198,5 +199,13 @@ async fn status(State(admin): State<Admin>) -> Response<Body> {
     answer::json(
         StatusCode::OK,
         serde_json::to_vec(&admin.status()).unwrap_or_default(),
+    )
+}
+
+/// `GET /refused`: what workers who get no answer did wrong.
+async fn refused(State(admin): State<Admin>) -> Response<Body> {
+    answer::json(
+        StatusCode::OK,
+        serde_json::to_vec(&admin.node.hub.refusals()).unwrap_or_default(),
     )
 }

@@ -1,6 +1,7 @@
 //! The commands of `relay`.
 
 mod check;
+mod check_update;
 mod demo;
 mod healthcheck;
 mod http_client;
@@ -39,6 +40,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Check a configuration without starting anything
     Check(check::CheckArgs),
+    CheckUpdate(check_update::CheckUpdateArgs),
     /// Sign a token for development
     Token(token::TokenArgs),
     Publish(publish::PublishArgs),
@@ -52,6 +54,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(args),
+        Command::CheckUpdate(args) => check_update::run(&args),
         Command::Token(args) => token::run(args),
         Command::Publish(args) => block_on(publish::run(args)),
         Command::Watch(args) => block_on(watch::run(args)),

@@ -33,6 +33,7 @@ pub(crate) struct Telemetry {
     /// Held while figures counted elsewhere are brought up to date: two scrapes at once would add twice.
     scraping: Mutex<()>,
     updates: IntCounterVec,
+    updates_refused: IntCounter,
     jobs: IntGauge,
     job_bytes: IntGauge,
     repairs: IntGauge,
@@ -130,6 +131,11 @@ impl Telemetry {
                 "relay_updates_total",
                 "Updates from the bus, by result",
                 &["result"],
+            )?,
+            updates_refused: counter(
+                r,
+                "relay_updates_refused_total",
+                "Updates refused without an answer to their worker, which GET /refused lists",
             )?,
             jobs: int_gauge(r, "relay_jobs", "Jobs in memory")?,
             job_bytes: int_gauge(
@@ -428,6 +434,7 @@ impl Telemetry {
         self.job_bytes.set(signed(hub.bytes));
         self.repairs.set(signed(hub.repairs));
         raise(&self.evicted, hub.evicted);
+        raise(&self.updates_refused, hub.refused);
         self.bus_up.set(i64::from(!hub.stale));
         self.bus_lag.set(hub.lag.as_secs_f64());
         self.bus_sequence

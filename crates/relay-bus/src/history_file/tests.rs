@@ -13,6 +13,7 @@ fn hub() -> Arc<Hub> {
         max_jobs: 100,
         max_bytes: 1 << 20,
         update_bytes: 1 << 16,
+        subject_stem: "progress.".to_owned(),
         terminal_ttl: Duration::from_secs(3600),
         idle_ttl: Duration::from_secs(3600),
         resync_interval: Duration::from_secs(60),

@@ -7,7 +7,7 @@ use relay_core::document::JobDocument;
 use relay_core::id::Name;
 use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Subject};
 use relay_core::position::{Epoch, Seq};
-use relay_core::publication::Publication;
+use relay_core::publication::{JobKey, Publication};
 use relay_core::watcher::beginning::LeftOut;
 use relay_core::watcher::outbox::GapReason;
 
@@ -15,7 +15,7 @@ use super::Hub;
 use super::table::Table;
 use crate::inbox::{LostMilestones, Message};
 use crate::poison;
-use crate::seam::{Incoming, Intake, What};
+use crate::seam::{Incoming, Intake, RefusedUpdate, What};
 
 /// Live updates that may wait for one repair; past it the job is fetched once more instead.
 const QUEUED_PER_REPAIR: usize = 256;
@@ -40,8 +40,8 @@ impl Intake for Hub {
         let mut table = self.table();
         table.set_lag(Duration::from_micros(u64::try_from(lag).unwrap_or(0)));
         for incoming in updates.drain(..) {
-            if let Err(declined) = self.take(&mut table, incoming) {
-                table.count(declined.code());
+            if let Err(declined) = self.take(&mut table, &incoming) {
+                self.decline(&mut table, &incoming, &declined);
             }
         }
         if table.ahead.is_reached(table.high()) {
@@ -102,14 +102,29 @@ impl Intake for Hub {
     fn dropped(&self, reason: &'static str) {
         self.table().count(reason);
     }
+
+    fn refused(&self, update: RefusedUpdate) {
+        self.table().count(update.reason);
+        self.refusals.note(update);
+    }
 }
 
 impl Hub {
+    /// Counts an update that goes no further, and tells of it unless it only says again what was said.
+    pub(super) fn decline(&self, table: &mut Table, incoming: &Incoming, declined: &Declined) {
+        table.count(declined.code());
+        if !matches!(declined, Declined::Repeated) {
+            let stem = &self.settings.subject_stem;
+            self.refusals
+                .note(RefusedUpdate::declined(stem, incoming, declined));
+        }
+    }
+
     /// Takes one update as the table stands. `None`: it waits for a repair, or nobody needs it.
     pub(super) fn take(
         &self,
         table: &mut Table,
-        incoming: Incoming,
+        incoming: &Incoming,
     ) -> Result<Option<Arc<Publication>>, Declined> {
         table.saw(incoming.seq);
         if let Some(repair) = table.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
@@ -131,16 +146,16 @@ impl Hub {
             return Ok(None);
         }
         if incoming.what == What::Gone {
-            self.gone(table, &incoming);
+            self.gone(table, incoming);
             return Ok(None);
         }
-        match self.standing(table, &incoming) {
-            Standing::Next => self.apply(table, &incoming).map(Some),
+        match self.standing(table, incoming) {
+            Standing::Next => self.apply(table, incoming).map(Some),
             Standing::Known => {
                 table.count("duplicate");
                 Ok(None)
             }
-            Standing::Hole => match is_wanted(table, &incoming) {
+            Standing::Hole => match is_wanted(table, incoming) {
                 Ok(true) => {
                     table.count("deferred");
                     table
@@ -157,10 +172,39 @@ impl Hub {
                     table.forget(&incoming.job);
                     table.index.doubt_of(&incoming.owner);
                     unwatched?;
+                    // Its worker learns of a mistake whether anybody watches or not.
+                    self.read_alone(table, incoming)?;
                     table.count("unwatched");
                     Ok(None)
                 }
             },
+        }
+    }
+
+    /// Reads an update of a job of which too little is known to say whether it may follow.
+    fn read_alone(&self, table: &Table, incoming: &Incoming) -> Result<(), Declined> {
+        let job = Job::new(
+            JobKey(0),
+            incoming.job.clone(),
+            incoming.owner.clone(),
+            Seq::ZERO,
+        );
+        judge(
+            &job,
+            incoming,
+            self.place_of(table, incoming),
+            &table.bounds(),
+        )
+        .map(drop)
+    }
+
+    /// Where an update stands.
+    fn place_of(&self, table: &Table, incoming: &Incoming) -> Place {
+        Place {
+            epoch: table.epoch(),
+            seq: incoming.seq,
+            received_at: self.clock.now(),
+            stored_at: incoming.stored_at,
         }
     }
 
@@ -201,12 +245,7 @@ impl Hub {
     /// Reads an update that follows what is known, once, and changes nothing of any job.
     pub(super) fn judge(&self, table: &mut Table, incoming: &Incoming) -> Verdict {
         let bounds = table.bounds();
-        let place = Place {
-            epoch: table.epoch(),
-            seq: incoming.seq,
-            received_at: self.clock.now(),
-            stored_at: incoming.stored_at,
-        };
+        let place = self.place_of(table, incoming);
         if let Some(job) = table.job(&incoming.job) {
             return Verdict {
                 judged: judge(job, incoming, place, &bounds),

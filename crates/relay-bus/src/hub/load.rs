@@ -267,8 +267,8 @@ impl Hub {
             let newer = table
                 .get(id)
                 .is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
-            if newer && let Err(declined) = self.take(table, incoming) {
-                table.count(declined.code());
+            if newer && let Err(declined) = self.take(table, &incoming) {
+                self.decline(table, &incoming, &declined);
             }
         }
         table.release(id);

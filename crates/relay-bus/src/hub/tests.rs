@@ -3,6 +3,7 @@
 mod model;
 mod poison;
 mod publish;
+mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -180,6 +181,7 @@ fn settings() -> HubSettings {
         max_jobs: 100,
         max_bytes: 1 << 20,
         update_bytes: 1 << 16,
+        subject_stem: "progress.".to_owned(),
         terminal_ttl: Duration::from_secs(3600),
         idle_ttl: Duration::from_secs(3600),
         resync_interval: Duration::from_secs(20),
@@ -375,7 +377,7 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
         previous: None,
         stored_at: WallTime::default(),
     };
-    hub.take(&mut table, incoming).unwrap();
+    hub.take(&mut table, &incoming).unwrap();
 }
 
 fn join(hub: &Hub, topic: &str, since: Option<u64>) -> Joined {

@@ -51,7 +51,9 @@ impl Stored {
 /// Why a message is not an update; the label counts it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Flaw {
-    #[error("the message does not come from the stream")]
+    #[error(
+        "the message was published under the live prefix, where only the stream may publish; publish under the prefix"
+    )]
     NotFromStream,
     #[error(transparent)]
     Subject(#[from] SubjectError),
@@ -63,7 +65,7 @@ impl Flaw {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::NotFromStream => "not_from_stream",
-            Self::Subject(_) => "bad_subject",
+            Self::Subject(error) => error.code(),
             Self::Panicked => poison::PANICKED,
         }
     }

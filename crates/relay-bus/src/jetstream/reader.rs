@@ -27,6 +27,7 @@ use super::Shared;
 use super::ask::Asker;
 use super::decode;
 use super::stream::{self, Facts, StreamError};
+use crate::clock::Clock;
 use crate::connection::{BarrierError, ConnectionError, Seldom};
 use crate::seam::Intake;
 use follow::{Follow, Trouble};
@@ -98,6 +99,7 @@ pub(super) async fn read<'a>(
         slow_consumers: 0,
         told: None,
         often: Seldom::default(),
+        clock: Clock::start(),
     };
     loop {
         match reader.attach().await {
@@ -160,6 +162,7 @@ struct Reader<'a> {
     /// What keeps the reader from reading, as last logged.
     told: Option<String>,
     often: Seldom,
+    clock: Clock,
 }
 
 impl Reader<'_> {

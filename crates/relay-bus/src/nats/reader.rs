@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::{Message, Subscriber};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use relay_core::job::Declined;
 use relay_core::position::Seq;
 use tokio::sync::oneshot;
 
@@ -15,7 +16,7 @@ use super::{RELAY_ID, Shared};
 use crate::clock::Clock;
 use crate::connection::{BarrierError, ConnectionError, Link, Seldom};
 use crate::poison;
-use crate::seam::{Incoming, Intake};
+use crate::seam::{About, Incoming, Intake, RefusedUpdate};
 
 /// In a cluster the interest in a subscription travels for a moment after its server has confirmed it.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -204,15 +205,24 @@ impl Reader<'_> {
         let address = poison::read(&message.subject, None, || {
             subjects.parse_live(&message.subject)
         });
+        let about = About {
+            seq: None,
+            size: message.payload.len(),
+            time: self.clock.wall(),
+        };
         let address = match address {
             Some(Ok(address)) => address,
             Some(Err(error)) => {
-                tracing::debug!(subject = %message.subject, reason = %error, "dropped a message");
-                self.intake.dropped("bad_subject");
+                let subject = &message.subject;
+                let update = subjects.refused(subject, &error, about);
+                self.intake.refused(update);
                 return;
             }
             None => {
-                self.intake.dropped(poison::PANICKED);
+                let sentence = Declined::Panicked.to_string();
+                let subject = &message.subject;
+                let update = RefusedUpdate::unread(subject, poison::PANICKED, &sentence, about);
+                self.intake.refused(update);
                 return;
             }
         };
@@ -224,7 +234,7 @@ impl Reader<'_> {
             payload: message.payload,
             seq: self.seq,
             previous: None,
-            stored_at: self.clock.wall(),
+            stored_at: about.time,
         });
         let id = message
             .headers

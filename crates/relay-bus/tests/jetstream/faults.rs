@@ -111,7 +111,7 @@ async fn a_stream_made_anew_while_connected_is_a_new_epoch() {
         .iter()
         .filter_map(|said| match said {
             Said::Update(update) => Some(update.seq.get()),
-            Said::Live(..) | Said::Lost(_) | Said::Dropped(_) => None,
+            Said::Live(..) | Said::Lost(_) | Said::Dropped(_) | Said::Refused(_) => None,
         })
         .collect();
     assert_eq!(numbers, [2]);

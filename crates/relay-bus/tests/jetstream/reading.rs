@@ -154,8 +154,14 @@ async fn what_does_not_come_from_the_stream_is_dropped() {
     assert_eq!(chain(&updates), [(3, Some(0))]);
     assert_eq!(
         mode.heard.drops(),
-        ["not_from_stream", "bad_subject", "bad_subject"]
+        ["not_from_stream", "bad_subject", "bad_name"]
     );
+    let refused = mode.heard.refused();
+    assert_eq!(refused[0].subject, "live.progress.u.j.state");
+    assert_eq!(refused[1].subject, "progress.u.too.many.tokens.state");
+    assert_eq!(refused[1].seq, Some(Seq::new(1)));
+    assert_eq!(refused[1].owner.as_deref(), Some("u"));
+    assert_eq!(refused[2].field.as_deref(), Some("job_id"));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use parking_lot::Mutex;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
-use relay_bus::seam::{Incoming, Intake, Outgoing, What};
+use relay_bus::seam::{Incoming, Intake, Outgoing, RefusedUpdate, What};
 use relay_core::id::Name;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::wait;
@@ -23,6 +23,7 @@ pub(crate) enum Said {
     Live(Position),
     Lost(String),
     Dropped(&'static str),
+    Refused(Box<RefusedUpdate>),
     Update(Box<Incoming>),
 }
 
@@ -57,6 +58,10 @@ impl Intake for Recorder {
     fn dropped(&self, reason: &'static str) {
         self.said.lock().push(Said::Dropped(reason));
     }
+
+    fn refused(&self, update: RefusedUpdate) {
+        self.said.lock().push(Said::Refused(Box::new(update)));
+    }
 }
 
 impl Recorder {
@@ -68,7 +73,7 @@ impl Recorder {
         let said = self.said();
         let updates = said.into_iter().filter_map(|each| match each {
             Said::Update(update) => Some(*update),
-            Said::Live(..) | Said::Lost(_) | Said::Dropped(_) => None,
+            Said::Live(..) | Said::Lost(_) | Said::Dropped(_) | Said::Refused(_) => None,
         });
         updates.collect()
     }
@@ -78,7 +83,7 @@ impl Recorder {
         let said = self.said();
         let lives = said.into_iter().filter_map(|each| match each {
             Said::Live(position) => Some(position),
-            Said::Update(_) | Said::Lost(_) | Said::Dropped(_) => None,
+            Said::Update(_) | Said::Lost(_) | Said::Dropped(_) | Said::Refused(_) => None,
         });
         lives.collect()
     }
@@ -87,15 +92,26 @@ impl Recorder {
         let said = self.said();
         let losses = said.into_iter().filter_map(|each| match each {
             Said::Lost(reason) => Some(reason),
-            Said::Update(_) | Said::Live(..) | Said::Dropped(_) => None,
+            Said::Update(_) | Said::Live(..) | Said::Dropped(_) | Said::Refused(_) => None,
         });
         losses.collect()
+    }
+
+    /// What was refused, as it is listed.
+    pub(crate) fn refused(&self) -> Vec<RefusedUpdate> {
+        let said = self.said();
+        let refused = said.into_iter().filter_map(|each| match each {
+            Said::Refused(update) => Some(*update),
+            Said::Update(_) | Said::Live(..) | Said::Lost(_) | Said::Dropped(_) => None,
+        });
+        refused.collect()
     }
 
     pub(crate) fn drops(&self) -> Vec<&'static str> {
         let said = self.said();
         let drops = said.into_iter().filter_map(|each| match each {
             Said::Dropped(reason) => Some(reason),
+            Said::Refused(update) => Some(update.reason),
             Said::Update(_) | Said::Live(..) | Said::Lost(_) => None,
         });
         drops.collect()

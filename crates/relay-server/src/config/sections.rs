@@ -56,7 +56,7 @@ impl Default for Http {
     }
 }
 
-/// The listener for operators: /metrics, /livez, /readyz and status. Never put it on the internet.
+/// The listener for operators: /metrics, /livez, /readyz, /refused and status. Never put it on the internet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {

@@ -12,7 +12,7 @@ use relay_core::quality::Grade;
 use relay_core::watcher::outbox::GapReason;
 use relay_core::watcher::session::CloseReason;
 
-use super::assert_written;
+use super::{assert_written, page};
 use crate::telemetry::Telemetry;
 
 const PAGE: &str = "docs/reference/metrics.md";
@@ -96,9 +96,10 @@ const VALUES: &[(&str, &str, &str)] = &[
         "result",
         "`accepted`; `duplicate` and `repeated` (the same once more); `deferred` (waits for a repair); `unwatched` (not \
          read further, because nobody watches the job and something before it is missing); `resynced` (found by a \
-         comparison with the stream); `expired`; `slow_consumer`, `bad_subject`, `not_from_stream` (dropped before \
-         they were read); or the code with which an update is rejected \
-         ([Errors](errors.md#publishing))",
+         comparison with the stream); `expired`; `slow_consumer` (dropped before it was read); or the reason for which it \
+         is refused: `bad_subject` (too few or too many tokens), `bad_name` (a token is not a valid owner, job id or \
+         milestone's name), `not_from_stream` (published under the live prefix), or the code that the same update gets \
+         over HTTP ([Errors](errors.md#publishing))",
     ),
 ];
 
@@ -258,6 +259,31 @@ fn every_label_is_explained() {
                 .iter()
                 .any(|(metric, known, _)| known == label && (*metric == "*" || *metric == name));
             assert!(explained, "{name}: {label}");
+        }
+    }
+}
+
+#[test]
+fn the_alerts_are_about_metrics_that_there_are() {
+    let rules = page("deploy/prometheus/relay.rules.yml");
+    let alerts = rules.matches("- alert: ").count();
+    let expressions: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("expr: "))
+        .collect();
+    assert_eq!(
+        expressions.len(),
+        alerts,
+        "every alert has an expression on one line"
+    );
+    assert_eq!(rules.matches("          summary: ").count(), alerts);
+    let families = families();
+    for expression in expressions {
+        let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let metrics: Vec<_> = words.filter(|word| word.starts_with("relay_")).collect();
+        assert!(!metrics.is_empty(), "{expression}");
+        for metric in metrics {
+            assert!(families.contains_key(metric), "{expression}: {metric}");
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
         max_jobs: config.history.jobs,
         max_bytes: config.history.bytes,
         update_bytes: config.limits.update_bytes,
+        subject_stem: format!("{}.", config.nats.prefix),
         terminal_ttl: config.history.terminal_ttl,
         idle_ttl: config.history.idle_ttl,
         resync_interval: config.nats.resync_interval,

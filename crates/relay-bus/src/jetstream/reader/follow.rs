@@ -17,7 +17,7 @@ use super::{Attached, CONFIRM_AFTER, PAUSE, Reader};
 use crate::jetstream::ask::AskError;
 use crate::jetstream::decode::{self, Flaw};
 use crate::jetstream::stream::{self, Facts};
-use crate::seam::Incoming;
+use crate::seam::{About, Incoming, RefusedUpdate};
 
 const TICK: Duration = Duration::from_millis(250);
 /// Messages read before looking at anything else.
@@ -178,7 +178,7 @@ impl<'r, 'a> Follow<'r, 'a> {
         let seq = match decode::live_seq(&shared.settings.stream, &message) {
             Ok(seq) => seq,
             Err(flaw) => {
-                self.refuse(&flaw, &message);
+                self.refuse(&flaw, None, &message);
                 return Ok(());
             }
         };
@@ -204,7 +204,7 @@ impl<'r, 'a> Follow<'r, 'a> {
                 self.burst.push(update);
             }
             Ok(None) => {}
-            Err(flaw) => self.refuse(&flaw, message),
+            Err(flaw) => self.refuse(&flaw, Some(seq), message),
         }
     }
 
@@ -212,9 +212,24 @@ impl<'r, 'a> Follow<'r, 'a> {
         self.reader.intake.ingest(&mut self.burst);
     }
 
-    fn refuse(&self, flaw: &Flaw, message: &Message) {
-        tracing::debug!(subject = %message.subject, reason = %flaw, "dropped a message");
-        self.reader.intake.dropped(flaw.label());
+    fn refuse(&self, flaw: &Flaw, seq: Option<Seq>, message: &Message) {
+        let subjects = &self.reader.shared.subjects;
+        let about = About {
+            seq,
+            size: message.payload.len(),
+            time: self.reader.clock.wall(),
+        };
+        let subject = subjects.published(&message.subject);
+        self.reader.intake.refused(match flaw {
+            Flaw::Subject(error) => subjects.refused(subject, error, about),
+            // It is shown as it came: that is what is wrong with it.
+            Flaw::NotFromStream => {
+                RefusedUpdate::unread(&message.subject, flaw.label(), &flaw.to_string(), about)
+            }
+            Flaw::Panicked => {
+                RefusedUpdate::unread(subject, flaw.label(), &flaw.to_string(), about)
+            }
+        });
     }
 
     fn count_slow_consumers(&mut self) {
