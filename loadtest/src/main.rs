@@ -7,6 +7,7 @@
 //!
 //! Invariant: every phase of a run is bounded, and the servers it started end with it.
 
+mod chaos;
 mod chart;
 mod client;
 mod crowd;
@@ -44,6 +45,7 @@ Examples (build first: cargo build --release -p relay-server -p relay-loadtest):
   relay-loadtest run loadtest/scenarios/one-job.toml --start target/release/relay --peer ws --peer nats
   relay-loadtest scale --start target/release/relay
   relay-loadtest profile --start target/release/relay
+  relay-loadtest chaos --start target/release/relay --minutes 10
 
 A connection is a file: with the usual limit of 1024 run `ulimit -n 20000` first."
 )]
@@ -60,6 +62,8 @@ enum Command {
     Scale(scale::ScaleArgs),
     /// Instructions per delivery, by callgrind: the same on a noisy machine
     Profile(profile::ProfileArgs),
+    /// Clients that do anything at any moment, beside one who must notice nothing
+    Chaos(chaos::ChaosArgs),
     /// The floor itself, for one run: serves until its publisher leaves
     #[command(hide = true)]
     FloorServer(floor::FloorArgs),
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Run(args) => play::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         // One thread and no runtime: that is the point of it.
         Command::FloorServer(args) => floor::serve(&args).map(|()| true),
     };

@@ -188,3 +188,36 @@ fn updates_through_jetstream_are_all_taken_in() {
         (100, 0)
     );
 }
+
+#[test]
+fn a_bystander_notices_nothing_of_clients_that_do_anything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_relay-loadtest"))
+        .args(["chaos", "--minutes", "0.05", "--clients", "20", "--start"])
+        .arg(relay())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}{printed}");
+    assert!(printed.starts_with("seed "), "{printed}");
+    assert!(printed.contains("bystander: 20 updates"), "{printed}");
+}
+
+#[test]
+fn what_a_bystander_notices_is_told_in_a_sentence() {
+    let output = Command::new(env!("CARGO_BIN_EXE_relay-loadtest"))
+        .args([
+            "chaos",
+            "--minutes",
+            "0.05",
+            "--seed",
+            "7",
+            "--start",
+            "/bin/false",
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("relay ended"), "{said}");
+}

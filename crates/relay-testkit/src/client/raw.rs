@@ -59,9 +59,16 @@ impl Raw {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
-    /// Reads once: what there is, or what comes first within the time; nothing if nothing does.
-    pub async fn read_some(&mut self, within: Duration) -> String {
-        let mut chunk = vec![0; 16 * 1024];
+    /// Closes its own side, and goes on listening.
+    pub async fn finish(&mut self) {
+        // one that is gone already has no side to close
+        drop(self.0.shutdown().await);
+    }
+
+    /// Reads once, at most so many bytes: what there is, or what comes first within the time; nothing if nothing
+    /// does.
+    pub async fn read_some(&mut self, most: usize, within: Duration) -> String {
+        let mut chunk = vec![0; most];
         let read = timeout(within, self.0.read(&mut chunk)).await;
         let count = read.ok().and_then(Result::ok).unwrap_or(0);
         String::from_utf8_lossy(&chunk[..count]).into_owned()
