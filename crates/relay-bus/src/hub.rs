@@ -20,6 +20,7 @@ mod join;
 mod load;
 mod past;
 mod publish;
+mod rebuild;
 mod request;
 mod table;
 mod tally;
@@ -112,6 +113,8 @@ pub struct HubStats {
     pub high: Seq,
     /// Jobs being repaired.
     pub repairs: usize,
+    /// Repairs that are over, by what came of them.
+    pub repaired: Vec<(&'static str, u64)>,
     /// Jobs evicted since the start.
     pub evicted: u64,
     /// How long the last update took from the bus to here, as far as the two clocks agree.
@@ -210,8 +213,11 @@ impl Hub {
         let mut table = self.table();
         let stale = table.is_stale();
         let entry = table.get(job);
-        let known = entry
-            .is_some_and(|entry| entry.job.is_some() && entry.repair.is_none() && !entry.partial);
+        let known = entry.is_some_and(|entry| {
+            let is_whole = entry.job.is_some() && entry.repair.is_none() && !entry.partial;
+            // That there is nothing to be told is known as well.
+            is_whole || entry.is_read()
+        });
         if known || self.backing.memory().is_none() {
             let state = entry.and_then(|entry| entry.state().cloned());
             return Ok(Lookup { state, stale });
@@ -221,7 +227,7 @@ impl Hub {
             return Ok(Lookup { state, stale });
         }
         let (answer, waiting) = oneshot::channel();
-        let repair = table.start_repair(job);
+        let repair = table.start_repair(job, self.clock.now());
         // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
         repair.waiters.retain(Waiter::waits);
         repair.waiters.push(Waiter::Lookup(answer));
@@ -245,6 +251,7 @@ impl Hub {
             bytes: table.bytes(),
             high: table.high(),
             repairs: table.repairs(),
+            repaired: table.repaired().collect(),
             evicted: table.evicted(),
             lag: table.lag(),
             stale: table.is_stale(),

@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::connection::{ConnectionError, ConnectionSettings, Link, Prepared};
 use crate::seam::{
-    Held, Incoming, Intake, Outgoing, Rejection, Store, StoreError, Unreachable, What,
+    Held, History, Incoming, Intake, Outgoing, Rejection, Store, StoreError, Unreachable, What,
 };
 use crate::subject::{PrefixError, Subjects};
 
@@ -118,8 +118,12 @@ pub struct NatsStore {
 }
 
 impl Store for NatsStore {
-    fn load_job(&self, _: JobId, _: Seq) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    fn load_job(&self, _: JobId, up_to: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
+        let nothing = History {
+            up_to,
+            ..History::default()
+        };
+        std::future::ready(Ok(nothing)).boxed()
     }
 
     fn load_last_states(

@@ -92,19 +92,27 @@ pub struct Held {
     pub seq: Seq,
 }
 
+/// What a store has of one job.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// In ascending `seq`, with `previous` = the number of the message before it on its subject *within the answer*
+    /// (0 for the first).
+    pub updates: Vec<Incoming>,
+    /// All of the job is as of this number; what came later comes live.
+    pub up_to: Seq,
+    /// Up to here there was more than a node reads of one job; 0 if there was not.
+    pub left_out_to: Seq,
+}
+
 /// What a mode with memory of its own can be asked. Answers are complete: in ascending `seq`, at least
 /// as fresh as `at_least`, with nothing left out between the first and the last.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// Everything still stored about one job (all owners' subjects that end in it), oldest first, with
-    /// `previous` = the number of the message before it on its subject *within the answer* (0 for the first).
-    fn load_job(
-        &self,
-        job: JobId,
-        at_least: Seq,
-    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
+    /// Everything still stored about one job (all owners' subjects that end in it).
+    fn load_job(&self, job: JobId, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>>;
 
     /// The last state of each job of one owner, or of everybody (`None`), at most `limit` jobs
-    /// (the most recent ones), ascending by `seq`.
+    /// (the most recent ones), ascending by `seq`. `previous` is 0 where it is all that is stored on its subject,
+    /// and `None` where nobody can say.
     fn load_last_states(
         &self,
         owner: Option<Owner>,

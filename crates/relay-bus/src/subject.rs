@@ -193,6 +193,15 @@ impl Subjects {
         format!("{}{}.{job}.>", self.stem, owner.map_or("*", Name::as_str))
     }
 
+    /// The state of one job, whoever's it is where no owner is given.
+    pub(crate) fn state_of(&self, owner: Option<&Owner>, job: &JobId) -> String {
+        format!(
+            "{}{}.{job}.{STATE}",
+            self.stem,
+            owner.map_or("*", Name::as_str)
+        )
+    }
+
     /// The states of all jobs of one owner, or of everybody.
     pub fn states(&self, owner: Option<&Owner>) -> String {
         format!("{}{}.*.{STATE}", self.stem, owner.map_or("*", Name::as_str))

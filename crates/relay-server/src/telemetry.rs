@@ -37,6 +37,7 @@ pub(crate) struct Telemetry {
     jobs: IntGauge,
     job_bytes: IntGauge,
     repairs: IntGauge,
+    repaired: IntCounterVec,
     evicted: IntCounter,
     bus_up: IntGauge,
     bus_lag: Gauge,
@@ -144,6 +145,12 @@ impl Telemetry {
                 "Bytes of job payloads in memory",
             )?,
             repairs: int_gauge(r, "relay_repairs", "Jobs being fetched from the store now")?,
+            repaired: counters(
+                r,
+                "relay_repairs_total",
+                "Fetches of single jobs that are over, by result",
+                &["result"],
+            )?,
             evicted: counter(r, "relay_jobs_evicted_total", "Jobs evicted from memory")?,
             bus_up: int_gauge(
                 r,
@@ -453,6 +460,9 @@ impl Telemetry {
         }
         for (result, count) in &hub.counts {
             raise(&self.updates.with_label_values(&[result]), *count);
+        }
+        for (result, count) in &hub.repaired {
+            raise(&self.repaired.with_label_values(&[result]), *count);
         }
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

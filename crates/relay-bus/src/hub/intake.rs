@@ -12,13 +12,10 @@ use relay_core::watcher::beginning::LeftOut;
 use relay_core::watcher::outbox::GapReason;
 
 use super::Hub;
-use super::table::Table;
+use super::table::{Entry, Table};
 use crate::inbox::{LostMilestones, Message};
 use crate::poison;
 use crate::seam::{Incoming, Intake, RefusedUpdate, What};
-
-/// Live updates that may wait for one repair; past it the job is fetched once more instead.
-const QUEUED_PER_REPAIR: usize = 256;
 
 /// How an update relates to what the table holds of its job.
 enum Standing {
@@ -127,12 +124,14 @@ impl Hub {
         incoming: &Incoming,
     ) -> Result<Option<Arc<Publication>>, Declined> {
         table.saw(incoming.seq);
+        if is_foreign(table, incoming) {
+            // Whatever is being fetched of the job, this is not for it.
+            return Err(Declined::ForeignOwner);
+        }
         if let Some(repair) = table.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
-            if repair.queued.len() >= QUEUED_PER_REPAIR {
-                repair.queued.clear();
-                repair.again = true;
+            for _ in 0..repair.queue(incoming.clone()) {
+                table.count("deferred");
             }
-            repair.queued.push(incoming.clone());
             let entry = table.entry(&incoming.job);
             if entry.job.is_none()
                 && entry.nothing_until == Seq::ZERO
@@ -157,23 +156,23 @@ impl Hub {
             }
             Standing::Hole => match is_wanted(table, incoming) {
                 Ok(true) => {
-                    table.count("deferred");
-                    table
-                        .start_repair(&incoming.job)
-                        .queued
-                        .push(incoming.clone());
+                    let repair = table.start_repair(&incoming.job, self.clock.now());
+                    repair.queue(incoming.clone());
                     table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
                     self.tell_holds(table);
                     self.work.notify_one();
                     Ok(None)
                 }
                 unwatched => {
-                    // Nobody watches: whoever comes next will have it loaded.
-                    table.forget(&incoming.job);
-                    table.index.doubt_of(&incoming.owner);
-                    unwatched?;
                     // Its worker learns of a mistake whether anybody watches or not.
-                    self.read_alone(table, incoming)?;
+                    let alone = self.read_alone(table, incoming);
+                    if alone.is_ok() || table.job(&incoming.job).is_some() {
+                        // Nobody watches: whoever comes next will have it loaded.
+                        table.forget(&incoming.job);
+                        table.index.doubt_of(&incoming.owner);
+                    }
+                    unwatched?;
+                    alone?;
                     table.count("unwatched");
                     Ok(None)
                 }
@@ -225,21 +224,20 @@ impl Hub {
         incoming: &Incoming,
         verdict: Verdict,
     ) -> Result<Arc<Publication>, Declined> {
-        let publication = enter(table, incoming, verdict)?;
+        let is_new = verdict.new.is_some();
+        let entered = enter(table, incoming, verdict);
+        if entered.is_err() && is_new && self.backing.memory().is_some() {
+            // Nothing else is known of the job. What follows this one has no hole before it.
+            table
+                .entry(&incoming.job)
+                .note(&incoming.what, incoming.seq);
+            table.evict();
+        }
+        let publication = entered?;
         table.count("accepted");
         self.publish_to(table.watchers_of(&publication), &publication);
         table.evict();
         Ok(publication)
-    }
-
-    /// Applies an update to the table alone.
-    pub(super) fn remember(
-        &self,
-        table: &mut Table,
-        incoming: &Incoming,
-    ) -> Result<Arc<Publication>, Declined> {
-        let verdict = self.judge(table, incoming);
-        enter(table, incoming, verdict)
     }
 
     /// Reads an update that follows what is known, once, and changes nothing of any job.
@@ -253,7 +251,14 @@ impl Hub {
             };
         }
         let (id, owner) = (incoming.job.clone(), incoming.owner.clone());
-        let job = Box::new(Job::new(table.new_key(), id, owner, table.known_from()));
+        // Where all that was stored of it has been looked at, nothing was missed.
+        let is_read = table.get(&id).is_some_and(Entry::is_read);
+        let known_from = if is_read {
+            Seq::ZERO
+        } else {
+            table.known_from()
+        };
+        let job = Box::new(Job::new(table.new_key(), id, owner, known_from));
         Verdict {
             judged: judge(&job, incoming, place, &bounds),
             new: Some(job),
@@ -265,35 +270,26 @@ impl Hub {
             return Standing::Next;
         }
         let previous = incoming.previous.unwrap_or_default();
-        match table.get(&incoming.job) {
-            // Another owner's subject has a history of its own; it is declined, not repaired.
-            Some(entry)
-                if entry
-                    .job
-                    .as_ref()
-                    .is_some_and(|job| job.owner != incoming.owner) =>
-            {
-                Standing::Next
-            }
-            Some(entry) if entry.job.is_some() => {
-                let last = entry.last(&incoming.what);
-                // `previous` is 0 when the subject's history is gone (rollup, expiry): nothing to repair from.
-                if incoming.seq <= last {
-                    Standing::Known
-                } else if entry.partial || (previous != last && previous != Seq::ZERO) {
-                    Standing::Hole
-                } else {
-                    Standing::Next
-                }
-            }
-            _ if previous == Seq::ZERO && incoming.what == What::State => Standing::Next,
-            _ => Standing::Hole,
+        let entry = table.get(&incoming.job);
+        let seen = entry.map_or(Seq::ZERO, |entry| entry.seen(&incoming.what));
+        match entry.filter(|entry| entry.job.is_some()) {
+            Some(entry) if incoming.seq <= entry.last(&incoming.what) => Standing::Known,
+            // `previous` is 0 when the subject's history is gone (rollup, expiry): nothing to repair from.
+            Some(entry) if entry.partial || previous > seen => Standing::Hole,
+            Some(_) => Standing::Next,
+            None if previous <= seen && seen > Seq::ZERO => Standing::Next,
+            None if previous == Seq::ZERO && incoming.what == What::State => Standing::Next,
+            None => Standing::Hole,
         }
     }
 
     fn gone(&self, table: &mut Table, incoming: &Incoming) {
         table.count("expired");
         self.say_gone(table, &incoming.job, incoming.seq);
+        if let Some(entry) = table.get_mut(&incoming.job) {
+            // Somebody watches. What follows this has no hole before it.
+            entry.note(&incoming.what, incoming.seq);
+        }
     }
 
     /// Tells watchers that a job left history, and forgets it.
@@ -364,8 +360,9 @@ pub(super) struct Verdict {
     new: Option<Box<Job>>,
 }
 
-/// Enters an update that was judged as the table stands now. What was declined leaves its number.
-fn enter(
+/// Enters an update that was judged as the table stands now. What was declined leaves its number with a job that
+/// is known.
+pub(super) fn enter(
     table: &mut Table,
     incoming: &Incoming,
     verdict: Verdict,
@@ -386,12 +383,7 @@ fn enter(
             table.enter(&incoming.job);
             return applied;
         }
-        (Some(_), Err(declined)) => {
-            table.forget(&incoming.job);
-            // The store may hold something of it that was accepted elsewhere.
-            table.index.doubt_some();
-            return Err(declined);
-        }
+        (Some(_), Err(declined)) => return Err(declined),
         (Some(job), Ok(judged)) => (job, judged),
     };
     let publication = job.enter(judged, &bounds);
@@ -424,6 +416,13 @@ pub(super) fn judge(
         job.judge(subject, &incoming.payload, place, bounds)
     });
     judged.unwrap_or(Err(Declined::Panicked))
+}
+
+/// Whether the job is known to be somebody else's: whose it is was decided by the whole of its history.
+fn is_foreign(table: &Table, incoming: &Incoming) -> bool {
+    let entry = table.get(&incoming.job).filter(|entry| !entry.partial);
+    let job = entry.and_then(|entry| entry.job.as_deref());
+    job.is_some_and(|job| job.owner != incoming.owner)
 }
 
 /// Whether anybody watches a job about which too little is known to say so from the table alone.

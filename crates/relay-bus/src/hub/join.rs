@@ -14,7 +14,7 @@ use relay_core::watcher::beginning::{Joined, LeftOut};
 use relay_core::watcher::outbox::SubscriptionId;
 
 use super::ahead::{AHEAD_WAIT, ahead};
-use super::table::{Early, LoadKey, Table, Waiter};
+use super::table::{Deferred, Early, LoadKey, Table, Waiter};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{ConnectionId, Message};
 
@@ -77,17 +77,15 @@ impl Hub {
         let since = since(table, &request);
         let ready = self.backing.memory().is_none()
             || table.get(id).is_some_and(|entry| {
-                entry.repair.is_none()
-                    && !entry.partial
-                    && entry
-                        .job
-                        .as_ref()
-                        .is_some_and(|job| since.is_none_or(|since| since >= job.known_from()))
+                let is_known = |job: &Job| since.is_none_or(|since| since >= job.known_from());
+                let is_whole = entry.repair.is_none() && !entry.partial;
+                entry.is_read() || is_whole && entry.job.as_deref().is_some_and(is_known)
             });
         if ready {
             self.answer_job(table, id, request);
         } else {
-            table.start_repair(id).waiters.push(Waiter::Join(request));
+            let repair = table.start_repair(id, self.clock.now());
+            repair.waiters.push(Waiter::Join(request));
             self.tell_holds(table);
             self.work.notify_one();
         }
@@ -143,32 +141,49 @@ impl Hub {
     pub(super) fn answer_many(&self, table: &mut Table, request: JoinRequest) {
         let since = since(table, &request);
         let members = members(table, &request.topic);
-        let unsure: HashSet<JobId> = match self.backing.memory() {
-            Some(_) => members
-                .iter()
-                .filter(|id| is_unsure(table, id, since))
-                .chain(table.unknown_members(&request.topic))
-                .cloned()
-                .collect(),
-            None => HashSet::new(),
-        };
+        let unsure = self.unsure(table, &request.topic, &members, since);
         if unsure.is_empty() {
             self.answer_members(table, &members, request);
-            return;
+        } else {
+            self.defer(table, unsure, Deferred::Join(request));
         }
+    }
+
+    /// The jobs of an owner or a group that have to be read before somebody who stands at `since` is told of them.
+    pub(super) fn unsure(
+        &self,
+        table: &Table,
+        topic: &Topic,
+        members: &[JobId],
+        since: Option<Seq>,
+    ) -> HashSet<JobId> {
+        if self.backing.memory().is_none() {
+            return HashSet::new();
+        }
+        let known = members.iter().filter(|id| is_unsure(table, id, since));
+        known.chain(table.unknown_members(topic)).cloned().collect()
+    }
+
+    /// Has jobs read, and lets somebody wait for all of them.
+    pub(super) fn defer(&self, table: &mut Table, unsure: HashSet<JobId>, who: Deferred) {
         for id in &unsure {
-            table.start_repair(id);
+            table.start_repair(id, self.clock.now());
         }
-        table.loads.defer(unsure, request);
+        table.loads.defer(unsure, who);
         self.tell_holds(table);
         self.work.notify_one();
     }
 
-    /// A job's repair is done: joins that waited for it alone are answered.
+    /// A job's repair is done: whoever waited for it alone is answered.
     pub(super) fn release_deferred(&self, table: &mut Table, id: &JobId) {
-        for request in table.loads.take_ready(id) {
-            let members = members(table, &request.topic);
-            self.answer_members(table, &members, request);
+        for who in table.loads.take_ready(id) {
+            match who {
+                Deferred::Join(request) => {
+                    let members = members(table, &request.topic);
+                    self.answer_members(table, &members, request);
+                }
+                Deferred::Survey(request) => self.answer_survey(table, request),
+            }
         }
     }
 
@@ -261,9 +276,9 @@ fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
 fn is_unsure(table: &Table, id: &JobId, since: Option<Seq>) -> bool {
     table.get(id).is_some_and(|entry| {
         let behind = |job: &Job| since.is_some_and(|since| since < job.known_from());
-        let ended = entry.state().is_some_and(|state| state.is_terminal());
         entry.repair.is_some()
-            || (entry.partial && !ended)
-            || entry.job.as_deref().is_some_and(behind)
+            || entry.is_unsure()
+            // Read once, it is known as far back as it can be.
+            || (!entry.is_read() && entry.job.as_deref().is_some_and(behind))
     })
 }

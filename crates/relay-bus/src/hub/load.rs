@@ -1,23 +1,24 @@
 //! Fetching from the store: jobs not in memory, holes, and the comparison after the bus was away.
 //!
-//! Everything fetched is run through the guard from its first update, so that every node comes to the
-//! same state whatever it saw live.
+//! What may go wrong with the answer is behind it when the table is changed (`rebuild`). Whatever the answer is, it
+//! ends the repair: nothing that a worker publishes has its job fetched over and over while others wait.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use relay_core::id::{JobId, Name};
-use relay_core::job::{Job, Place};
+use relay_core::id::JobId;
+use relay_core::job::Job;
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
 use relay_core::watcher::outbox::GapReason;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::intake::{judge, parent};
-use super::table::{Answer, Entry, LoadKey, Table, Waiter};
+use super::intake::enter;
+use super::rebuild::{Rebuild, Rebuilt};
+use super::table::{Answer, Entry, Found, LoadKey, Repair, Table, Waiter};
 use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
@@ -36,7 +37,7 @@ const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// What came of one request, and of which reading of the bus it was.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    Updates(LoadKey, u64, Result<Vec<Incoming>, StoreError>),
+    Found(LoadKey, u64, Result<Found, StoreError>),
     Changed(u64, Result<Vec<JobId>, StoreError>),
 }
 
@@ -54,6 +55,8 @@ impl Hub {
         tallies.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut comparing = false;
         loop {
+            let due = self.table().loads.next_due();
+            let due = due.map(|due| self.clock.instant(due));
             // Before the bus is read there is no epoch that an answer would belong to.
             let reads = self.table().life() > 0;
             if let Some(store) = self.backing.memory().filter(|_| reads) {
@@ -67,6 +70,7 @@ impl Hub {
             }
             tokio::select! {
                 () = self.work.notified() => {}
+                () = at(due) => {}
                 Some(loaded) = in_flight.next() => {
                     comparing &= !matches!(loaded, Loaded::Changed(..));
                     self.finish(loaded);
@@ -84,7 +88,11 @@ impl Hub {
         let mut table = self.table();
         let room = in_flight + table.ahead.answers() < IN_FLIGHT;
         // Only then is the table changed.
-        if room { table.loads.next() } else { None }
+        if room {
+            table.loads.next(self.clock.now())
+        } else {
+            None
+        }
     }
 
     async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
@@ -92,24 +100,39 @@ impl Hub {
             let table = self.table();
             (table.life(), table.high())
         };
+        let states = async |owner, limit| {
+            let states = store.load_last_states(owner, high, limit).await;
+            states.map(Found::States)
+        };
         let answer = match &key {
-            LoadKey::Job(job) => store.load_job(job.clone(), high).await,
-            LoadKey::Owner(owner) => {
-                store
-                    .load_last_states(Some(owner.clone()), high, SNAPSHOT_JOBS)
-                    .await
-            }
-            LoadKey::Everything => {
-                store
-                    .load_last_states(None, high, self.settings.max_jobs)
-                    .await
-            }
+            LoadKey::Job(job) => match store.load_job(job.clone(), high).await {
+                Ok(history) => {
+                    let rebuild = self.rebuild(job);
+                    Ok(Found::Job(Box::new(rebuild.read(history).await)))
+                }
+                Err(error) => Err(error),
+            },
+            LoadKey::Owner(owner) => states(Some(owner.clone()), SNAPSHOT_JOBS).await,
+            LoadKey::Everything => states(None, self.settings.max_jobs).await,
         };
         if let Err(error) = &answer {
             tracing::debug!(?key, %error, "the store did not answer; asking again");
-            sleep(RETRY_AFTER).await;
         }
-        Loaded::Updates(key, life, answer)
+        Loaded::Found(key, life, answer)
+    }
+
+    /// What a job is made with that is read from the store.
+    pub(super) fn rebuild(&self, job: &JobId) -> Rebuild {
+        let mut table = self.table();
+        let known = table.job(job).map(|job| job.key);
+        Rebuild {
+            id: job.clone(),
+            key: known.unwrap_or_else(|| table.new_key()),
+            epoch: table.epoch(),
+            now: self.clock.now(),
+            bounds: table.bounds(),
+            per_subject: self.settings.per_job,
+        }
     }
 
     async fn compare(&self, store: &Arc<dyn Store>) -> Loaded {
@@ -138,25 +161,36 @@ impl Hub {
                 *self.resync.lock() = true;
                 self.work.notify_one();
             }
-            Loaded::Updates(key, life, Ok(updates)) if life == table.life() => {
-                let answer = Answer { key, life, updates };
+            Loaded::Found(key, life, Ok(found)) if life == table.life() => {
+                let answer = Answer { key, life, found };
                 self.answered(&mut table, answer);
             }
-            Loaded::Updates(key, life, Err(error @ StoreError::TooMany(_)))
+            Loaded::Found(key, life, Err(error @ StoreError::TooMany(_)))
                 if life == table.life() =>
             {
                 // It would be the same again: whoever waits gets what is known, and no claim that it is all.
                 tracing::warn!(?key, %error, "not every job can be listed");
                 self.finish_many(&mut table, key, None);
             }
-            Loaded::Updates(key, _, _) => table.loads.ask(key),
+            // Of a reading of the bus that is over: asked anew in this one.
+            Loaded::Found(key, _, Ok(_)) => table.loads.ask(key),
+            Loaded::Found(key, _, Err(_)) => {
+                if matches!(key, LoadKey::Job(_)) {
+                    table.count_repair("failed");
+                }
+                // Apart, so that they do not come all at once.
+                let pause = RETRY_AFTER.mul_f64(0.5 + fastrand::f64());
+                table.loads.ask_later(key, self.clock.now() + pause);
+            }
         }
     }
 
-    pub(super) fn take_answer(&self, table: &mut Table, Answer { key, updates, .. }: Answer) {
-        match key {
-            LoadKey::Job(id) => self.finish_job(table, &id, updates),
-            LoadKey::Owner(_) | LoadKey::Everything => self.finish_many(table, key, Some(updates)),
+    pub(super) fn take_answer(&self, table: &mut Table, answer: Answer) {
+        let Answer { key, found, .. } = answer;
+        match (key, found) {
+            (LoadKey::Job(id), Found::Job(rebuilt)) => self.finish_job(table, &id, *rebuilt),
+            (key, Found::States(states)) => self.finish_many(table, key, Some(states)),
+            (key, Found::Job(_)) => debug_assert!(false, "{key:?} is not a job"),
         }
     }
 
@@ -165,7 +199,7 @@ impl Hub {
         let missed_from = table.holdback.missed_from();
         for id in changed {
             table.count("resynced");
-            table.start_repair(&id);
+            table.start_repair(&id, self.clock.now());
             if let Some(from) = missed_from {
                 // Also where nothing was known of it: its watchers are owed its first word.
                 table.hold(&id, None, from);
@@ -197,32 +231,27 @@ impl Hub {
         for update in updates.into_iter().flatten() {
             let entry = table.get(&update.job);
             let repairing = entry.is_some_and(|entry| entry.repair.is_some());
-            let known = entry.filter(|entry| entry.job.is_some());
-            match known.map(|entry| entry.last(&What::State)) {
+            let known = entry.and_then(|it| it.job.is_some().then(|| it.last(&What::State)));
+            let refused = entry.map_or(Seq::ZERO, |entry| entry.seen(&What::State));
+            match known {
                 Some(_) if repairing => {}
                 Some(last) if last >= update.seq => {}
                 Some(_) => {
-                    table.start_repair(&update.job);
+                    table.start_repair(&update.job, self.clock.now());
                 }
-                // Found by a comparison, not by a join: those who watch have not been told of it; whoever only
-                // counts is told of none. Or on its way already: its last state must not stand in front of
-                // what is being fetched, and whoever joins waits for that.
-                None if repairing
-                    || missed_from.is_some()
-                    || !(waited_for || surveyed && table.is_unwatched(&update)) =>
-                {
-                    table.start_repair(&update.job);
-                    let from = missed_from.unwrap_or(update.seq.before());
-                    table.hold(&update.job, Some(&update.owner), from);
-                }
+                // It was seen, and nothing of it can be told.
+                None if !repairing && refused >= update.seq => {}
                 None => {
-                    if self.remember(table, &update).is_ok()
-                        && let Some(entry) = table.get_mut(&update.job)
-                        && let Some(job) = &mut entry.job
-                    {
-                        entry.partial = true;
-                        // Of what was before its last state this says nothing, wherever a cursor stands.
-                        job.doubt(update.seq);
+                    // Found by a comparison, not by a join: those who watch have not been told of it; whoever
+                    // only counts is told of none. Or on its way already: its last state must not stand in front
+                    // of what is being fetched, and whoever joins waits for that.
+                    let is_owed = missed_from.is_some()
+                        || !(waited_for || surveyed && table.is_unwatched(&update));
+                    // What cannot be read may stand in front of what can.
+                    if repairing || is_owed || !self.remember(table, &update) {
+                        table.start_repair(&update.job, self.clock.now());
+                        let from = missed_from.unwrap_or(update.seq.before());
+                        table.hold(&update.job, Some(&update.owner), from);
                     }
                 }
             }
@@ -237,7 +266,9 @@ impl Hub {
             }
             self.answer_many(table, request);
         }
-        self.answer_surveys(table, &key);
+        for request in table.loads.take_surveys(&key) {
+            self.survey_now(table, request);
+        }
         table.evict();
         if table.holdback.caught_up(&key) {
             self.freshen(table);
@@ -246,28 +277,54 @@ impl Hub {
         self.work.notify_one();
     }
 
+    /// Enters a job of which only its last state is known. False if that is not one.
+    fn remember(&self, table: &mut Table, update: &Incoming) -> bool {
+        let verdict = self.judge(table, update);
+        if enter(table, update, verdict).is_err() {
+            return false;
+        }
+        if let Some(entry) = table.get_mut(&update.job)
+            && let Some(job) = &mut entry.job
+        {
+            entry.partial = true;
+            entry.is_sole = update.previous == Some(Seq::ZERO);
+            // Of what was before its last state this says nothing, wherever a cursor stands.
+            job.doubt(update.seq);
+        }
+        table.enter(&update.job);
+        true
+    }
+
     /// All that is stored of one job came: it becomes what is known, and watchers are told what they
     /// have not heard.
-    fn finish_job(&self, table: &mut Table, id: &JobId, updates: Vec<Incoming>) {
-        let Some(repair) = table.take_repair(id) else {
+    ///
+    /// The answer speaks for everything up to its reach, whether it is acceptable, refused or not there any more.
+    /// So nothing that came up to there is asked for again.
+    fn finish_job(&self, table: &mut Table, id: &JobId, mut rebuilt: Rebuilt) {
+        let Some(mut repair) = table.take_repair(id) else {
             return;
         };
-        if repair.again {
-            let again = table.start_repair(id);
-            again.waiters = repair.waiters;
-            again.queued = repair.queued;
-            again.owner = repair.owner;
-            again.missed_from = repair.missed_from;
-            self.work.notify_one();
+        let (reach, is_found) = (rebuilt.reach, rebuilt.job.is_some());
+        self.adopt(table, id, &mut rebuilt, repair.missed_from);
+        if repair.left_to > reach {
+            table.count_repair("again");
+            self.repair_again(table, id, repair, reach);
             return;
         }
-        let rebuilt = self.rebuild(table, id, &updates);
-        self.adopt(table, id, rebuilt, &updates, repair.missed_from);
-        for incoming in repair.queued {
+        table.count_repair(if is_found { "found" } else { "nothing" });
+        for incoming in repair.take_queued() {
             let newer = table
                 .get(id)
                 .is_none_or(|entry| incoming.seq > entry.last(&incoming.what));
-            if newer && let Err(declined) = self.take(table, &incoming) {
+            let declined = if newer {
+                self.take(table, &incoming).err()
+            } else if let Some(reason) = rebuilt.take_reason(incoming.seq) {
+                Some(reason)
+            } else {
+                table.count("deferred");
+                None
+            };
+            if let Some(declined) = declined {
                 self.decline(table, &incoming, &declined);
             }
         }
@@ -286,86 +343,65 @@ impl Hub {
         }
         self.release_deferred(table, id);
         table.evict();
+        table.prune(id);
     }
 
-    /// The job as its stored updates tell it; `None` if none of them is acceptable.
-    ///
-    /// A milestone published between an ending and the next attempt is declined by whoever sees it live;
-    /// once the next ending has rolled the first one up, nobody can tell any more that it came after an
-    /// ending, and it is accepted. It did happen, so it is told rather than looked for.
-    fn rebuild(&self, table: &mut Table, id: &JobId, updates: &[Incoming]) -> Option<Job> {
-        let known = table.get(id).and_then(|entry| entry.job.as_ref());
-        let known_key = known.map(|job| job.key);
-        let mut job: Option<Job> = None;
-        for update in updates {
-            let place = Place {
-                epoch: table.epoch(),
-                seq: update.seq,
-                received_at: self.clock.now(),
-                stored_at: update.stored_at,
-            };
-            if update.what == What::Gone {
-                continue;
-            }
-            match &mut job {
-                Some(job) => {
-                    // What is declined now was declined, and counted, when it came.
-                    if let Ok(judged) = judge(job, update, place, &table.bounds()) {
-                        job.enter(judged, &table.bounds());
-                    }
-                }
-                None => {
-                    let key = known_key.unwrap_or_else(|| table.new_key());
-                    let mut first = Job::new(key, id.clone(), update.owner.clone(), Seq::ZERO);
-                    let discarded = discarded_to(updates, self.settings.per_job);
-                    if discarded > Seq::ZERO {
-                        first.doubt(discarded);
-                    }
-                    first.belongs_to(first_parent(updates));
-                    if let Ok(judged) = judge(&first, update, place, &table.bounds()) {
-                        first.enter(judged, &table.bounds());
-                        job = Some(first);
-                    }
-                }
-            }
+    /// More came meanwhile than could wait, and after the store had answered. What it has said is told; the rest
+    /// is asked for, and only that is waited for.
+    fn repair_again(&self, table: &mut Table, id: &JobId, mut repair: Repair, reach: Seq) {
+        let known = table.job(id).map(|job| job.owner.clone());
+        let owner = known.or_else(|| repair.owner.clone());
+        table.release(id);
+        let again = table.start_repair(id, self.clock.now());
+        for incoming in repair.take_queued() {
+            again.queue(incoming);
         }
-        job
+        again.left_to = again.left_to.max(repair.left_to);
+        again.waiters = repair.waiters;
+        table.hold(id, owner.as_ref(), reach);
+        self.tell_holds(table);
+        self.work.notify_one();
     }
 
     fn adopt(
         &self,
         table: &mut Table,
         id: &JobId,
-        rebuilt: Option<Job>,
-        updates: &[Incoming],
+        rebuilt: &mut Rebuilt,
         missed_from: Option<Seq>,
     ) {
-        let Some(rebuilt) = rebuilt else {
-            // Nothing is stored: the job expired while nobody looked, or never was.
+        let (updates, reach) = (&rebuilt.updates, rebuilt.reach);
+        let Some(rebuilt) = rebuilt.job.take() else {
+            // Nothing is stored that can be told: the job expired while nobody looked, or never was, or all of it
+            // was refused.
+            let high = table.high();
             if table.get(id).is_some_and(|entry| entry.job.is_some()) {
-                let high = table.high();
                 self.say_gone(table, id, high);
             } else {
                 table.forget(id);
-                let high = table.high();
-                table.entry(id).nothing_until = high;
             }
+            let entry = table.entry(id);
+            entry.nothing_until = high;
+            for update in updates {
+                entry.note(&update.what, update.seq);
+            }
+            entry.read(reach);
             return;
         };
         let owner = rebuilt.owner.clone();
         let bounds = table.bounds();
         let entry = table.entry(id);
-        entry.partial = false;
         let untold = untold(entry, &rebuilt, missed_from);
         let lost = lost_milestones(entry, &rebuilt, updates);
         match &mut entry.job {
-            Some(job) => job.merge(rebuilt, &bounds),
-            None => entry.job = Some(Box::new(rebuilt)),
+            Some(job) => job.merge(*rebuilt, &bounds),
+            None => entry.job = Some(rebuilt),
         }
         entry.nothing_until = Seq::ZERO;
         for update in updates.iter().filter(|update| update.owner == owner) {
             entry.note(&update.what, update.seq);
         }
+        entry.read(reach);
         table.enter(id);
         for publication in untold {
             let shards = table.watchers_of(&publication);
@@ -395,6 +431,14 @@ impl Hub {
             table.count("expired");
             self.say_gone(&mut table, &id, high);
         }
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -431,32 +475,6 @@ fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<Seq>) -> Vec<Arc<Pub
     }
 }
 
-/// The group the first stored state names: a rollup leaves milestones without the state that was before
-/// them, and those who watch the group are owed them too.
-fn first_parent(updates: &[Incoming]) -> Option<Name> {
-    let first = updates.iter().find(|each| each.what == What::State)?;
-    parent(first).ok().flatten()
-}
-
-/// Up to which number a subject's messages may have been discarded for want of room.
-fn discarded_to(updates: &[Incoming], per_subject: usize) -> Seq {
-    let milestones = updates
-        .iter()
-        .filter(|update| matches!(update.what, What::Milestone(_)));
-    let first_of_full = milestones.clone().filter(|first| {
-        first.previous == Some(Seq::ZERO)
-            && milestones
-                .clone()
-                .filter(|update| update.what == first.what)
-                .count()
-                >= per_subject
-    });
-    first_of_full
-        .map(|first| first.seq)
-        .max()
-        .unwrap_or_default()
-}
-
 /// Whether milestones that came after what is known were discarded before they could be read: by the store,
 /// or because more came than a job's history holds.
 fn lost_milestones(entry: &Entry, rebuilt: &Job, updates: &[Incoming]) -> bool {
@@ -464,9 +482,11 @@ fn lost_milestones(entry: &Entry, rebuilt: &Job, updates: &[Incoming]) -> bool {
         return false;
     };
     let lost_to = rebuilt.known_from();
+    // What costs least is asked first: there may be thousands.
     updates.iter().any(|update| {
-        let unseen = update.seq > entry.last(&update.what) && update.seq > known.known_from();
-        let discarded = update.previous == Some(Seq::ZERO) || !rebuilt.holds(update.seq);
-        matches!(update.what, What::Milestone(_)) && update.seq <= lost_to && unseen && discarded
+        let is_in_doubt = update.seq <= lost_to && update.seq > known.known_from();
+        let discarded = || update.previous == Some(Seq::ZERO) || !rebuilt.holds(update.seq);
+        let unseen = || update.seq > entry.last(&update.what);
+        matches!(update.what, What::Milestone(_)) && is_in_doubt && discarded() && unseen()
     })
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::{Job, JobBounds};
-use relay_core::moment::WallTime;
+use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::{Body, JobKey, Publication};
 use relay_core::topic::Topic;
@@ -32,7 +32,7 @@ pub(super) use ahead::{Ahead, Early};
 pub(super) use entry::{Entry, Repair, Waiter};
 pub(super) use holdback::Holdback;
 pub(super) use index::Index;
-pub(super) use loads::{Answer, LoadKey, Loads, SurveyRequest};
+pub(super) use loads::{Answer, Deferred, Found, LoadKey, Loads, SurveyRequest};
 
 use crate::seam::{Held, Incoming};
 use eviction::Eviction;
@@ -74,6 +74,8 @@ pub(super) struct Table {
     repairs: usize,
     next_key: u64,
     counts: HashMap<&'static str, u64>,
+    /// Repairs that are over, by what came of them.
+    repaired: HashMap<&'static str, u64>,
     eviction: Eviction,
     pub(super) index: Index,
     pub(super) loads: Loads,
@@ -95,6 +97,7 @@ impl Table {
             repairs: 0,
             next_key: 0,
             counts: HashMap::new(),
+            repaired: HashMap::new(),
             eviction: Eviction::new(bounds.jobs, bounds.bytes),
             index: Index::default(),
             loads: Loads::default(),
@@ -212,6 +215,15 @@ impl Table {
         self.counts.iter().map(|(what, count)| (*what, *count))
     }
 
+    pub(super) fn count_repair(&mut self, result: &'static str) {
+        *self.repaired.entry(result).or_default() += 1;
+    }
+
+    /// Repairs that are over, by what came of them, in no order.
+    pub(super) fn repaired(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.repaired.iter().map(|(what, count)| (*what, *count))
+    }
+
     /// Jobs in memory, known or only watched.
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
@@ -301,9 +313,10 @@ impl Table {
         };
         let entry = entry.as_mut();
         self.eviction.touch(&mut entry.turn);
+        let is_unsure = entry.is_unsure();
         if let Some(job) = &entry.job {
             self.eviction.weigh(&mut entry.turn, job.payload_bytes());
-            self.index.enter(&mut entry.listing, job);
+            self.index.enter(&mut entry.listing, job, is_unsure);
         }
     }
 
@@ -338,8 +351,10 @@ impl Table {
                 continue;
             }
             self.eviction.count();
-            let last = entry.last_seq();
-            self.doubt_below(last);
+            if entry.job.is_some() {
+                let last = entry.last_seq();
+                self.doubt_below(last);
+            }
             self.forget(id);
         }
     }
@@ -365,9 +380,8 @@ impl Table {
             return;
         };
         self.eviction.weigh(&mut entry.turn, 0);
-        entry.subjects.clear();
+        entry.forget_numbers();
         entry.nothing_until = self.high;
-        entry.partial = false;
         let known = entry.job.take().is_some();
         let listing = std::mem::take(&mut entry.listing);
         if entry.is_idle() {
@@ -379,6 +393,13 @@ impl Table {
         self.index.remove(id, listing);
     }
 
+    /// Drops the entry of a job if nothing would be lost with it.
+    pub(super) fn prune(&mut self, id: &JobId) {
+        if self.jobs.get(id).is_some_and(|entry| entry.is_blank()) {
+            self.jobs.remove(id);
+        }
+    }
+
     /// Every job somebody watches, as it is held.
     pub(super) fn watched(&self) -> Vec<Held> {
         let watched = self.jobs.iter().filter(|(id, _)| self.is_watched(id));
@@ -386,13 +407,14 @@ impl Table {
             .map(|(id, entry)| Held {
                 owner: entry.job.as_ref().map(|job| job.owner.clone()),
                 job: id.clone(),
-                seq: entry.last_seq(),
+                seq: entry.compared_to(),
             })
             .collect()
     }
 
-    /// Starts fetching a job; whatever comes meanwhile waits in the repair.
-    pub(super) fn start_repair(&mut self, id: &JobId) -> &mut Repair {
+    /// Starts fetching a job; whatever comes meanwhile waits in the repair. One that is repaired over and over has
+    /// to wait for it, a little longer each time.
+    pub(super) fn start_repair(&mut self, id: &JobId, now: Moment) -> &mut Repair {
         // What came live while the bus is compared says nothing of what was missed before it.
         let missed_from = self.holdback.missed_from();
         let entry = self.entry(id);
@@ -400,8 +422,13 @@ impl Table {
             entry.repair = Some(Box::default());
             let known = entry.job.as_ref().map(|job| job.owner.clone());
             let last = entry.last_seq().min(missed_from.unwrap_or(Seq::MAX));
+            let due = entry.repaired.next(now);
             self.repairs += 1;
-            self.loads.ask(LoadKey::Job(id.clone()));
+            let key = LoadKey::Job(id.clone());
+            match due {
+                Some(due) => self.loads.ask_later(key, due),
+                None => self.loads.ask(key),
+            }
             if known.is_some() {
                 self.hold(id, known.as_ref(), last);
             }
@@ -478,9 +505,7 @@ impl Table {
             return;
         };
         entry.shards &= !(1 << shard);
-        if entry.job.is_none() && entry.is_idle() {
-            self.jobs.remove(id);
-        }
+        self.prune(id);
     }
 
     /// Jobs that are over for longer than `ended`, or silent for longer than `silent`.

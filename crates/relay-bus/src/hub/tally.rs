@@ -8,7 +8,8 @@ use relay_core::tally::{Aggregate, Tally};
 use relay_core::topic::Topic;
 use tokio::sync::oneshot;
 
-use super::table::{LoadKey, SurveyRequest, Table};
+use super::join::members;
+use super::table::{Deferred, LoadKey, SurveyRequest, Table};
 use super::{Hub, Survey};
 use crate::inbox::Message;
 
@@ -37,29 +38,42 @@ impl Hub {
             Topic::User(owner) => LoadKey::Owner(owner.clone()),
             Topic::Group(_) => LoadKey::Everything,
         };
-        if table.index.is_complete(&key) || self.backing.memory().is_none() {
+        let is_complete = table.index.is_complete(&key);
+        if self.backing.memory().is_none() || is_complete && !table.index.is_unsure(topic) {
             return Ok(Some(surveyed(&table, topic)));
         }
         if table.loads.is_full() {
             return Ok(None);
         }
         let (answer, waiting) = oneshot::channel();
-        self.load_once(&mut table, &key);
         let request = SurveyRequest {
             topic: topic.clone(),
             answer,
         };
-        table.loads.await_survey(key, request);
+        if is_complete {
+            self.survey_now(&mut table, request);
+        } else {
+            self.load_once(&mut table, &key);
+            table.loads.await_survey(key, request);
+        }
         Err(waiting)
     }
 
-    /// The jobs somebody asked about are in: what they come to.
-    pub(super) fn answer_surveys(&self, table: &mut Table, key: &LoadKey) {
-        for request in table.loads.take_surveys(key) {
-            let survey = surveyed(table, &request.topic);
-            // Whoever asked may have stopped waiting.
-            request.answer.send(survey).ok();
+    /// The jobs somebody asked about are listed: what they come to, once each is known well enough.
+    pub(super) fn survey_now(&self, table: &mut Table, request: SurveyRequest) {
+        let members = members(table, &request.topic);
+        let unsure = self.unsure(table, &request.topic, &members, None);
+        if unsure.is_empty() {
+            self.answer_survey(table, request);
+        } else {
+            self.defer(table, unsure, Deferred::Survey(request));
         }
+    }
+
+    pub(super) fn answer_survey(&self, table: &Table, request: SurveyRequest) {
+        let survey = surveyed(table, &request.topic);
+        // Whoever asked may have stopped waiting.
+        request.answer.send(survey).ok();
     }
 
     /// How the jobs of a user or a group stand now. From here on the shard is told whenever that changes,

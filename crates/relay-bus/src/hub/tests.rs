@@ -4,6 +4,7 @@ mod model;
 mod poison;
 mod publish;
 mod refused;
+mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,10 +26,11 @@ use tokio::time::sleep;
 
 use super::load::Loaded;
 use super::*;
-use crate::hub::table::LoadKey;
+use crate::hub::table::{Found, LoadKey};
 use crate::inbox::ConnectionId;
-use crate::seam::{Held, Incoming, Intake, Outgoing, StoreError, Unreachable, What};
+use crate::seam::{Held, History, Incoming, Intake, Outgoing, StoreError, Unreachable, What};
 use relay_core::watcher::beginning::Joined;
+use relay_core::watcher::holds::Repairing;
 
 const EPOCH: Epoch = Epoch::new(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(0);
@@ -106,11 +108,7 @@ impl Stream {
 }
 
 impl Store for Stream {
-    fn load_job(
-        &self,
-        job: JobId,
-        _at_least: Seq,
-    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
+    fn load_job(&self, job: JobId, _at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
         self.answer(move |stored| {
             let mut last: BTreeMap<String, Seq> = BTreeMap::new();
             let of_job = stored.messages.iter().filter(|each| each.job == job);
@@ -119,7 +117,11 @@ impl Store for Stream {
                 each.previous = Some(std::mem::replace(subject, each.seq));
                 each
             });
-            within.collect()
+            History {
+                updates: within.collect(),
+                up_to: stored.high,
+                left_out_to: Seq::ZERO,
+            }
         })
         .boxed()
     }
@@ -131,13 +133,15 @@ impl Store for Stream {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.answer(move |stored| {
-            let mut last: BTreeMap<&JobId, &Incoming> = BTreeMap::new();
+            let mut last: BTreeMap<&JobId, Incoming> = BTreeMap::new();
             for each in &stored.messages {
                 if each.what == What::State && of.as_ref().is_none_or(|of| *of == each.owner) {
-                    last.insert(&each.job, each);
+                    let mut each_last = each.clone();
+                    each_last.previous = Some(Seq::ZERO).filter(|_| !last.contains_key(&each.job));
+                    last.insert(&each.job, each_last);
                 }
             }
-            let mut last: Vec<Incoming> = last.into_values().cloned().collect();
+            let mut last: Vec<Incoming> = last.into_values().collect();
             last.sort_by_key(|each| each.seq);
             last.truncate(limit);
             last
@@ -219,9 +223,17 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
     hub.ingest(&mut vec![second, third.clone()]);
     let life = hub.table.lock().life();
     let listed = LoadKey::Owner(owner());
-    hub.finish(Loaded::Updates(listed, life, Ok(vec![third])));
+    hub.finish(Loaded::Found(listed, life, Ok(Found::States(vec![third]))));
+    // As of before the others came.
+    let history = History {
+        up_to: first.seq,
+        updates: vec![first],
+        left_out_to: Seq::ZERO,
+    };
+    let rebuild = hub.rebuild(&name("m1"));
+    let rebuilt = rebuild.read(history).now_or_never().unwrap();
     let fetched = LoadKey::Job(name("m1"));
-    hub.finish(Loaded::Updates(fetched, life, Ok(vec![first])));
+    hub.finish(Loaded::Found(fetched, life, Ok(Found::Job(rebuilt.into()))));
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
     let answers = messages.iter().filter_map(|message| match message {
@@ -324,11 +336,8 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
     let clip = append("m1", What::Milestone(name("clip")));
     let other = append("m2", What::State);
     let (life, listed) = (hub.table.lock().life(), LoadKey::Owner(owner()));
-    hub.finish(Loaded::Updates(
-        listed,
-        life,
-        Ok(vec![first, other.clone()]),
-    ));
+    let states = Found::States(vec![first, other.clone()]);
+    hub.finish(Loaded::Found(listed, life, Ok(states)));
     let answers = || {
         let mut messages = Vec::new();
         hub.inbox(0).drain(&mut messages);
@@ -646,6 +655,7 @@ async fn who_only_counts_is_told_what_the_store_has_and_what_has_come_since() {
     // What is known is said while the bus is away, and what is not known is not.
     stream.away.store(true, Ordering::Relaxed);
     hub.lost("scripted");
+    hub.table().index.doubt_some();
     let asked = Topic::parse("user:bob").unwrap();
     let asked = hub.survey(&asked);
     let waited = tokio::time::timeout(Duration::from_secs(60), asked).await;

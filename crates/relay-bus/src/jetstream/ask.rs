@@ -98,6 +98,9 @@ pub(super) struct DirectGet<'a> {
     pub(super) multi_last: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batch: Option<usize>,
+    /// The server stops behind the message that reaches it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_bytes: Option<usize>,
 }
 
 /// The answer to a direct get.

@@ -34,7 +34,9 @@ use super::Shared;
 use super::ask::{AskError, Asker};
 use super::decode::Stored;
 use crate::nats::message_id;
-use crate::seam::{Held, Incoming, Outgoing, Rejection, Store, StoreError, Unreachable, What};
+use crate::seam::{
+    Held, History, Incoming, Outgoing, Rejection, Store, StoreError, Unreachable, What,
+};
 use crate::subject::Subjects;
 use lasts::Lasts;
 
@@ -55,11 +57,7 @@ pub struct JetStreamStore {
 }
 
 impl Store for JetStreamStore {
-    fn load_job(
-        &self,
-        job: JobId,
-        at_least: Seq,
-    ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
+    fn load_job(&self, job: JobId, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
         self.load(async move |reading| reading.job(job, at_least).await)
             .boxed()
     }
@@ -178,6 +176,12 @@ impl JetStreamStore {
     }
 }
 
+/// Subjects, each with how many messages are stored on it, as of a number.
+struct Listed {
+    subjects: HashMap<String, u64>,
+    up_to: Seq,
+}
+
 /// One load.
 #[derive(Debug, Clone, Copy)]
 struct Reading<'a> {
@@ -194,24 +198,37 @@ impl Reading<'_> {
     ) -> Result<Vec<Incoming>, StoreError> {
         let filter = self.subjects.states(owner.as_ref());
         let mut states = Vec::new();
-        match self.lasts(std::slice::from_ref(&filter), at_least).await? {
-            Lasts::Are(lasts, _) => keep_recent(&mut states, lasts, limit),
+        let listed = match self.lasts(std::slice::from_ref(&filter), at_least).await? {
+            Lasts::Are(lasts, _) => {
+                keep_recent(&mut states, lasts, limit);
+                if states.is_empty() {
+                    return Ok(states);
+                }
+                self.list(&filter).await?
+            }
             Lasts::Stale => return Err(AskError::Stale { at_least }.into()),
             Lasts::TooMany => {
-                let subjects = self.list(&filter).await?;
+                let listed = self.list(&filter).await?;
+                let subjects: Vec<String> = listed.subjects.keys().cloned().collect();
                 for some in subjects.chunks(SUBJECTS_PER_GET) {
                     let Lasts::Are(lasts, _) = self.lasts(some, at_least).await? else {
                         return Err(AskError::Stale { at_least }.into());
                     };
                     keep_recent(&mut states, lasts, limit);
                 }
+                listed
             }
+        };
+        for state in &mut states {
+            let subject = self.subjects.of(&state.owner, &state.job, &state.what);
+            let is_sole = listed.subjects.get(&subject) == Some(&1) && state.seq <= listed.up_to;
+            state.previous = is_sole.then_some(Seq::ZERO);
         }
         Ok(states)
     }
 
     /// The subjects that match, in the leader's word.
-    async fn list(&self, filter: &str) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, filter: &str) -> Result<Listed, StoreError> {
         #[derive(Deserialize)]
         struct Page {
             #[serde(default)]
@@ -220,20 +237,27 @@ impl Reading<'_> {
         }
         #[derive(Deserialize)]
         struct State {
+            last_seq: Seq,
             #[serde(default)]
             subjects: HashMap<String, u64>,
         }
-        let mut subjects = Vec::new();
+        let mut listed = Listed {
+            subjects: HashMap::new(),
+            up_to: Seq::MAX,
+        };
+        let mut offset = 0;
         loop {
-            let question = json!({ "subjects_filter": filter, "offset": subjects.len() });
+            let question = json!({ "subjects_filter": filter, "offset": offset });
             let page: Page = self.asker.api("STREAM.INFO", &question).await?;
             if page.total > LISTED {
                 return Err(StoreError::TooMany(LISTED));
             }
+            listed.up_to = listed.up_to.min(page.state.last_seq);
             let is_last = page.state.subjects.is_empty();
-            subjects.extend(page.state.subjects.into_keys());
-            if is_last || subjects.len() >= page.total {
-                return Ok(subjects);
+            offset += page.state.subjects.len();
+            listed.subjects.extend(page.state.subjects);
+            if is_last || offset >= page.total {
+                return Ok(listed);
             }
         }
     }

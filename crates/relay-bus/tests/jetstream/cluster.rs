@@ -65,7 +65,12 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
             let last = mode.heard.updates().pop()?;
             let (job, high) = (last.job, last.seq);
             Some(async move {
-                let loaded = mode.store.load_job(job.clone(), high).await.unwrap();
+                let loaded = mode
+                    .store
+                    .load_job(job.clone(), high)
+                    .await
+                    .unwrap()
+                    .updates;
                 (mode, job, high, loaded)
             })
         });
@@ -132,8 +137,12 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
         let (loaded, ()) = tokio::join!(loading, wake);
         let mut loaded = loaded.unwrap();
         let new = loaded.pop().unwrap();
-        assert_eq!(new.last().map(|update| update.seq), Some(last.next()));
+        assert_eq!(
+            new.updates.last().map(|update| update.seq),
+            Some(last.next())
+        );
         for history in loaded {
+            let history = history.updates;
             assert_eq!(history.last().map(|update| update.seq), Some(last));
             // Sixty-four are kept; none of them is left out.
             assert_eq!(
@@ -186,6 +195,7 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
                 .load_job(name("j"), Seq::new(2))
                 .await
                 .unwrap()
+                .updates
                 .len(),
             2
         );

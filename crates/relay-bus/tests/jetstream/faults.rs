@@ -45,6 +45,7 @@ async fn a_server_that_is_killed_is_lost_and_the_same_epoch_goes_on() {
             .load_job(name("j"), Seq::new(1))
             .await
             .unwrap()
+            .updates
             .len(),
         1
     );

@@ -34,7 +34,12 @@ async fn a_jobs_history_is_whole_and_in_order() {
             worker.publish("progress.u.j.clip", "{}").await;
         }
     }
-    let loaded = mode.store.load_job(name("j"), Seq::new(22)).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), Seq::new(22))
+        .await
+        .unwrap()
+        .updates;
     let expected: Vec<(u64, Option<u64>)> = vec![
         (1, Some(0)),
         (3, Some(1)),
@@ -62,6 +67,7 @@ async fn a_job_that_was_never_published_is_nothing_and_not_an_error() {
             .load_job(name("j"), Seq::new(0))
             .await
             .unwrap()
+            .updates
             .is_empty()
     );
     worker.publish("progress.u.other.state", "{}").await;
@@ -70,6 +76,7 @@ async fn a_job_that_was_never_published_is_nothing_and_not_an_error() {
             .load_job(name("j"), Seq::new(1))
             .await
             .unwrap()
+            .updates
             .is_empty()
     );
     assert!(
@@ -99,7 +106,12 @@ async fn an_ending_stands_alone_in_a_jobs_history() {
     worker
         .publish_with("progress.u.j.state", &ending, r#"{"status":"completed"}"#)
         .await;
-    let loaded = mode.store.load_job(name("j"), Seq::new(4)).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), Seq::new(4))
+        .await
+        .unwrap()
+        .updates;
     assert_eq!(chain(&loaded), [(2, Some(0)), (4, Some(0))]);
     // What is told live is what the chain was before: nothing of this subject is left.
     let live = mode.heard.updates_until(4).await;
@@ -108,6 +120,64 @@ async fn an_ending_stands_alone_in_a_jobs_history() {
         "{:?}",
         live[3].previous
     );
+}
+
+#[tokio::test]
+async fn a_last_state_says_whether_it_is_all_there_is() {
+    let (_server, mode, worker) = server().await;
+    worker.publish("progress.u.a.state", "1").await;
+    worker.publish("progress.u.b.state", "2").await;
+    worker.publish("progress.u.b.state", "3").await;
+    worker.publish("progress.u.c.state", "4").await;
+    let rolled_up = [("Nats-Rollup", "sub")];
+    worker
+        .publish_with("progress.u.c.state", &rolled_up, "5")
+        .await;
+    let states = mode
+        .store
+        .load_last_states(Some(name("u")), Seq::new(5), 10)
+        .await
+        .unwrap();
+    assert_eq!(chain(&states), [(1, Some(0)), (3, None), (5, Some(0))]);
+}
+
+/// Whoever asks for it costs the stream no more than for another job.
+#[tokio::test]
+async fn regression_a_job_that_holds_more_than_may_be_read_is_told_by_its_last_messages() {
+    let (_server, mode, worker) = server().await;
+    let large = "x".repeat(900_000);
+    worker.publish("progress.u.j.state", "first").await;
+    for subject in ["clip", "frame"] {
+        for _ in 0..8 {
+            worker
+                .publish(&format!("progress.u.j.{subject}"), &large)
+                .await;
+        }
+        worker
+            .publish(&format!("progress.u.j.{subject}"), "small")
+            .await;
+    }
+    worker.publish("progress.u.j.state", "last").await;
+    let history = mode.store.load_job(name("j"), Seq::new(20)).await.unwrap();
+    assert_eq!(history.up_to, Seq::new(20));
+    // The states are whole, whatever there is of milestones.
+    let mut numbers: Vec<u64> = history.updates.iter().map(|it| it.seq.get()).collect();
+    numbers.retain(|seq| [1, 10, 19, 20].contains(seq));
+    assert_eq!(numbers, [1, 10, 19, 20]);
+    assert!(history.updates.len() < 20, "{}", history.updates.len());
+    assert!(
+        history.left_out_to >= Seq::new(9),
+        "{}",
+        history.left_out_to
+    );
+    for _ in 0..12 {
+        worker.publish("progress.u.j.state", &large).await;
+    }
+    let ending = worker.publish("progress.u.j.state", "ending").await;
+    let history = mode.store.load_job(name("j"), ending).await.unwrap();
+    let last = history.updates.last().unwrap();
+    assert_eq!((last.seq, &*last.payload), (ending, &b"ending"[..]));
+    assert_eq!(history.left_out_to, ending.before());
 }
 
 #[tokio::test]
@@ -120,7 +190,12 @@ async fn a_job_with_many_milestone_names_is_read_by_its_owner() {
     }
     worker.publish("progress.u.j.state", "{}").await;
     worker.publish("progress.v.j.state", "{}").await;
-    let loaded = mode.store.load_job(name("j"), Seq::new(42)).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), Seq::new(42))
+        .await
+        .unwrap()
+        .updates;
     assert!(loaded.iter().map(|update| update.seq.get()).eq(1..=42));
 }
 
@@ -141,7 +216,7 @@ async fn more_subjects_than_a_server_answers_for_are_loaded_all_the_same() {
     }
     let last = worker.publish("progress.u.j.state", "{}").await;
     assert_eq!(last, Seq::new(2_201));
-    let loaded = mode.store.load_job(name("j"), last).await.unwrap();
+    let loaded = mode.store.load_job(name("j"), last).await.unwrap().updates;
     assert_eq!(loaded.len(), 1_101);
     assert_eq!(loaded[1_100].what, What::State);
     let states = mode
@@ -236,7 +311,12 @@ async fn a_stored_status_line_is_not_taken_for_the_end_of_an_answer() {
     )
     .await;
     worker.publish("progress.u.j.state", "3").await;
-    let loaded = mode.store.load_job(name("j"), Seq::new(3)).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), Seq::new(3))
+        .await
+        .unwrap()
+        .updates;
     let bodies: Vec<_> = loaded.iter().map(|update| update.payload.clone()).collect();
     assert_eq!(bodies, ["1", "2", "3"]);
 }
@@ -272,6 +352,7 @@ async fn an_answer_that_cannot_be_fresh_is_not_given() {
             .load_job(name("j"), Seq::new(1_000))
             .await
             .unwrap()
+            .updates
             .len(),
         1
     );
@@ -306,6 +387,7 @@ async fn a_prefix_with_dots_works_throughout() {
             .load_job(name("j"), Seq::new(1))
             .await
             .unwrap()
+            .updates
             .len(),
         1
     );

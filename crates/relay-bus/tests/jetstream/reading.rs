@@ -129,7 +129,12 @@ async fn forged_headers_are_ignored() {
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1))]);
     assert_eq!(updates[0].owner, name("u"));
     assert!(updates[0].stored_at.as_unix_micros() > 1_700_000_000_000_000);
-    let loaded = mode.store.load_job(name("j"), Seq::new(2)).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), Seq::new(2))
+        .await
+        .unwrap()
+        .updates;
     assert_eq!(chain(&loaded), [(1, Some(0)), (2, Some(1))]);
     assert_eq!(loaded[0].owner, name("u"));
 }
@@ -202,7 +207,12 @@ async fn an_ending_that_expires_is_gone_and_nothing_comes_back() {
     assert_eq!((&gone.what, gone.job.as_str()), (&What::Gone, "j"));
     // The milestone's marker is not the job's end.
     assert_eq!(updates.len(), 4);
-    let loaded = mode.store.load_job(name("j"), gone.seq).await.unwrap();
+    let loaded = mode
+        .store
+        .load_job(name("j"), gone.seq)
+        .await
+        .unwrap()
+        .updates;
     assert!(
         loaded.iter().all(|update| update.what != What::State),
         "{loaded:?}"

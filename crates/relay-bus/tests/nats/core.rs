@@ -117,6 +117,7 @@ async fn there_is_nothing_to_load() {
             .load_job(name("j"), Seq::new(0))
             .await
             .unwrap()
+            .updates
             .is_empty()
     );
     assert!(

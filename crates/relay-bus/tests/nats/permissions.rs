@@ -74,6 +74,7 @@ async fn the_relay_may_do_all_it_does() {
             .load_job(name("j"), Seq::new(1))
             .await
             .unwrap()
+            .updates
             .len(),
         1
     );
@@ -82,6 +83,7 @@ async fn the_relay_may_do_all_it_does() {
             .load_job(name("unknown"), Seq::new(1))
             .await
             .unwrap()
+            .updates
             .is_empty()
     );
     assert_eq!(

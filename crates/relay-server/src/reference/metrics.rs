@@ -87,6 +87,13 @@ const VALUES: &[(&str, &str, &str)] = &[
         "the route's pattern, such as `/v1/jobs/{id}`; `other`",
     ),
     (
+        "relay_repairs_total",
+        "result",
+        "`found` (the job is told as the stream has it), `nothing` (the stream has nothing of it that can be told), \
+         `again` (more came meanwhile than could wait, so the rest is fetched next), `failed` (the stream did not \
+         answer; it is asked again)",
+    ),
+    (
         "relay_resumes_total",
         "result",
         "`recovered` (what was missed was sent), `snapshot` (the cursor was too old or from another epoch)",
@@ -94,7 +101,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "relay_updates_total",
         "result",
-        "`accepted`; `duplicate` and `repeated` (the same once more); `deferred` (waits for a repair); `unwatched` (not \
+        "`accepted`; `duplicate` and `repeated` (the same once more); `deferred` (told with what a repair fetched); `unwatched` (not \
          read further, because nobody watches the job and something before it is missing); `resynced` (found by a \
          comparison with the stream); `expired`; `slow_consumer` (dropped before it was read); or the reason for which it \
          is refused: `bad_subject` (too few or too many tokens), `bad_name` (a token is not a valid owner, job id or \
@@ -152,6 +159,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.bound("jobs", 0, 1);
     let hub = HubStats {
         counts: vec![("accepted", 1)],
+        repaired: vec![("found", 1)],
         inboxes: vec![relay_bus::inbox::InboxStats::default()],
         ..HubStats::default()
     };
@@ -228,8 +236,7 @@ fn metrics_md() -> String {
     out.push_str(
         "\n## Sums that hold\n\n\
          - `relay_connections_opened_total` − `relay_connections_closed_total` = `relay_connections`, for each transport.\n\
-         - Every update that came in is in exactly one `result` of `relay_updates_total`; one that is `deferred` comes \
-         again when its job is repaired.\n",
+         - Every update that came in is in exactly one `result` of `relay_updates_total`.\n",
     );
     out
 }

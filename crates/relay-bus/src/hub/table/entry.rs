@@ -2,12 +2,20 @@
 //!
 //! What a job is listed under and when it may be evicted, the index and the eviction note here for themselves.
 //!
-//! Invariant: of a job that nothing is known of, no number is.
+//! Of a job that nothing is known of there may be numbers all the same: those of updates that were refused. What
+//! was looked at is not looked at again.
+//!
+//! Invariants: the numbers of at most [`SUBJECTS`] subjects are remembered each by itself; a job that nothing is
+//! known of weighs nothing.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
+use relay_core::backoff::Backoff;
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::Job;
+use relay_core::moment::Moment;
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use smallvec::SmallVec;
@@ -18,6 +26,17 @@ use super::eviction::Turn;
 use super::index::Listing;
 use crate::hub::request::{JoinRequest, Lookup};
 use crate::seam::{Incoming, What};
+
+/// Subjects of a job whose last numbers are remembered each by itself; of all others together the highest is.
+pub(in crate::hub) const SUBJECTS: usize = 256;
+/// Live updates that may wait for one repair, and their bytes; past it the oldest are left to the store.
+const QUEUED: usize = 1024;
+const QUEUED_BYTES: usize = 4 << 20;
+
+/// How long the repair of a job waits that was repaired a moment ago, and how long a job must have been whole to
+/// be repaired at once again.
+const REPAIRS: Backoff = Backoff::doubling(Duration::from_millis(50), Duration::from_secs(1));
+const CALM: Duration = Duration::from_secs(10);
 
 /// Who waits for a job's repair.
 #[derive(Debug)]
@@ -40,14 +59,107 @@ impl Waiter {
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Repair {
     /// Live updates that came meanwhile, in order.
-    pub(in crate::hub) queued: Vec<Incoming>,
+    queued: VecDeque<Incoming>,
+    /// Bytes of their payloads.
+    queued_bytes: usize,
+    /// Up to which number live updates that came meanwhile were left to the store; 0 if none was.
+    pub(in crate::hub) left_to: Seq,
     pub(in crate::hub) waiters: Vec<Waiter>,
-    /// Too much came meanwhile: fetch once more.
-    pub(in crate::hub) again: bool,
     /// Whose job it is, where that is known though nothing else is.
     pub(in crate::hub) owner: Option<Owner>,
     /// What watchers had been told up to when the bus went away, if it began when the bus came back.
     pub(in crate::hub) missed_from: Option<Seq>,
+}
+
+impl Repair {
+    /// A live update waits for the repair. How many do not wait any more, and are left to the store.
+    pub(in crate::hub) fn queue(&mut self, incoming: Incoming) -> u64 {
+        let mut left = 0;
+        self.queued_bytes += incoming.payload.len();
+        self.queued.push_back(incoming);
+        while self.queued.len() > QUEUED || self.queued_bytes > QUEUED_BYTES {
+            let Some(oldest) = self.queued.pop_front() else {
+                break;
+            };
+            self.queued_bytes -= oldest.payload.len();
+            self.left_to = self.left_to.max(oldest.seq);
+            left += 1;
+        }
+        left
+    }
+
+    /// What waits for the repair, in order.
+    pub(in crate::hub) fn take_queued(&mut self) -> VecDeque<Incoming> {
+        self.queued_bytes = 0;
+        std::mem::take(&mut self.queued)
+    }
+}
+
+/// When a job was repaired, to space one that is repaired over and over.
+#[derive(Debug, Default, Clone, Copy)]
+pub(in crate::hub) struct Repaired {
+    /// When its last repair began.
+    at: Option<Moment>,
+    /// How many followed one another without a pause.
+    in_a_row: u32,
+}
+
+impl Repaired {
+    /// The job is repaired once more: when, if not at once.
+    pub(super) fn next(&mut self, now: Moment) -> Option<Moment> {
+        let is_calm = self.at.is_none_or(|at| now - at >= CALM);
+        self.at = Some(now);
+        if is_calm {
+            self.in_a_row = 0;
+            return None;
+        }
+        let due = now + REPAIRS.delay(self.in_a_row, fastrand::u64(..));
+        self.in_a_row += 1;
+        Some(due)
+    }
+}
+
+/// Numbers of one job's subjects, as the store told them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(in crate::hub) struct Numbers {
+    /// The last number on each; `None` is the state's.
+    subjects: SmallVec<[(Option<Name>, Seq); 1]>,
+    /// The highest of those that are not remembered each by itself.
+    others: Seq,
+}
+
+impl Numbers {
+    /// The last number seen on a subject, 0 if none was.
+    fn last(&self, name: Option<&Name>) -> Seq {
+        let found = self.subjects.iter().find(|(each, _)| each.as_ref() == name);
+        found.map_or(Seq::ZERO, |(_, seq)| *seq)
+    }
+
+    fn highest(&self) -> Seq {
+        let seqs = self.subjects.iter().map(|(_, seq)| *seq);
+        seqs.max().unwrap_or_default().max(self.others)
+    }
+
+    fn note(&mut self, name: Option<&Name>, seq: Seq) {
+        let mut subjects = self.subjects.iter_mut();
+        if let Some((_, last)) = subjects.find(|(each, _)| each.as_ref() == name) {
+            *last = (*last).max(seq);
+            return;
+        }
+        self.subjects.push((name.cloned(), seq));
+        if self.subjects.len() > SUBJECTS {
+            // The state's stays: it decides what is told first.
+            let milestones = self
+                .subjects
+                .iter()
+                .enumerate()
+                .filter(|(_, it)| it.0.is_some());
+            if let Some((oldest, _)) = milestones.min_by_key(|(_, (_, seq))| *seq) {
+                let (_, seq) = self.subjects.swap_remove(oldest);
+                self.others = self.others.max(seq);
+            }
+        }
+    }
 }
 
 /// One job and what the table knows around it.
@@ -57,14 +169,19 @@ pub(in crate::hub) struct Entry {
     pub(in crate::hub) job: Option<Box<Job>>,
     /// Shards with a watcher of `job:<id>`.
     pub(super) shards: Shards,
-    /// The last number on each of the job's subjects; `None` is the state's.
-    pub(super) subjects: SmallVec<[(Option<Name>, Seq); 1]>,
+    /// The last number on each of the job's subjects, also of what was refused.
+    numbers: Numbers,
+    /// Up to where all that the store has of the job was read; 0 if that was not done.
+    read_to: Seq,
     pub(in crate::hub) repair: Option<Box<Repair>>,
+    pub(in crate::hub) repaired: Repaired,
     /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
     /// news to them, all of it.
     pub(in crate::hub) nothing_until: Seq,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
     pub(in crate::hub) partial: bool,
+    /// Nothing but that state is stored on its subject, so the guard would see no other.
+    pub(in crate::hub) is_sole: bool,
     pub(super) listing: Listing,
     pub(super) turn: Turn,
 }
@@ -78,14 +195,19 @@ impl Entry {
     }
 
     /// Whether nobody watches it and nothing is fetched, so that it is kept for what is known of it alone.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::hub) fn is_idle(&self) -> bool {
         self.shards == 0 && self.repair.is_none()
+    }
+
+    /// Whether nothing would be lost with it.
+    pub(super) fn is_blank(&self) -> bool {
+        self.job.is_none() && self.is_idle() && self.numbers.highest() == Seq::ZERO
     }
 
     /// Asserts the invariants.
     pub(super) fn check(&self, id: &JobId) {
+        debug_assert!(self.numbers.subjects.len() <= SUBJECTS, "{id}");
         if self.job.is_none() {
-            debug_assert!(self.subjects.is_empty(), "{id} has numbers of nothing");
             debug_assert!(!self.partial, "{id} is known in part, and not at all");
             debug_assert_eq!(self.turn.bytes(), 0, "{id} weighs something");
         }
@@ -93,27 +215,55 @@ impl Entry {
 
     /// The last number seen on a subject of the job, 0 if none was.
     pub(in crate::hub) fn last(&self, what: &What) -> Seq {
-        let name = subject_name(what);
-        let found = self.subjects.iter().find(|(each, _)| each.as_ref() == name);
-        found.map_or(Seq::ZERO, |(_, seq)| *seq)
+        self.numbers.last(subject_name(what))
     }
 
     /// The last number seen of the job.
     pub(in crate::hub) fn last_seq(&self) -> Seq {
-        let seqs = self.subjects.iter().map(|(_, seq)| *seq);
-        seqs.max().unwrap_or_default()
+        self.numbers.highest()
+    }
+
+    /// Up to where all that came on a subject of the job is known, or was refused.
+    pub(in crate::hub) fn seen(&self, what: &What) -> Seq {
+        match self.last(what) {
+            Seq::ZERO => self.numbers.others,
+            last => last,
+        }
+        .max(self.read_to)
+    }
+
+    /// Up to where the store knows nothing more of the job.
+    pub(in crate::hub) fn compared_to(&self) -> Seq {
+        self.last_seq().max(self.read_to)
+    }
+
+    /// Whether all that the store has of the job was read, and what came since was seen: asked once more, it
+    /// would say nothing else.
+    pub(in crate::hub) fn is_read(&self) -> bool {
+        self.read_to > Seq::ZERO && !self.partial && self.repair.is_none()
+    }
+
+    /// Whether it is known by its last state alone, and the guard may say otherwise.
+    pub(in crate::hub) fn is_unsure(&self) -> bool {
+        let is_ended = self.state().is_some_and(|state| state.is_terminal());
+        self.partial && !(is_ended && self.is_sole)
+    }
+
+    /// All that the store has of the job up to `seq` was read.
+    pub(in crate::hub) fn read(&mut self, seq: Seq) {
+        self.read_to = self.read_to.max(seq);
+        self.partial = false;
     }
 
     pub(in crate::hub) fn note(&mut self, what: &What, seq: Seq) {
-        let name = subject_name(what);
-        match self
-            .subjects
-            .iter_mut()
-            .find(|(each, _)| each.as_ref() == name)
-        {
-            Some((_, last)) => *last = (*last).max(seq),
-            None => self.subjects.push((name.cloned(), seq)),
-        }
+        self.numbers.note(subject_name(what), seq);
+    }
+
+    /// Nothing that was seen of the job counts any more.
+    pub(super) fn forget_numbers(&mut self) {
+        self.numbers = Numbers::default();
+        self.read_to = Seq::ZERO;
+        self.partial = false;
     }
 
     /// Gives up joins that wait for the repair; how many.

@@ -9,7 +9,7 @@
 use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::Job;
-use relay_core::tally::{Share, Tally};
+use relay_core::tally::{Share, Sum, Tally};
 use relay_core::topic::Topic;
 
 use super::Shards;
@@ -36,12 +36,28 @@ struct Members {
     jobs: HashSet<JobId>,
     shards: Shards,
     /// How the jobs stand, taken together.
-    tally: Tally,
+    sum: Sum,
+    /// How many of the jobs are known by their last state alone, which need not be the truth.
+    unsure: u32,
     /// Shards that are told when that changes.
     tallied: Shards,
 }
 
 impl Members {
+    fn put_in(&mut self, counted: Counted) {
+        if let Some(share) = counted.share {
+            self.sum.add(share);
+        }
+        self.unsure += u32::from(counted.is_unsure);
+    }
+
+    fn take_out(&mut self, counted: Counted) {
+        if let Some(share) = counted.share {
+            self.sum.remove(share);
+        }
+        self.unsure -= u32::from(counted.is_unsure);
+    }
+
     fn is_idle(&self) -> bool {
         self.jobs.is_empty() && self.shards == 0
     }
@@ -51,7 +67,15 @@ impl Members {
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     place: Option<Place>,
-    counted: Option<Share>,
+    counted: Counted,
+}
+
+/// What a job counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Counted {
+    share: Option<Share>,
+    /// Whether it is known by its last state alone, which need not be the truth.
+    is_unsure: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -62,14 +86,15 @@ struct Place {
 
 impl Index {
     /// Lists a job as it stands now.
-    pub(super) fn enter(&mut self, listing: &mut Listing, job: &Job) {
+    pub(super) fn enter(&mut self, listing: &mut Listing, job: &Job, is_unsure: bool) {
         let group = job.state().and_then(|state| state.parent.as_ref());
         let share = job.state().and_then(|state| state.share());
+        let counted = Counted { share, is_unsure };
         let stays = listing
             .place
             .as_ref()
             .is_some_and(|place| place.owner == job.owner && place.group.as_ref() == group);
-        if stays && listing.counted == share {
+        if stays && listing.counted == counted {
             return;
         }
         let place = Place {
@@ -77,8 +102,8 @@ impl Index {
             group: group.cloned(),
         };
         let before = listing.place.replace(place.clone());
-        let counted = std::mem::replace(&mut listing.counted, share);
-        self.count(before.as_ref(), counted, Tally::remove);
+        let counted_before = std::mem::replace(&mut listing.counted, counted);
+        self.count(before.as_ref(), counted_before, Members::take_out);
         if !stays {
             self.unlist(&job.id, before);
             list(&mut self.owners, &place.owner, &job.id);
@@ -86,7 +111,7 @@ impl Index {
                 list(&mut self.groups, group, &job.id);
             }
         }
-        self.count(Some(&place), share, Tally::add);
+        self.count(Some(&place), counted, Members::put_in);
     }
 
     /// A job is not known any more.
@@ -94,7 +119,7 @@ impl Index {
         if let Some(place) = &listing.place {
             self.complete_owners.remove(&place.owner);
         }
-        self.count(listing.place.as_ref(), listing.counted, Tally::remove);
+        self.count(listing.place.as_ref(), listing.counted, Members::take_out);
         self.unlist(id, listing.place);
     }
 
@@ -108,22 +133,22 @@ impl Index {
         }
     }
 
-    /// Puts a job's share into the tallies of its owner and its group, or takes it out.
+    /// Puts what a job counts for into the sums of its owner and its group, or takes it out.
     fn count(
         &mut self,
         place: Option<&Place>,
-        share: Option<Share>,
-        change: fn(&mut Tally, Share),
+        counted: Counted,
+        change: fn(&mut Members, Counted),
     ) {
-        let (Some(place), Some(share)) = (place, share) else {
+        let Some(place) = place else {
             return;
         };
         let of_owner = Topic::User(place.owner.clone());
         let of_group = place.group.clone().map(Topic::Group);
         for topic in std::iter::once(of_owner).chain(of_group) {
             if let Some(members) = self.members_mut(&topic) {
-                change(&mut members.tally, share);
-                if members.tallied != 0 {
+                change(members, counted);
+                if members.tallied != 0 && counted.share.is_some() {
                     self.changed.insert(topic);
                 }
             }
@@ -219,14 +244,22 @@ impl Index {
 
     /// How the jobs of a user or a group stand; all zeros where there are none.
     pub(in crate::hub) fn tally(&self, topic: &Topic) -> Tally {
-        self.members(topic).map(|it| it.tally).unwrap_or_default()
+        self.members(topic)
+            .map(|it| it.sum.tally())
+            .unwrap_or_default()
     }
 
     /// How they stand; from here on the shard is told whenever that changes, until its last watcher leaves.
     pub(in crate::hub) fn follow_tally(&mut self, topic: &Topic, shard: usize) -> Option<Tally> {
         let members = self.members_mut(topic)?;
         members.tallied |= 1 << shard;
-        Some(members.tally)
+        Some(members.sum.tally())
+    }
+
+    /// Whether of any job of a user or a group only the last state is known, which need not be the truth.
+    pub(in crate::hub) fn is_unsure(&self, topic: &Topic) -> bool {
+        self.members(topic)
+            .is_some_and(|members| members.unsure > 0)
     }
 
     /// Tallies that changed since the last time.
@@ -294,7 +327,7 @@ impl Index {
     pub(super) fn check(&self, is_known: impl Fn(&JobId) -> bool) {
         for members in self.owners.values().chain(self.groups.values()) {
             debug_assert!(!members.is_idle(), "listed for nothing");
-            let counted = usize::try_from(members.tally.total()).unwrap_or(usize::MAX);
+            let counted = usize::try_from(members.sum.tally().total()).unwrap_or(usize::MAX);
             debug_assert!(
                 counted <= members.jobs.len(),
                 "counted more than are listed"

@@ -4,14 +4,16 @@
 //!
 //! Invariants: however many wait for a key, they ask for it once; nobody waits for no job at all.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Owner};
+use relay_core::moment::Moment;
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
 use tokio::sync::oneshot;
 
+use crate::hub::rebuild::Rebuilt;
 use crate::hub::request::{JoinRequest, Survey};
 use crate::seam::Incoming;
 
@@ -35,13 +37,26 @@ pub(in crate::hub) struct Answer {
     pub(in crate::hub) key: LoadKey,
     /// Which reading of the bus it was asked in.
     pub(in crate::hub) life: u64,
-    pub(in crate::hub) updates: Vec<Incoming>,
+    pub(in crate::hub) found: Found,
+}
+
+/// What a load brought.
+#[derive(Debug)]
+pub(in crate::hub) enum Found {
+    /// One job, read whole.
+    Job(Box<Rebuilt>),
+    /// The last states of many.
+    States(Vec<Incoming>),
 }
 
 impl Answer {
     /// The highest number in it.
     pub(in crate::hub) fn newest(&self) -> Seq {
-        let seqs = self.updates.iter().map(|update| update.seq);
+        let updates = match &self.found {
+            Found::Job(rebuilt) => &rebuilt.updates,
+            Found::States(states) => states,
+        };
+        let seqs = updates.iter().map(|update| update.seq);
         seqs.max().unwrap_or(Seq::ZERO)
     }
 }
@@ -65,35 +80,63 @@ impl SurveyRequest {
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Loads {
     queue: VecDeque<LoadKey>,
+    /// What is to be loaded later, by when; the number keeps those apart that are due together.
+    later: BTreeMap<(Moment, u64), LoadKey>,
+    /// How many were asked for later.
+    put_off: u64,
     /// Joins that wait for an owner's jobs, or for all. An emptied list stays until its load is in, which looks
     /// for it.
     joins: HashMap<LoadKey, Vec<JoinRequest>>,
     /// Who waits for the same and only counts.
     surveys: HashMap<LoadKey, Vec<SurveyRequest>>,
-    /// Joins of owners and groups that wait for the repair of single jobs.
-    deferred: Vec<Deferred>,
+    /// Who waits for the repair of single jobs, and which those are.
+    deferred: Vec<(HashSet<JobId>, Deferred)>,
 }
 
-/// A join that waits for the repair of these jobs.
+/// Who asked for the jobs of an owner or a group, and waits until some of them are read.
 #[derive(Debug)]
-struct Deferred {
-    unsure: HashSet<JobId>,
-    join: JoinRequest,
+pub(in crate::hub) enum Deferred {
+    Join(JoinRequest),
+    Survey(SurveyRequest),
+}
+
+impl Deferred {
+    /// Whether anybody still wants the answer, as far as that can be seen from here.
+    fn waits(&self) -> bool {
+        match self {
+            Self::Join(_) => true,
+            Self::Survey(survey) => survey.waits(),
+        }
+    }
 }
 
 impl Loads {
     /// What has to be loaded next.
-    pub(in crate::hub) fn next(&mut self) -> Option<LoadKey> {
+    pub(in crate::hub) fn next(&mut self, now: Moment) -> Option<LoadKey> {
+        while let Some(first) = self.later.first_entry().filter(|it| it.key().0 <= now) {
+            self.queue.push_back(first.remove());
+        }
         self.queue.pop_front()
+    }
+
+    /// When something falls due that is to be loaded later.
+    pub(in crate::hub) fn next_due(&self) -> Option<Moment> {
+        self.later.first_key_value().map(|((due, _), _)| *due)
     }
 
     /// Whether no more can be promised.
     pub(in crate::hub) fn is_full(&self) -> bool {
-        self.queue.len() >= MAX_LOADS
+        self.queue.len() + self.later.len() >= MAX_LOADS
     }
 
     pub(in crate::hub) fn ask(&mut self, key: LoadKey) {
         self.queue.push_back(key);
+    }
+
+    /// Asks for a load, not before `due`.
+    pub(in crate::hub) fn ask_later(&mut self, key: LoadKey, due: Moment) {
+        self.put_off += 1;
+        self.later.insert((due, self.put_off), key);
     }
 
     /// Asks for a load, unless somebody waits for the same already. True if it is asked for.
@@ -138,22 +181,20 @@ impl Loads {
         self.surveys.remove(key).unwrap_or_default()
     }
 
-    /// A join waits until each of these jobs is repaired.
-    pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobId>, join: JoinRequest) {
-        self.deferred.push(Deferred { unsure, join });
+    /// Somebody waits until each of these jobs is repaired.
+    pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobId>, who: Deferred) {
+        self.deferred.retain(|(_, waiting)| waiting.waits());
+        self.deferred.push((unsure, who));
     }
 
-    /// A job's repair is done: the joins that waited for it alone.
-    pub(in crate::hub) fn take_ready(&mut self, id: &JobId) -> Vec<JoinRequest> {
-        let mut ready = Vec::new();
-        self.deferred.retain_mut(|deferred| {
-            deferred.unsure.remove(id);
-            if deferred.unsure.is_empty() {
-                ready.push(deferred.join.clone());
-            }
-            !deferred.unsure.is_empty()
-        });
-        ready
+    /// A job's repair is done: who waited for it alone.
+    pub(in crate::hub) fn take_ready(&mut self, id: &JobId) -> Vec<Deferred> {
+        let is_ready = |waiting: &mut (HashSet<JobId>, Deferred)| {
+            waiting.0.remove(id);
+            waiting.0.is_empty()
+        };
+        let ready = self.deferred.extract_if(.., is_ready);
+        ready.map(|(_, who)| who).collect()
     }
 
     /// Gives up joins; how many.
@@ -162,13 +203,16 @@ impl Loads {
         for joins in self.joins.values_mut() {
             joins.retain(|join| !is_it(join));
         }
-        self.deferred.retain(|deferred| !is_it(&deferred.join));
+        self.deferred
+            .retain(|(_, who)| !matches!(who, Deferred::Join(join) if is_it(join)));
         before - self.waiting()
     }
 
     /// How many joins wait.
     pub(in crate::hub) fn waiting(&self) -> usize {
-        self.joins.values().map(Vec::len).sum::<usize>() + self.deferred.len()
+        let deferred = self.deferred.iter();
+        let joins = deferred.filter(|(_, who)| matches!(who, Deferred::Join(_)));
+        self.joins.values().map(Vec::len).sum::<usize>() + joins.count()
     }
 
     /// How many wait who only count.
@@ -180,13 +224,13 @@ impl Loads {
     /// How many loads are asked for.
     #[cfg(test)]
     pub(in crate::hub) fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.later.len()
     }
 
     /// Asserts the invariants.
     pub(super) fn check(&self) {
         let mut deferred = self.deferred.iter();
-        let waits = deferred.all(|deferred| !deferred.unsure.is_empty());
-        debug_assert!(waits, "a join waits for nothing");
+        let waits = deferred.all(|(unsure, _)| !unsure.is_empty());
+        debug_assert!(waits, "somebody waits for nothing");
     }
 }

@@ -174,8 +174,10 @@ impl Client {
 }
 
 /// Jobs `m*` have states and milestones and lose messages only while the bus is away; jobs `s*` have states
-/// alone and lose any.
-const JOBS: [&str; 5] = ["m1", "m2", "s1", "s2", "s3"];
+/// alone and lose any. Of job `b1` nothing is acceptable, and of the others not everything.
+const JOBS: [&str; 6] = ["m1", "m2", "s1", "s2", "s3", "b1"];
+/// No update that is acceptable, neither as a state nor as a milestone.
+const JUNK: &str = "{";
 
 /// A hub, its way to the stream, and what a shard of it knows.
 struct Node {
@@ -244,6 +246,7 @@ impl World {
             "job:m1",
             "job:m2",
             "job:s1",
+            "job:b1",
             "user:alice",
             "user:alice",
             "group:g",
@@ -287,6 +290,10 @@ impl World {
     /// A worker publishes the next thing of a job; it comes by live unless it is lost.
     fn publish(&mut self) {
         let job = self.jobs[self.random.usize(..self.jobs.len())];
+        if job.starts_with('b') || self.random.u8(0..10) == 0 {
+            self.publish_junk(job);
+            return;
+        }
         let (attempt, mark, ended) = *self.marks.entry(job).or_insert((1, 0, false));
         let reopens = ended || self.random.u8(0..12) == 0;
         let attempt = attempt + u32::from(reopens && mark > 0);
@@ -303,6 +310,21 @@ impl World {
             (What::State, payload)
         };
         let incoming = self.stream.append(job, what, payload, ends);
+        self.send(job, &incoming);
+    }
+
+    fn publish_junk(&mut self, job: &str) {
+        let is_milestone = !job.starts_with('s') && self.random.bool();
+        let what = if is_milestone {
+            What::Milestone(name("clip"))
+        } else {
+            What::State
+        };
+        let incoming = self.stream.append(job, what, JUNK.to_owned(), false);
+        self.send(job, &incoming);
+    }
+
+    fn send(&mut self, job: &str, incoming: &Incoming) {
         for node in self.nodes.iter_mut().filter(|node| node.up) {
             if job.starts_with('s') && self.random.u8(0..6) == 0 {
                 self.lost.insert(incoming.seq);
@@ -441,13 +463,14 @@ impl World {
             let topic = &client.topic;
             assert!(client.is_live(), "{topic}: the join was never answered");
             assert!(!client.watcher.is_owed(), "{topic}: held for ever");
-            let of_topic = stored.messages.iter().filter(|each| match topic {
+            let acceptable = || stored.messages.iter().filter(|each| each.payload != JUNK);
+            let of_topic = acceptable().filter(|each| match topic {
                 Topic::Job(job) => each.job == *job,
                 Topic::User(_) | Topic::Group(_) => true,
             });
             for each in of_topic {
                 let is_last_state = each.what == What::State
-                    && !stored.messages.iter().any(|newer| {
+                    && !acceptable().any(|newer| {
                         newer.job == each.job && newer.what == each.what && newer.seq > each.seq
                     });
                 let is_ending = each.payload.starts_with(br#"{"status":"completed""#);

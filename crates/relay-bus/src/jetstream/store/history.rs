@@ -1,9 +1,17 @@
-//! All that is stored of one job.
+//! All that is stored of one job, as of one number, and no more of it than a node reads.
+//!
+//! What comes later comes live, so a job that moves while it is read is not chased: what lies above the number is
+//! left out. Of a subject that holds more bytes than may be read its last message is taken, and it is said that
+//! there was more.
+//!
+//! Invariant: a load reads at most [`BYTES`] of states, and as much again of milestones, beside the last message of
+//! each subject and one answer of the server.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::try_join_all;
-use relay_core::id::JobId;
+use relay_core::id::{JobId, Owner};
 use relay_core::position::Seq;
 
 use super::Reading;
@@ -11,64 +19,93 @@ use super::lasts::{FIRST_PAUSE, Lasts, TRIES};
 use super::window::Window;
 use crate::jetstream::ask::{AskError, DirectAnswer, DirectGet};
 use crate::jetstream::decode::{self, Stored};
-use crate::seam::{Incoming, StoreError};
+use crate::seam::{History, StoreError};
 use crate::subject::Subjects;
 
 /// Subjects of a job that are read each by itself, at the same time.
 const SUBJECTS_READ_ONE_BY_ONE: usize = 16;
 const MESSAGES_PER_GET: usize = 256;
+/// Bytes asked for at once.
+const BYTES_PER_GET: usize = 1 << 20;
+/// Bytes of states that are read of one job, and bytes of milestones: twice what a stream with 64 messages of
+/// 64 KiB a subject holds of states.
+const BYTES: usize = 8 << 20;
 /// Messages taken from the leader one by one.
 const LEADER_STEPS: usize = 4096;
 
-/// Some of a job's history: what a filter finds, and the number it must reach to be complete.
+/// Some of a job's history.
 struct Part {
+    /// What finds it.
     filter: String,
+    /// The number it must reach to be complete.
     reach: Seq,
+    /// The last messages it stands for; all that is taken of it where it is too large.
+    lasts: Vec<Stored>,
 }
 
 impl Part {
-    fn new(filter: String, reach: Seq) -> Self {
-        Self { filter, reach }
+    fn of(last: Stored) -> Self {
+        Self {
+            filter: last.subject.clone(),
+            reach: last.seq,
+            lasts: vec![last],
+        }
     }
 
-    /// Everything of the job that belongs to the owner of `last`.
-    fn owners(subjects: &Subjects, job: &JobId, last: &Stored) -> Self {
-        let owner = subjects
-            .parse(&last.subject)
-            .ok()
-            .map(|address| address.owner);
-        Self::new(subjects.of_job(owner.as_ref(), job), last.seq)
+    fn is_states(&self) -> bool {
+        !self.lasts.is_empty() && self.lasts.iter().all(Stored::is_state)
+    }
+}
+
+/// Bytes that may still be read.
+struct Budget(AtomicUsize);
+
+impl Budget {
+    fn new() -> Self {
+        Self(AtomicUsize::new(BYTES))
+    }
+
+    /// Takes some; false if there are not so many.
+    fn take(&self, bytes: usize) -> bool {
+        let less = |left: usize| left.checked_sub(bytes);
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        if taken.is_err() {
+            self.0.store(0, Ordering::Relaxed);
+        }
+        taken.is_ok()
     }
 }
 
 impl Reading<'_> {
-    pub(super) async fn job(&self, job: JobId, at_least: Seq) -> Result<Vec<Incoming>, StoreError> {
+    pub(super) async fn job(&self, job: JobId, at_least: Seq) -> Result<History, StoreError> {
         let everywhere = self.subjects.of_job(None, &job);
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
-            let (parts, up_to) = match self
-                .lasts(std::slice::from_ref(&everywhere), at_least)
-                .await?
-            {
-                Lasts::Are(lasts, up_to) => (self.parts(&job, &lasts), up_to),
+            let lasts = self.lasts(std::slice::from_ref(&everywhere), at_least);
+            let (parts, up_to) = match lasts.await? {
+                // Of nothing it is not said as of when.
+                Lasts::Are(lasts, _) if lasts.is_empty() => (Vec::new(), at_least),
+                Lasts::Are(lasts, up_to) => (self.parts(&job, lasts), up_to),
                 too_many_or_stale => {
-                    // The leader is always fresh.
-                    let last = self.asker.leader_last(&everywhere).await?;
-                    let last = last.map(|last| decode::from_leader(self.subjects, last));
-                    let part = last.map(|last| match too_many_or_stale {
-                        Lasts::TooMany => Part::owners(self.subjects, &job, &last),
-                        Lasts::Are(..) | Lasts::Stale => Part::new(everywhere.clone(), last.seq),
-                    });
-                    (part.into_iter().collect(), Seq::MAX)
+                    let is_stale = matches!(too_many_or_stale, Lasts::Stale);
+                    self.parts_by_leader(&job, is_stale, at_least).await?
                 }
             };
-            let reading = parts.iter().map(|part| self.part_of_history(part));
+            let (states, milestones) = (Budget::new(), Budget::new());
+            let reading = parts.iter().map(|part| {
+                let budget = if part.is_states() {
+                    &states
+                } else {
+                    &milestones
+                };
+                self.part_of_history(part, up_to, budget)
+            });
             let windows = try_join_all(reading).await?;
             let windows = windows.into_iter().collect::<Option<Vec<_>>>();
-            // Rolled up meanwhile, a subject may have nothing left from before.
-            let whole = windows.filter(|windows| windows.iter().all(|part| part.begins_by(up_to)));
-            if let Some(windows) = whole {
-                return Ok(Window::merge(windows, up_to).finish());
+            if let Some(windows) = windows {
+                return Ok(Window::merge(windows, up_to).finish(up_to));
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
@@ -77,24 +114,73 @@ impl Reading<'_> {
     }
 
     /// What to fetch so that the history reaches each of its last messages: subject by subject, or, where
-    /// there are many, all of an owner's at once, which costs the server more for each message.
-    fn parts(&self, job: &JobId, lasts: &[Stored]) -> Vec<Part> {
-        let literal = |last: &Stored| Part::new(last.subject.clone(), last.seq);
+    /// there are many milestones, all of an owner's at once, which costs the server more for each message.
+    fn parts(&self, job: &JobId, lasts: Vec<Stored>) -> Vec<Part> {
         if lasts.len() <= SUBJECTS_READ_ONE_BY_ONE {
-            return lasts.iter().map(literal).collect();
+            return lasts.into_iter().map(Part::of).collect();
         }
+        let (states, milestones): (Vec<_>, Vec<_>) = lasts.into_iter().partition(Stored::is_state);
         let mut parts: HashMap<String, Part> = HashMap::new();
-        for last in lasts {
-            let part = Part::owners(self.subjects, job, last);
-            let most = parts.entry(part.filter.clone()).or_insert(part);
-            most.reach = most.reach.max(last.seq);
+        for last in milestones {
+            let owner = owner_of(self.subjects, &last);
+            let filter = self.subjects.of_job(owner.as_ref(), job);
+            let part = parts.entry(filter.clone()).or_insert_with(|| Part {
+                filter,
+                reach: last.seq,
+                lasts: Vec::new(),
+            });
+            part.reach = part.reach.max(last.seq);
+            part.lasts.push(last);
         }
-        parts.into_values().collect()
+        let states = states.into_iter().map(Part::of);
+        states.chain(parts.into_values()).collect()
     }
 
-    /// Everything stored under the filter, if the replica that answers has come as far as it must. A
-    /// replica has the stream up to some number, without holes; so reaching the last is reaching all.
-    async fn part_of_history(&self, part: &Part) -> Result<Option<Window>, AskError> {
+    /// The same where no replica can be asked for the last messages of all subjects: there are too many, or none is
+    /// fresh. The leader always is.
+    async fn parts_by_leader(
+        &self,
+        job: &JobId,
+        is_stale: bool,
+        at_least: Seq,
+    ) -> Result<(Vec<Part>, Seq), AskError> {
+        let everywhere = self.subjects.of_job(None, job);
+        let Some(last) = self.asker.leader_last(&everywhere).await? else {
+            return Ok((Vec::new(), at_least));
+        };
+        let last = decode::from_leader(self.subjects, last);
+        let up_to = last.seq.max(at_least);
+        let owner = owner_of(self.subjects, &last).filter(|_| !is_stale);
+        let mut parts = Vec::new();
+        let filter = self.subjects.state_of(owner.as_ref(), job);
+        if let Some(state) = self.asker.leader_last(&filter).await? {
+            let state = decode::from_leader(self.subjects, state);
+            parts.push(Part {
+                filter,
+                reach: state.seq,
+                lasts: vec![state],
+            });
+        }
+        parts.push(Part {
+            filter: self.subjects.of_job(owner.as_ref(), job),
+            reach: last.seq,
+            // Its states are a part of their own.
+            lasts: Some(last)
+                .filter(|last| !last.is_state())
+                .into_iter()
+                .collect(),
+        });
+        Ok((parts, up_to))
+    }
+
+    /// Everything stored under the filter up to that number, if the replica that answers has come as far as it
+    /// must. A replica has the stream up to some number, without holes; so reaching the last is reaching all.
+    async fn part_of_history(
+        &self,
+        part: &Part,
+        up_to: Seq,
+        budget: &Budget,
+    ) -> Result<Option<Window>, AskError> {
         let mut window = Window::default();
         let mut reached = Seq::ZERO;
         loop {
@@ -102,6 +188,7 @@ impl Reading<'_> {
                 seq: Some(reached.next()),
                 next_by_subj: Some(&part.filter),
                 batch: Some(MESSAGES_PER_GET),
+                max_bytes: Some(BYTES_PER_GET),
                 ..DirectGet::default()
             };
             let batch = match self.asker.direct(&get).await {
@@ -112,13 +199,21 @@ impl Reading<'_> {
                 Err(error) => return Err(error),
             };
             let read = batch.messages.len();
+            let bytes = batch.messages.iter().map(|message| message.payload.len());
+            if !budget.take(bytes.sum()) {
+                tracing::debug!(
+                    filter = part.filter,
+                    "too much is stored of a job to be read"
+                );
+                return Ok(Some(Window::of_lasts(&part.lasts)));
+            }
             for message in batch.messages {
                 if let Some(stored) = decode::direct(self.subjects, message) {
                     window.push(stored);
                 }
             }
             reached = reached.max(batch.last);
-            if batch.pending == 0 || read == 0 {
+            if batch.pending == 0 || read == 0 || reached >= up_to {
                 break;
             }
         }
@@ -126,20 +221,26 @@ impl Reading<'_> {
     }
 
     /// The same from the leader, one by one.
-    async fn leader_history(
-        &self,
-        filter: &str,
-        at_least: Seq,
-    ) -> Result<Vec<Incoming>, StoreError> {
+    async fn leader_history(&self, filter: &str, at_least: Seq) -> Result<History, StoreError> {
         let mut window = Window::default();
+        let last = self.asker.leader_last(filter).await?;
+        let up_to = last.map_or(at_least, |last| Seq::new(last.sequence).max(at_least));
         let mut next = Seq::new(1);
         for _ in 0..LEADER_STEPS {
-            let Some(message) = self.asker.leader_next(filter, next).await? else {
-                return Ok(window.finish());
+            let message = self.asker.leader_next(filter, next).await?;
+            let Some(message) = message.filter(|it| Seq::new(it.sequence) <= up_to) else {
+                return Ok(window.finish(up_to));
             };
             next = Seq::new(message.sequence).next();
             window.push(decode::from_leader(self.subjects, message));
         }
         Err(AskError::Stale { at_least }.into())
     }
+}
+
+fn owner_of(subjects: &Subjects, last: &Stored) -> Option<Owner> {
+    subjects
+        .parse(&last.subject)
+        .ok()
+        .map(|address| address.owner)
 }

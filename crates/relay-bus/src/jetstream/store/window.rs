@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use relay_core::position::Seq;
 
 use crate::jetstream::decode::Stored;
-use crate::seam::Incoming;
+use crate::seam::{History, Incoming};
 
 const MESSAGES: usize = 4096;
 const BYTES: usize = 64 << 20;
@@ -22,6 +22,8 @@ pub(super) struct Window {
     bytes: usize,
     /// Per subject, the last state that fell out.
     states: HashMap<String, Stored>,
+    /// Up to here something was left out before it was read.
+    left_out_to: Seq,
 }
 
 impl Window {
@@ -40,9 +42,14 @@ impl Window {
         }
     }
 
-    /// Whether it has something up to that number.
-    pub(super) fn begins_by(&self, seq: Seq) -> bool {
-        self.kept.front().is_some_and(|oldest| oldest.seq <= seq)
+    /// The last messages alone of subjects that hold too much to be read.
+    pub(super) fn of_lasts(lasts: &[Stored]) -> Self {
+        let mut window = Self::default();
+        for last in lasts {
+            window.left_out_to = window.left_out_to.max(last.seq.before());
+            window.push(last.clone());
+        }
+        window
     }
 
     /// The histories of different subjects as one, up to the number as of which all are known: what came
@@ -51,10 +58,13 @@ impl Window {
         let mut merged = Self::default();
         let mut all = Vec::new();
         for window in windows {
+            merged.left_out_to = merged.left_out_to.max(window.left_out_to);
             merged.states.extend(window.states);
             all.extend(window.kept.into_iter().filter(|stored| stored.seq <= up_to));
         }
-        all.sort_unstable_by_key(|stored| stored.seq);
+        all.sort_unstable_by_key(|stored: &Stored| stored.seq);
+        // States may have been found twice: by themselves, and among the rest.
+        all.dedup_by_key(|stored| stored.seq);
         for stored in all {
             merged.push(stored);
         }
@@ -62,7 +72,8 @@ impl Window {
     }
 
     /// The updates in ascending order, each with the number of the one before it on its subject.
-    pub(super) fn finish(mut self) -> Vec<Incoming> {
+    pub(super) fn finish(mut self, up_to: Seq) -> History {
+        let left_out_to = self.left_out_to;
         for stored in &self.kept {
             self.states.remove(&stored.subject);
         }
@@ -77,7 +88,11 @@ impl Window {
                 ..update
             })
         });
-        with_previous.collect()
+        History {
+            updates: with_previous.collect(),
+            up_to,
+            left_out_to,
+        }
     }
 }
 
@@ -116,7 +131,8 @@ mod tests {
             window.push(stored(last, seq));
         }
         let chain: Vec<_> = window
-            .finish()
+            .finish(Seq::new(9))
+            .updates
             .iter()
             .map(|each| (each.seq.get(), each.previous.map(Seq::get)))
             .collect();
@@ -135,8 +151,8 @@ mod tests {
             }
             window
         });
-        let merged = Window::merge(windows.into(), Seq::new(9)).finish();
-        let numbers: Vec<_> = merged.iter().map(|each| each.seq.get()).collect();
+        let merged = Window::merge(windows.into(), Seq::new(9)).finish(Seq::new(9));
+        let numbers: Vec<_> = merged.updates.iter().map(|each| each.seq.get()).collect();
         assert_eq!(numbers, [1, 2, 5, 6, 9]);
     }
 
@@ -148,7 +164,7 @@ mod tests {
         for seq in 3..10_000 {
             window.push(stored(&format!("frame{seq}"), seq));
         }
-        let updates = window.finish();
+        let updates = window.finish(Seq::new(9_999)).updates;
         assert_eq!(updates.len(), MESSAGES + 1);
         assert_eq!((updates[0].seq.get(), &updates[0].what), (2, &What::State));
         assert_eq!(updates[1].seq.get(), 10_000 - MESSAGES as u64);

@@ -4,7 +4,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;
-use relay_core::tally::Share;
+use relay_core::tally::{Share, Sum};
 
 use super::*;
 
@@ -102,18 +102,18 @@ fn a_frame_is_kept_for_each_wire_that_many_share_and_for_no_list() {
 #[test]
 fn how_jobs_stand_is_one_shape_in_which_mappings_find_every_member() {
     let topic = Topic::parse("group:g").unwrap();
-    let mut tally = Tally::default();
-    let shown = |tally: &Tally| {
+    let mut sum = Sum::default();
+    let shown = |sum: &Sum| {
         let aggregate = Aggregate {
             topic: topic.clone(),
-            tally: *tally,
+            tally: sum.tally(),
             frames: Default::default(),
         };
         let frame = aggregate_text(&aggregate);
-        (frame, standing(&topic, tally).to_string())
+        (frame, standing(&topic, &sum.tally()).to_string())
     };
     let counts = r#""counts":{"cancelled":0,"completed":0,"failed":0,"queued":0,"running":0}"#;
-    let (client, mapping) = shown(&tally);
+    let (client, mapping) = shown(&sum);
     assert_eq!(
         client,
         format!(r#"{{"type":"aggregate","topic":"group:g",{counts},"total":0}}"#)
@@ -124,9 +124,9 @@ fn how_jobs_stand_is_one_shape_in_which_mappings_find_every_member() {
             r#"{{{counts},"progress":null,"status":null,"topic":"group:g","total":0,"type":"aggregate"}}"#
         )
     );
-    tally.add(SHARE);
+    sum.add(SHARE);
     let counts = counts.replace(r#""running":0"#, r#""running":1"#);
-    let (client, mapping) = shown(&tally);
+    let (client, mapping) = shown(&sum);
     assert_eq!(
         client,
         format!(

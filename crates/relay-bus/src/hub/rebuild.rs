@@ -1,0 +1,143 @@
+//! A job as its stored updates tell it.
+//!
+//! All of them are run through the guard from the first, so that every node comes to the same state whatever it
+//! saw live. That is done apart from the table, a piece at a time: a job may be large, and others must not wait.
+//!
+//! Knows one job's updates, and nothing of who waits for them.
+//!
+//! Invariant: what was read is not read again; of an update only its number is left.
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use relay_core::id::{JobId, Name};
+use relay_core::job::{Declined, Job, JobBounds, Place};
+use relay_core::moment::Moment;
+use relay_core::position::{Epoch, Seq};
+use relay_core::publication::JobKey;
+use tokio::task::yield_now;
+
+use super::intake::{judge, parent};
+use crate::seam::{History, Incoming, What};
+
+/// Bytes read before others have their turn.
+const READ_AT_ONCE: usize = 64 << 10;
+
+/// A job that is about to be read from the store, and what its history is made with.
+#[derive(Debug, Clone)]
+pub(super) struct Rebuild {
+    pub(super) id: JobId,
+    /// Its number on this node.
+    pub(super) key: JobKey,
+    pub(super) epoch: Epoch,
+    pub(super) now: Moment,
+    pub(super) bounds: JobBounds,
+    /// Messages that the store keeps of a subject.
+    pub(super) per_subject: usize,
+}
+
+/// What the store has of one job.
+#[derive(Debug)]
+pub(super) struct Rebuilt {
+    /// `None` if none of its updates is acceptable.
+    pub(super) job: Option<Box<Job>>,
+    /// All that is stored, without payloads.
+    pub(super) updates: Vec<Incoming>,
+    /// Why those are not told that are not, by number.
+    pub(super) declined: Vec<(Seq, Declined)>,
+    /// Up to where that is all there is.
+    pub(super) reach: Seq,
+}
+
+impl Rebuilt {
+    /// Why an update that is stored is not told.
+    pub(super) fn take_reason(&mut self, seq: Seq) -> Option<Declined> {
+        let at = self
+            .declined
+            .binary_search_by_key(&seq, |(seq, _)| *seq)
+            .ok()?;
+        Some(self.declined.remove(at).1)
+    }
+}
+
+impl Rebuild {
+    /// Reads what is stored.
+    ///
+    /// A milestone published between an ending and the next attempt is declined by whoever sees it live;
+    /// once the next ending has rolled the first one up, nobody can tell any more that it came after an
+    /// ending, and it is accepted. It did happen, so it is told rather than looked for.
+    pub(super) async fn read(self, history: History) -> Rebuilt {
+        let mut updates = history.updates;
+        let mut job: Option<Box<Job>> = None;
+        let mut declined = Vec::new();
+        let mut read = 0;
+        for update in &updates {
+            read += update.payload.len();
+            if read > READ_AT_ONCE {
+                read = 0;
+                yield_now().await;
+            }
+            if update.what == What::Gone {
+                continue;
+            }
+            let place = Place {
+                epoch: self.epoch,
+                seq: update.seq,
+                received_at: self.now,
+                stored_at: update.stored_at,
+            };
+            let is_first = job.is_none();
+            let by = job.get_or_insert_with(|| self.first(update, &updates, history.left_out_to));
+            match judge(by, update, place, &self.bounds) {
+                Ok(judged) => drop(by.enter(judged, &self.bounds)),
+                Err(reason) => {
+                    declined.push((update.seq, reason));
+                    job = job.filter(|_| !is_first);
+                }
+            }
+        }
+        let newest = updates.iter().map(|update| update.seq).max();
+        for update in &mut updates {
+            update.payload = Bytes::new();
+        }
+        Rebuilt {
+            job,
+            reach: newest.unwrap_or_default().max(history.up_to),
+            updates,
+            declined,
+        }
+    }
+
+    /// A job that this would be the first update of.
+    fn first(&self, update: &Incoming, updates: &[Incoming], left_out_to: Seq) -> Box<Job> {
+        let (id, owner) = (self.id.clone(), update.owner.clone());
+        let mut first = Box::new(Job::new(self.key, id, owner, Seq::ZERO));
+        let discarded = discarded_to(updates, self.per_subject).max(left_out_to);
+        if discarded > Seq::ZERO {
+            first.doubt(discarded);
+        }
+        first.belongs_to(first_parent(updates));
+        first
+    }
+}
+
+/// The group the first stored state names: a rollup leaves milestones without the state that was before
+/// them, and those who watch the group are owed them too.
+fn first_parent(updates: &[Incoming]) -> Option<Name> {
+    let first = updates.iter().find(|each| each.what == What::State)?;
+    parent(first).ok().flatten()
+}
+
+/// Up to which number a subject's messages may have been discarded for want of room.
+fn discarded_to(updates: &[Incoming], per_subject: usize) -> Seq {
+    let mut milestones: HashMap<&Name, (Seq, usize)> = HashMap::new();
+    for update in updates {
+        if let What::Milestone(name) = &update.what {
+            let (_, count) = milestones.entry(name).or_insert((update.seq, 0));
+            *count += 1;
+        }
+    }
+    let full = milestones
+        .into_values()
+        .filter(|(_, count)| *count >= per_subject);
+    full.map(|(first, _)| first).max().unwrap_or_default()
+}
