@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use relay_testkit::http;
-use relay_testkit::random::{self, Cast, Game, unsettled};
+use relay_testkit::random::{self, Cast, Game, unbalanced, unsettled};
 use relay_testkit::relay::{Metrics, RelayServer, Settings};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -295,7 +295,7 @@ async fn settle(subject: &Subject) -> Result<()> {
         let differs = match subject.relay {
             Some(_) => unsettled(&metrics, 0.0),
             // Others may be there.
-            None => Vec::new(),
+            None => unbalanced(&metrics),
         };
         if differs.is_empty() {
             return Ok(());

@@ -632,41 +632,78 @@ fn between(text: &str, before: &str, behind: &str) -> Option<String> {
     rest.split_once(behind).map(|(found, _)| found.to_owned())
 }
 
+/// Transports whose connections are counted by themselves. A session of Socket.IO may go on over another than it was
+/// opened on.
+const COUNTED: [&str; 5] = [
+    r#"transport="websocket""#,
+    r#"transport="sse""#,
+    r#"transport="poll""#,
+    r#"transport="socketio"#,
+    "",
+];
+
+/// Where opened − closed is not what is open.
+pub fn unbalanced(metrics: &Metrics) -> Vec<String> {
+    let wrong = COUNTED.iter().filter_map(|transport| {
+        let sum = |name: &str| metrics.sum(name, transport);
+        let closed = sum("relay_connections_closed_total");
+        let counted = sum("relay_connections_opened_total") - closed;
+        differs(
+            &format!("opened - closed of {transport}"),
+            counted,
+            sum("relay_connections"),
+        )
+    });
+    wrong.collect()
+}
+
 /// What differs from a relay on which nobody is but so many WebSockets: opened − closed = open, and nothing is left
 /// behind of those who have gone.
 pub fn unsettled(metrics: &Metrics, open: f64) -> Vec<String> {
-    let now = |label: &str| metrics.sum("relay_connections", label);
-    let opened = |label: &str| metrics.sum("relay_connections_opened_total", label);
-    let closed = |label: &str| metrics.sum("relay_connections_closed_total", label);
-    let mut left = Vec::new();
-    let mut check = |what: &str, is: f64, wanted: f64| {
-        if (is - wanted).abs() > 0.5 {
-            left.push(format!("{what} is {is}, and not {wanted}"));
-        }
-    };
-    // A session of Socket.IO may go on over another transport than it was opened on.
-    for transport in [
-        r#"transport="websocket""#,
-        r#"transport="sse""#,
-        r#"transport="poll""#,
-        r#"transport="socketio"#,
-        "",
-    ] {
-        let counted = opened(transport) - closed(transport);
-        check(
-            &format!("opened - closed of {transport}"),
-            counted,
-            now(transport),
+    let sum = |name: &str| metrics.sum(name, "");
+    let admitted = metrics.sum("relay_limit_in_use", "\"connections\"");
+    let quality = sum("relay_connection_quality");
+    let dialects = sum("relay_dialect_connections");
+    let endings = sum("relay_endings_pending");
+    let left = [
+        differs("connections", sum("relay_connections"), open),
+        differs("admissions", admitted, open),
+        differs("judged connections", quality, open),
+        differs("connections of dialects", dialects, 0.0),
+        differs("endings that wait", endings, 0.0),
+    ];
+    let mut all = unbalanced(metrics);
+    all.extend(left.into_iter().flatten());
+    all
+}
+
+fn differs(what: &str, is: f64, wanted: f64) -> Option<String> {
+    // They are counts.
+    ((is - wanted).abs() > 0.5).then(|| format!("{what} is {is}, and not {wanted}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_do_not_add_up_are_named() {
+        let metrics = |open: u8| {
+            Metrics::parse(&format!(
+                "relay_connections{{transport=\"sse\"}} {open}\n\
+                 relay_connections_opened_total{{transport=\"sse\"}} 5\n\
+                 relay_connections_closed_total{{transport=\"sse\",reason=\"client\"}} 3\n"
+            ))
+        };
+        assert!(unbalanced(&metrics(2)).is_empty());
+        let wrong = unbalanced(&metrics(1));
+        assert_eq!(
+            wrong[0],
+            "opened - closed of transport=\"sse\" is 2, and not 1"
+        );
+        assert_eq!(
+            unsettled(&metrics(2), 0.0)[0],
+            "connections is 2, and not 0"
         );
     }
-    let admitted = metrics.sum("relay_limit_in_use", "\"connections\"");
-    check("connections", now(""), open);
-    check("admissions", admitted, open);
-    let quality = metrics.sum("relay_connection_quality", "");
-    check("judged connections", quality, open);
-    let dialects = metrics.sum("relay_dialect_connections", "");
-    check("connections of dialects", dialects, 0.0);
-    let endings = metrics.sum("relay_endings_pending", "");
-    check("endings that wait", endings, 0.0);
-    left
 }
