@@ -76,6 +76,18 @@ impl Ledger {
         }
     }
 
+    /// Lists a refusal that is not new, unless it is listed.
+    pub(crate) fn recall(&self, update: RefusedUpdate) {
+        let mut inner = self.inner.lock();
+        let is_listed = inner
+            .entries
+            .iter()
+            .any(|it| it.last.is_like(&update) && it.last.seq >= update.seq);
+        if !is_listed {
+            inner.list(update);
+        }
+    }
+
     /// Refusals since the start.
     pub(crate) fn total(&self) -> u64 {
         self.inner.lock().total

@@ -12,6 +12,7 @@ use relay_core::watcher::beginning::LeftOut;
 use relay_core::watcher::outbox::GapReason;
 
 use super::Hub;
+use super::rebuild::Stored;
 use super::table::{Entry, Table};
 use crate::inbox::{LostMilestones, Message};
 use crate::poison;
@@ -114,6 +115,19 @@ impl Hub {
             let stem = &self.settings.subject_stem;
             self.refusals
                 .note(RefusedUpdate::declined(stem, incoming, declined));
+        }
+    }
+
+    /// Lists a refused update that is found in the store. It may have come when no node was there to tell of it; if
+    /// one was, it was counted and logged then.
+    pub(super) fn recall(&self, incoming: &Incoming, stored: &Stored) {
+        if !matches!(stored.reason, Declined::Repeated) {
+            let stem = &self.settings.subject_stem;
+            let update = RefusedUpdate::declined(stem, incoming, &stored.reason);
+            self.refusals.recall(RefusedUpdate {
+                size: stored.size,
+                ..update
+            });
         }
     }
 

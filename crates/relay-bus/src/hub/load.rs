@@ -28,6 +28,8 @@ use crate::seam::{Incoming, Store, StoreError, What};
 const IN_FLIGHT: usize = 64;
 /// How long a request that failed waits before it is made again.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
+/// Refused updates of one job that are listed when it is read from the store.
+const RECALLED: usize = 16;
 /// How often expired jobs are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -327,6 +329,9 @@ impl Hub {
             if let Some(declined) = declined {
                 self.decline(table, &incoming, &declined);
             }
+        }
+        for (incoming, stored) in rebuilt.last_declined(RECALLED) {
+            self.recall(incoming, stored);
         }
         table.release(id);
         self.tell_holds(table);

@@ -42,10 +42,19 @@ pub(super) struct Rebuilt {
     pub(super) job: Option<Box<Job>>,
     /// All that is stored, without payloads.
     pub(super) updates: Vec<Incoming>,
-    /// Why those are not told that are not, by number.
-    pub(super) declined: Vec<(Seq, Declined)>,
+    /// Those that are not told, by number.
+    pub(super) declined: Vec<Stored>,
     /// Up to where that is all there is.
     pub(super) reach: Seq,
+}
+
+/// A stored update that is not told.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) seq: Seq,
+    /// Bytes of its payload.
+    pub(super) size: usize,
+    pub(super) reason: Declined,
 }
 
 impl Rebuilt {
@@ -53,9 +62,20 @@ impl Rebuilt {
     pub(super) fn take_reason(&mut self, seq: Seq) -> Option<Declined> {
         let at = self
             .declined
-            .binary_search_by_key(&seq, |(seq, _)| *seq)
+            .binary_search_by_key(&seq, |stored| stored.seq)
             .ok()?;
-        Some(self.declined.remove(at).1)
+        Some(self.declined.remove(at).reason)
+    }
+
+    /// The last of those that are not told, with what is stored of them: at most `limit`, the newest last.
+    pub(super) fn last_declined(&self, limit: usize) -> impl Iterator<Item = (&Incoming, &Stored)> {
+        let last = &self.declined[self.declined.len().saturating_sub(limit)..];
+        last.iter().filter_map(|stored| {
+            let at = self
+                .updates
+                .binary_search_by_key(&stored.seq, |update| update.seq);
+            Some((self.updates.get(at.ok()?)?, stored))
+        })
     }
 }
 
@@ -90,7 +110,11 @@ impl Rebuild {
             match judge(by, update, place, &self.bounds) {
                 Ok(judged) => drop(by.enter(judged, &self.bounds)),
                 Err(reason) => {
-                    declined.push((update.seq, reason));
+                    declined.push(Stored {
+                        seq: update.seq,
+                        size: update.payload.len(),
+                        reason,
+                    });
                     job = job.filter(|_| !is_first);
                 }
             }

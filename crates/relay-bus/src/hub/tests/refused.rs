@@ -116,3 +116,25 @@ async fn the_sentence_is_the_one_that_http_gives() {
     // Whoever was answered is not listed.
     assert_eq!(alone.refusals(), crate::refused::Refusals::default());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_while_no_node_was_there_is_listed_when_the_job_is_asked_for() {
+    let (stream, hub) = hub();
+    let state = |status: &str| format!(r#"{{"status":"{status}"}}"#);
+    stream.append("j", What::State, state("running"), false);
+    stream.append("j", What::State, state("runing"), false);
+    hub.live(EPOCH, Seq::new(2));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hub.clone().run());
+    for _ in 0..2 {
+        hub.lookup(&name("j")).await;
+        let listed = hub.refusals();
+        assert_eq!(listed.refused[0].last.seq, Some(Seq::new(2)));
+        assert_eq!(
+            (listed.refused[0].count, listed.refused[0].last.size),
+            (1, 19)
+        );
+        assert_eq!(listed.total, 0, "it may have been counted when it came");
+        hub.live(EPOCH, Seq::new(2));
+    }
+}
