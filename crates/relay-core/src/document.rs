@@ -10,6 +10,7 @@ mod field;
 mod merge;
 mod milestone;
 mod refusal;
+mod salvage;
 #[cfg(test)]
 mod schema;
 mod status;
@@ -24,6 +25,7 @@ use crate::moment::WallTime;
 pub use merge::merge_patch;
 pub use milestone::MilestoneData;
 pub use refusal::{Problem, Quoted, Refusal};
+pub(crate) use salvage::Known;
 pub use status::Status;
 
 use field::Field;
@@ -64,10 +66,10 @@ impl JobDocument {
     pub fn parse(payload: &[u8], job: &JobId, owner: &Owner) -> Result<Self, Refusal> {
         let text = text_of(payload)?;
         let members = read_object(text, "a state")?;
-        let sent = Sent::sort(&members);
+        let mut sent = Sent::sort(&members);
         sent.agrees("job_id", Field::JobId, job)?;
         sent.agrees("owner", Field::Owner, owner)?;
-        Ok(Draft::check(&sent)?.write(&sent, job, owner, text.len()))
+        Ok(Draft::check(&mut sent)?.write(&sent, job, owner, text.len()))
     }
 
     /// Where the job stands.
@@ -138,6 +140,8 @@ impl JobDocument {
 struct Sent<'a> {
     known: [Option<&'a str>; Field::ALL.len()],
     unknown: Vec<&'a Member<'a>>,
+    /// What is wrong in it and was left out; `None` where it is refused instead.
+    dropped: Option<Vec<Refusal>>,
 }
 
 impl<'a> Sent<'a> {
@@ -145,6 +149,7 @@ impl<'a> Sent<'a> {
         let mut sent = Self {
             known: [None; Field::ALL.len()],
             unknown: Vec::new(),
+            dropped: None,
         };
         for member in members {
             match Field::named(&member.name) {
@@ -164,25 +169,60 @@ impl<'a> Sent<'a> {
 
     /// Checks the field with `read` if it is there.
     fn read<T>(
-        &self,
+        &mut self,
         field: Field,
         read: impl FnOnce(&'a str) -> Result<T, Problem>,
     ) -> Result<Option<T>, Refusal> {
-        let read = self.raw(field).map(read).transpose();
-        read.map_err(|problem| Refusal::field_problem(field.as_str(), problem))
+        match self.raw(field).map(read).transpose() {
+            Ok(read) => Ok(read),
+            Err(problem) => {
+                self.refuse(field, Refusal::field_problem(field.as_str(), problem))?;
+                Ok(None)
+            }
+        }
     }
 
-    fn text(&self, field: Field) -> Result<Option<Cow<'a, str>>, Refusal> {
+    /// Leaves a field out that is not as it should be, where it may be left out.
+    fn refuse(&mut self, field: Field, refusal: Refusal) -> Result<(), Refusal> {
+        match &mut self.dropped {
+            None => Err(refusal),
+            Some(dropped) => {
+                dropped.push(refusal);
+                self.known[field as usize] = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&mut self, field: Field) -> Result<Option<Cow<'a, str>>, Refusal> {
         self.read(field, |raw| value::string(raw, "a string"))
     }
 
-    fn agrees(&self, name: &'static str, field: Field, given: &Name) -> Result<(), Refusal> {
+    /// Checks a field that has fields of its own, and names these itself.
+    fn part<T>(
+        &mut self,
+        field: Field,
+        read: impl FnOnce(&'a str) -> Result<T, Refusal>,
+    ) -> Result<Option<T>, Refusal> {
+        match self.raw(field).map(read).transpose() {
+            Ok(read) => Ok(read),
+            Err(refusal) => {
+                self.refuse(field, refusal)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn agrees(&mut self, name: &'static str, field: Field, given: &Name) -> Result<(), Refusal> {
         match self.text(field)? {
-            Some(said) if said != given.as_str() => Err(Refusal::Contradiction {
-                field: name,
-                said: Quoted::new(self.raw(field).unwrap_or_default()),
-                given: given.clone(),
-            }),
+            Some(said) if said != given.as_str() => {
+                let contradiction = Refusal::Contradiction {
+                    field: name,
+                    said: Quoted::new(self.raw(field).unwrap_or_default()),
+                    given: given.clone(),
+                };
+                self.refuse(field, contradiction)
+            }
             _ => Ok(()),
         }
     }
@@ -198,7 +238,7 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn check(sent: &Sent<'a>) -> Result<Self, Refusal> {
+    fn check(sent: &mut Sent<'a>) -> Result<Self, Refusal> {
         let (status, mapped) = sent
             .read(Field::Status, value::status)?
             .ok_or(Refusal::MissingStatus)?;
@@ -229,8 +269,8 @@ impl<'a> Draft<'a> {
         Ok(Self {
             document,
             synonym: sent.raw(Field::Status).filter(|_| mapped),
-            tasks: sent.raw(Field::Tasks).map(value::tasks).transpose()?,
-            error: sent.raw(Field::Error).map(value::error).transpose()?,
+            tasks: sent.part(Field::Tasks, value::tasks)?,
+            error: sent.part(Field::Error, value::error)?,
         })
     }
 
@@ -273,7 +313,7 @@ impl<'a> Draft<'a> {
             Field::Owner => push_name(out, ',', field, owner.as_str()),
             Field::Status => push_name(out, ',', field, self.document.status.as_str()),
             Field::StatusDetail => push_field(out, field, raw.or(self.synonym)),
-            Field::Attempt if raw.is_some() => {
+            Field::Attempt if raw.is_some() || self.document.attempt != 1 => {
                 push_field(out, field, Some(&self.document.attempt.to_string()));
             }
             Field::Progress => match (raw, self.document.progress) {
@@ -282,6 +322,11 @@ impl<'a> Draft<'a> {
             },
             // Without a number of seconds it says nothing, and an estimate would bring its own.
             Field::EtaEstimated if self.document.eta_seconds.is_none() => {}
+            Field::ParentId => {
+                if let Some(parent) = &self.document.parent_id {
+                    push_name(out, ',', field, parent.as_str());
+                }
+            }
             Field::Tasks => push_field(out, field, self.tasks.as_deref()),
             Field::Error => push_field(out, field, self.error.as_deref()),
             _ => push_field(out, field, raw),
@@ -290,7 +335,7 @@ impl<'a> Draft<'a> {
 }
 
 /// The worker's progress, or what can be known of it.
-fn progress(sent: &Sent<'_>, status: Status) -> Result<Option<f64>, Refusal> {
+fn progress(sent: &mut Sent<'_>, status: Status) -> Result<Option<f64>, Refusal> {
     let given = sent.read(Field::Progress, value::percent)?;
     let current = sent.read(Field::Current, value::amount)?;
     let total = sent.read(Field::Total, value::amount)?;

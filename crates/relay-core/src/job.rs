@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use hashbrown::DefaultHashBuilder;
 
-use crate::document::{JobDocument, MilestoneData, Refusal, Status};
+use crate::document::{JobDocument, Known, MilestoneData, Refusal, Status};
 use crate::eta::EtaEstimator;
 use crate::guard::{Guard, Stale, Verdict};
 use crate::id::{JobId, Name, Owner};
@@ -60,6 +60,16 @@ pub enum Subject<'a> {
     State,
     /// A named milestone.
     Milestone(&'a Name),
+}
+
+/// Whether the sender of an update can be told what is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// It waits for an answer: an update with anything wrong in it is refused.
+    Waiting,
+    /// It is away, as on a bus: an ending is taken without what is wrong in it, so that nobody waits for it in
+    /// vain. Anything else is refused.
+    Away,
 }
 
 /// Why an update went no further.
@@ -111,6 +121,15 @@ impl Declined {
 pub struct Judged {
     publication: Arc<Publication>,
     change: Change,
+    dropped: Vec<Refusal>,
+}
+
+impl Judged {
+    /// What was wrong in an ending that is taken all the same, and what was too large: each with its field and the
+    /// reason, the first of them if they are many. The document names the fields.
+    pub fn dropped(&self) -> &[Refusal] {
+        &self.dropped
+    }
 }
 
 /// What of a job an accepted update replaces.
@@ -232,7 +251,7 @@ impl Job {
         place: Place,
         bounds: &JobBounds,
     ) -> Result<Arc<Publication>, Declined> {
-        let judged = self.judge(subject, payload, place, bounds)?;
+        let judged = self.judge(subject, payload, place, Sender::Away, bounds)?;
         Ok(self.enter(judged, bounds))
     }
 
@@ -245,12 +264,58 @@ impl Job {
         subject: Subject<'_>,
         payload: &[u8],
         place: Place,
+        sender: Sender,
         bounds: &JobBounds,
     ) -> Result<Judged, Declined> {
-        bounds.admit(payload)?;
         match subject {
-            Subject::State => self.judge_state(payload, place),
-            Subject::Milestone(name) => self.judge_milestone(name, payload, place),
+            Subject::State => {
+                let (document, dropped) = self.read_state(payload, sender, bounds)?;
+                self.judge_state(document, dropped, payload, place)
+            }
+            Subject::Milestone(name) => {
+                bounds.admit(payload)?;
+                self.judge_milestone(name, payload, place)
+            }
+        }
+    }
+
+    /// The group that a state of a job names which is not known, if it can be read.
+    pub fn group_named(
+        payload: &[u8],
+        job: &JobId,
+        owner: &Owner,
+        bounds: &JobBounds,
+    ) -> Option<Name> {
+        let job = Self::new(JobKey(0), job.clone(), owner.clone(), Seq::ZERO);
+        let (document, _) = job.read_state(payload, Sender::Away, bounds).ok()?;
+        document.parent_id().cloned()
+    }
+
+    /// A state's document, with what was wrong in it and is left out.
+    fn read_state(
+        &self,
+        payload: &[u8],
+        sender: Sender,
+        bounds: &JobBounds,
+    ) -> Result<(JobDocument, Vec<Refusal>), Declined> {
+        let read = || {
+            bounds.admit(payload)?;
+            Ok(JobDocument::parse(payload, &self.id, &self.owner)?)
+        };
+        let declined = match read() {
+            Ok(document) => return Ok((document, Vec::new())),
+            Err(declined) => declined,
+        };
+        let known = Known {
+            attempt: self.guard.attempt(),
+            parent: self.parent.as_ref(),
+        };
+        let (id, owner, limit) = (&self.id, &self.owner, bounds.update_bytes);
+        match sender {
+            Sender::Waiting => Err(declined),
+            Sender::Away => JobDocument::salvage(payload, id, owner, known, limit)
+                .map(|salvaged| (salvaged.document, salvaged.dropped))
+                .ok_or(declined),
         }
     }
 
@@ -259,6 +324,7 @@ impl Job {
         let Judged {
             publication,
             change,
+            dropped: _,
         } = judged;
         match change {
             Change::State {
@@ -320,8 +386,13 @@ impl Job {
         self.state.is_some() && self.said == hash(payload)
     }
 
-    fn judge_state(&self, payload: &[u8], place: Place) -> Result<Judged, Declined> {
-        let mut document = JobDocument::parse(payload, &self.id, &self.owner)?;
+    fn judge_state(
+        &self,
+        mut document: JobDocument,
+        dropped: Vec<Refusal>,
+        payload: &[u8],
+        place: Place,
+    ) -> Result<Judged, Declined> {
         if self.has_said(payload) {
             return Err(Declined::Repeated);
         }
@@ -345,6 +416,7 @@ impl Job {
                 said: hash(payload),
                 reopened,
             },
+            dropped,
         })
     }
 
@@ -367,6 +439,7 @@ impl Job {
         Ok(Judged {
             publication: self.publication(body, parent, ts, place),
             change: Change::Milestone,
+            dropped: Vec::new(),
         })
     }
 

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_core::document::JobDocument;
 use relay_core::id::Name;
-use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Subject};
+use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Sender, Subject};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{JobKey, Publication};
 use relay_core::watcher::beginning::LeftOut;
@@ -206,6 +205,7 @@ impl Hub {
             &job,
             incoming,
             self.place_of(table, incoming),
+            Sender::Away,
             &table.bounds(),
         )
         .map(drop)
@@ -227,7 +227,7 @@ impl Hub {
         table: &mut Table,
         incoming: &Incoming,
     ) -> Result<Arc<Publication>, Declined> {
-        let verdict = self.judge(table, incoming);
+        let verdict = self.judge(table, incoming, Sender::Away);
         self.settle(table, incoming, verdict)
     }
 
@@ -255,12 +255,12 @@ impl Hub {
     }
 
     /// Reads an update that follows what is known, once, and changes nothing of any job.
-    pub(super) fn judge(&self, table: &mut Table, incoming: &Incoming) -> Verdict {
+    pub(super) fn judge(&self, table: &mut Table, incoming: &Incoming, sender: Sender) -> Verdict {
         let bounds = table.bounds();
         let place = self.place_of(table, incoming);
         if let Some(job) = table.job(&incoming.job) {
             return Verdict {
-                judged: judge(job, incoming, place, &bounds),
+                judged: judge(job, incoming, place, sender, &bounds),
                 new: None,
             };
         }
@@ -274,7 +274,7 @@ impl Hub {
         };
         let job = Box::new(Job::new(table.new_key(), id, owner, known_from));
         Verdict {
-            judged: judge(&job, incoming, place, &bounds),
+            judged: judge(&job, incoming, place, sender, &bounds),
             new: Some(job),
         }
     }
@@ -415,6 +415,7 @@ pub(super) fn judge(
     job: &Job,
     incoming: &Incoming,
     place: Place,
+    sender: Sender,
     bounds: &JobBounds,
 ) -> Result<Judged, Declined> {
     if job.owner != incoming.owner {
@@ -427,7 +428,7 @@ pub(super) fn judge(
     let judged = poison::read(incoming, Some(incoming.seq), || {
         #[cfg(test)]
         poison::fault("panics-when-judged", incoming.job.as_str());
-        job.judge(subject, &incoming.payload, place, bounds)
+        job.judge(subject, &incoming.payload, place, sender, bounds)
     });
     judged.unwrap_or(Err(Declined::Panicked))
 }
@@ -452,18 +453,16 @@ fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
         return Ok(false);
     }
     // Only the body says which group a job belongs to.
-    let parent = parent(incoming)?;
+    let parent = parent(incoming, &table.bounds())?;
     Ok(parent.is_some_and(|parent| table.index.is_watched(&parent)))
 }
 
 /// The group a state names, if it is one that can be read.
-pub(super) fn parent(incoming: &Incoming) -> Result<Option<Name>, Declined> {
+pub(super) fn parent(incoming: &Incoming, bounds: &JobBounds) -> Result<Option<Name>, Declined> {
     let parent = poison::read(incoming, Some(incoming.seq), || {
         #[cfg(test)]
         poison::fault("panics-when-judged", incoming.job.as_str());
-        JobDocument::parse(&incoming.payload, &incoming.job, &incoming.owner)
-            .ok()
-            .and_then(|document| document.parent_id().cloned())
+        Job::group_named(&incoming.payload, &incoming.job, &incoming.owner, bounds)
     });
     parent.ok_or(Declined::Panicked)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use relay_core::id::JobId;
-use relay_core::job::Job;
+use relay_core::job::{Job, Sender};
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
 use relay_core::watcher::beginning::LeftOut;
@@ -281,7 +281,7 @@ impl Hub {
 
     /// Enters a job of which only its last state is known. False if that is not one.
     fn remember(&self, table: &mut Table, update: &Incoming) -> bool {
-        let verdict = self.judge(table, update);
+        let verdict = self.judge(table, update, Sender::Away);
         if enter(table, update, verdict).is_err() {
             return false;
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_core::document::merge_patch;
 use relay_core::id::{JobId, Owner};
-use relay_core::job::{Declined, Job, JobBounds, Subject};
+use relay_core::job::{Declined, Job, JobBounds, Sender, Subject};
 use relay_core::position::{Position, Seq};
 use relay_core::publication::{Body, JobKey};
 use tokio::time::sleep;
@@ -164,7 +164,7 @@ impl Hub {
             previous: None,
             stored_at: self.clock.wall(),
         };
-        let verdict = self.judge(&mut table, &incoming);
+        let verdict = self.judge(&mut table, &incoming, Sender::Waiting);
         match verdict.judged {
             Ok(_) | Err(Declined::Repeated) => {}
             // No number is given to it.

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Name};
-use relay_core::job::{Declined, Job, JobBounds, Place};
+use relay_core::job::{Declined, Job, JobBounds, Place, Sender};
 use relay_core::moment::Moment;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;
@@ -107,7 +107,7 @@ impl Rebuild {
             };
             let is_first = job.is_none();
             let by = job.get_or_insert_with(|| self.first(update, &updates, history.left_out_to));
-            match judge(by, update, place, &self.bounds) {
+            match judge(by, update, place, Sender::Away, &self.bounds) {
                 Ok(judged) => drop(by.enter(judged, &self.bounds)),
                 Err(reason) => {
                     declined.push(Stored {
@@ -139,16 +139,16 @@ impl Rebuild {
         if discarded > Seq::ZERO {
             first.doubt(discarded);
         }
-        first.belongs_to(first_parent(updates));
+        first.belongs_to(first_parent(updates, &self.bounds));
         first
     }
 }
 
 /// The group the first stored state names: a rollup leaves milestones without the state that was before
 /// them, and those who watch the group are owed them too.
-fn first_parent(updates: &[Incoming]) -> Option<Name> {
+fn first_parent(updates: &[Incoming], bounds: &JobBounds) -> Option<Name> {
     let first = updates.iter().find(|each| each.what == What::State)?;
-    parent(first).ok().flatten()
+    parent(first, bounds).ok().flatten()
 }
 
 /// Up to which number a subject's messages may have been discarded for want of room.

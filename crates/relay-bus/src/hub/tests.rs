@@ -1,5 +1,6 @@
 //! The hub in front of a scripted stream, case by case; what may come together by chance is the model's.
 
+mod endings;
 mod model;
 mod poison;
 mod publish;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Owner};
-use relay_core::job::{Declined, Job, JobBounds, Place};
+use relay_core::job::{Declined, Job, JobBounds, Place, Sender};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{JobKey, Publication};
 
@@ -92,7 +92,7 @@ impl Trial {
             let (key, id, owner) = (JobKey(self.seq.get()), &incoming.job, &incoming.owner);
             Job::new(key, id.clone(), owner.clone(), Seq::ZERO)
         });
-        let judged = judge(&job, &incoming, place, &self.bounds);
+        let judged = judge(&job, &incoming, place, Sender::Waiting, &self.bounds);
         let tried = judged.map(|judged| job.enter(judged, &self.bounds));
         // A job begins with the first update that is accepted.
         if job.state().is_some() || !job.publications().is_empty() {

@@ -117,6 +117,22 @@ impl Refusal {
         }
     }
 
+    /// A name whose escapes make no text.
+    pub(super) fn broken_name(key: &str) -> Self {
+        let problem = Problem::BrokenText {
+            found: Quoted::new(key),
+        };
+        Self::field_problem(Quoted::new(key.trim_matches('"')).to_string(), problem)
+    }
+
+    /// Whether it is about the size of one field.
+    pub(super) const fn is_too_large(&self) -> bool {
+        let Self::Field { problem, .. } = self else {
+            return false;
+        };
+        matches!(problem, Problem::TooLarge { .. })
+    }
+
     pub(super) fn field_problem(field: impl Into<Cow<'static, str>>, problem: Problem) -> Self {
         Self::Field {
             field: field.into(),
@@ -178,6 +194,23 @@ pub enum Problem {
     BrokenText {
         /// The string.
         found: Quoted,
+    },
+    /// Not JSON, in an object that otherwise is.
+    #[error("{found} is not JSON")]
+    NotJson {
+        /// The value.
+        found: Quoted,
+    },
+    /// Brackets within brackets.
+    #[error("is nested deeper than {MAX_DEPTH} levels; flatten it")]
+    TooDeep,
+    /// More than there is room for.
+    #[error("is {bytes} bytes of an update that may have {limit} (limits.update_bytes)")]
+    TooLarge {
+        /// The value's size in bytes.
+        bytes: usize,
+        /// The limit of the whole update in bytes.
+        limit: usize,
     },
     /// A required part of a sub-object that is not there.
     #[error("is missing; {meant} is meant")]

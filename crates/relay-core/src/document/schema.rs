@@ -19,7 +19,8 @@ use super::status::{SYNONYMS, Status};
 /// Each state is complete: the last one is always enough. Only `status` is required of a worker; what a
 /// client receives always has `job_id` and `owner` too. Fields not listed here pass through untouched,
 /// and `null` in a listed one is as good as leaving it out. Within one `attempt` progress does not fall
-/// and nothing follows an ending.
+/// and nothing follows an ending. An ending that came over NATS with something wrong in it also has
+/// `dropped_fields` or `truncated`: the names of the fields that it lost.
 #[derive(JsonSchema)]
 #[schemars(title = "Job document")]
 #[expect(dead_code, reason = "read by the derive only")]

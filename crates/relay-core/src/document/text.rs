@@ -69,14 +69,7 @@ pub(super) fn read_members(text: &str) -> Result<Vec<Member<'_>>, Refusal> {
         return Err(explain(text, &members, error));
     }
     for member in &mut members {
-        member.name = unescape(member.key).ok_or_else(|| {
-            Refusal::field_problem(
-                quoted_name(member),
-                Problem::BrokenText {
-                    found: Quoted::new(member.key),
-                },
-            )
-        })?;
+        member.name = unescape(member.key).ok_or_else(|| Refusal::broken_name(member.key))?;
     }
     Ok(members)
 }
@@ -127,7 +120,7 @@ pub(super) fn push_compact(out: &mut String, raw: &str) {
 }
 
 /// Where the string that opens at `open` ends; the end of `bytes` if it does not.
-fn string_end(bytes: &[u8], open: usize) -> usize {
+pub(super) fn string_end(bytes: &[u8], open: usize) -> usize {
     let mut at = open + 1;
     while at < bytes.len() {
         match bytes[at] {
@@ -149,7 +142,7 @@ fn openings(bytes: &[u8]) -> usize {
         .sum()
 }
 
-fn check_depth(bytes: &[u8]) -> Result<(), Refusal> {
+pub(super) fn check_depth(bytes: &[u8]) -> Result<(), Refusal> {
     // Few payloads hold more brackets than the depth they may have; counting them is one fast pass.
     if openings(bytes) <= MAX_DEPTH {
         return Ok(());
@@ -192,19 +185,21 @@ fn first_duplicate<'m, 'a>(members: &'m [Member<'a>]) -> Option<&'m Member<'a>> 
 
 /// Names the field at fault when the stumbling block is a number JSON does not have.
 fn explain(text: &str, members: &[Member<'_>], error: serde_json::Error) -> Refusal {
-    const NOT_NUMBERS: [&str; 5] = ["NaN", "nan", "Infinity", "-Infinity", "inf"];
     let word = word_at(text, error.line(), error.column());
     match members.last() {
-        Some(open) if open.value.is_empty() && NOT_NUMBERS.contains(&word) => {
-            Refusal::field_problem(
-                quoted_name(open),
-                Problem::NotFinite {
-                    found: Quoted::new(word),
-                },
-            )
-        }
+        Some(open) if open.value.is_empty() && is_not_finite(word) => Refusal::field_problem(
+            quoted_name(open),
+            Problem::NotFinite {
+                found: Quoted::new(word),
+            },
+        ),
         _ => Refusal::not_json(error),
     }
+}
+
+/// Whether `word` is what some encoders write for a number that JSON does not have.
+pub(super) fn is_not_finite(word: &str) -> bool {
+    matches!(word, "NaN" | "nan" | "Infinity" | "-Infinity" | "inf")
 }
 
 fn word_at(text: &str, line: usize, column: usize) -> &str {

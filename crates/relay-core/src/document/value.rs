@@ -131,21 +131,42 @@ pub(super) fn error(raw: &str) -> Result<Cow<'_, str>, Refusal> {
         let meant = "an object with code, message, recoverable, or a string";
         return Err(refuse("error")(Problem::kind(raw, meant)));
     }
-    for part in present(read_members(raw)?) {
-        let value = part.value;
-        match &*part.name {
-            // Many workers know their failure by a number; an ending is not refused over that.
-            "code" if !value.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
-                string(value, "a string or a number").map_err(refuse("error.code"))?;
-            }
-            "message" => {
-                string(value, "a string").map_err(refuse("error.message"))?;
-            }
-            "recoverable" => boolean(value).map_err(refuse("error.recoverable"))?,
-            _ => {}
+    for part in read_members(raw)? {
+        if part.value != "null" {
+            let checked = error_part(&part.name, part.value);
+            let named = |problem| Refusal::field_problem(format!("error.{}", part.name), problem);
+            checked.map_err(named)?;
         }
     }
     Ok(Cow::Borrowed(raw))
+}
+
+/// Checks a member of an `error`.
+pub(super) fn error_part(name: &str, raw: &str) -> Result<(), Problem> {
+    match name {
+        // Many workers know their failure by a number; an ending is not refused over that.
+        "code" if !raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+            string(raw, "a string or a number").map(drop)
+        }
+        "message" => string(raw, "a string").map(drop),
+        "recoverable" => boolean(raw),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a member of a task.
+pub(super) fn task_part(name: &str, raw: &str) -> Result<(), Problem> {
+    match name {
+        "name" | "message" => string(raw, "a string").map(drop),
+        "status" => status(raw).map(drop),
+        "progress" => percent(raw).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Checks one element of `tasks`.
+pub(super) fn check_task(raw: &str, at: usize) -> Result<(), Refusal> {
+    Task::read(raw, at).map(drop)
 }
 
 /// Takes `tasks`: an array of objects with a `name`. Status words are mapped as the job's own are, the
@@ -192,21 +213,13 @@ impl<'a> Task<'a> {
         let members = read_members(raw)?;
         let (mut named, mut mapped) = (false, None);
         for part in members.iter().filter(|part| part.value != "null") {
-            let value = part.value;
+            task_part(&part.name, part.value)
+                .map_err(|problem| refuse(&format!(".{}", part.name), problem))?;
             match &*part.name {
-                "name" => {
-                    string(value, "a string").map_err(|p| refuse(".name", p))?;
-                    named = true;
-                }
+                "name" => named = true,
                 "status" => {
-                    let (status, other) = status(value).map_err(|p| refuse(".status", p))?;
-                    mapped = other.then_some(status);
-                }
-                "progress" => {
-                    percent(value).map_err(|p| refuse(".progress", p))?;
-                }
-                "message" => {
-                    string(value, "a string").map_err(|p| refuse(".message", p))?;
+                    let read = status(part.value).ok();
+                    mapped = read.and_then(|(status, other)| other.then_some(status));
                 }
                 _ => {}
             }
@@ -248,9 +261,4 @@ impl<'a> Task<'a> {
         }
         out.push('}');
     }
-}
-
-/// The members with a value; `null` stands for none.
-fn present(members: Vec<Member<'_>>) -> impl Iterator<Item = Member<'_>> {
-    members.into_iter().filter(|member| member.value != "null")
 }
