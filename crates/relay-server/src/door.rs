@@ -11,6 +11,7 @@ mod dialect;
 mod engineio;
 pub(crate) mod gate;
 mod handshake;
+mod peer;
 mod poll;
 mod socket;
 mod upgrade;
@@ -20,7 +21,6 @@ pub(crate) use accept::listen;
 
 use std::cell::Cell;
 use std::fmt;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ use crate::shard::Shard;
 use accept::Departure;
 use dialect::Target;
 use gate::Gate;
+use peer::Peer;
 use watch::Native;
 
 /// How a request at the door ends.
@@ -78,7 +79,7 @@ impl Door {
     }
 
     /// Leads a request to the route it is for.
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Outcome {
+    async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Outcome {
         // Each in a box of its own: a poll that hangs must not be as large as the widest of them.
         if let Some(native) = Native::of(request.uri().path()) {
             return Box::pin(self.watch(native, request.map(|_| ()), peer)).await;
@@ -91,7 +92,7 @@ impl Door {
             }
             if let Some(asked) = Target::of(request.headers(), &found) {
                 let request = request.map(|_| ());
-                return Box::pin(self.dialect(&request, peer, asked, &found)).await;
+                return Box::pin(self.dialect(&request, peer.address, asked, &found)).await;
             }
         }
         // The router cannot fail; its error type has no values.

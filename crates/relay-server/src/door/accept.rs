@@ -33,6 +33,7 @@ use tokio::sync::watch as channel;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::peer::{Peer, SharedSocket};
 use super::socket::{linger, write_head};
 use super::upgrade::Upgrade;
 use super::{Door, Outcome};
@@ -232,15 +233,20 @@ impl Door {
     async fn serve_http(
         self: Rc<Self>,
         socket: TcpStream,
-        peer: IpAddr,
+        address: IpAddr,
         mut drain: channel::Receiver<bool>,
     ) -> Option<(TcpStream, Departure)> {
         let left: Handoff = Rc::default();
         let (door, leaves) = (self.clone(), left.clone());
+        let socket = Rc::new(socket);
+        let peer = Peer {
+            address,
+            socket: socket.clone(),
+        };
         let service = service_fn(move |request| {
-            let (door, leaves) = (door.clone(), leaves.clone());
+            let (door, leaves, peer) = (door.clone(), leaves.clone(), peer.clone());
             Box::pin(async move {
-                match door.answer(request, peer).await {
+                match door.answer(request, &peer).await {
                     Outcome::Answer(answer) => Ok(answer),
                     Outcome::Leave(departure) => {
                         *leaves.borrow_mut() = Some(departure);
@@ -253,7 +259,9 @@ impl Door {
             .timer(TokioTimer::new())
             .header_read_timeout(self.node.http.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
-            .serve_connection(TokioIo::new(socket), service);
+            // A client that has sent all it wants to send may still wait for its answer.
+            .half_close(true)
+            .serve_connection(TokioIo::new(SharedSocket(socket)), service);
         let mut draining = false;
         loop {
             let served = poll_fn(|cx| {
@@ -267,7 +275,9 @@ impl Door {
             tokio::select! {
                 served = served => {
                     let parts = connection.into_parts();
-                    let mut socket = parts.io.into_inner();
+                    drop(parts.service);
+                    // hyper and its service are gone, and nobody else has a clone.
+                    let mut socket = Rc::into_inner(parts.io.into_inner().0)?;
                     let Some(mut departure) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;

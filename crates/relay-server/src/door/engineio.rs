@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, Rejection, Route, Visit};
+use super::peer::Peer;
 use super::upgrade::Upgrade;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
@@ -41,6 +42,10 @@ const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
 const ELSEWHERE: RequestError = RequestError::new(
     ErrorCode::SessionUnknown,
     "another relay process has this session: either the relay was restarted, and the client opens a new session by itself; or a load balancer spreads one client's requests over several relays. Engine.IO polling needs sticky sessions there; transports: [\"websocket\"] in the client needs none",
+);
+const HUNG_UP: RequestError = RequestError::new(
+    ErrorCode::SessionUnknown,
+    "the client closed its sending side while it polled, which ends the session",
 );
 const NO_SESSION: RequestError = RequestError::new(
     ErrorCode::SessionUnknown,
@@ -92,7 +97,7 @@ impl Door {
     pub(super) async fn engine_io(
         &self,
         request: Request<Incoming>,
-        peer: IpAddr,
+        peer: &Peer,
         found: &Found<'_>,
     ) -> Outcome {
         let path = found.socketio.first().map_or("other", |each| &each.path);
@@ -112,7 +117,7 @@ impl Door {
     async fn engine_io_as(
         &self,
         request: Request<Incoming>,
-        peer: IpAddr,
+        peer: &Peer,
         guest: Guest,
         visit: &Visit<'_>,
         found: &Found<'_>,
@@ -122,7 +127,8 @@ impl Door {
         match request::parse(request.method().as_str(), query, is_upgrade)? {
             Purpose::OpenPolling => {
                 let protocol = Protocol::polling();
-                let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
+                let opening =
+                    self.opening(Head::of(&request), peer.address, guest, found, protocol)?;
                 let (_, packet) = self.shard.begin_polling(opening, None);
                 Ok(Outcome::Answer(plain(
                     packet.unwrap_or_default().into_bytes(),
@@ -131,7 +137,8 @@ impl Door {
             Purpose::OpenWebSocket => {
                 let answer = handshake::answer(request.headers(), &[], visit.request_id())?;
                 let protocol = Protocol::websocket();
-                let opening = self.opening(Head::of(&request), peer, guest, found, protocol)?;
+                let opening =
+                    self.opening(Head::of(&request), peer.address, guest, found, protocol)?;
                 Ok(Outcome::Leave(Departure::begin(answer, opening)))
             }
             Purpose::Upgrade(sid) => {
@@ -150,7 +157,7 @@ impl Door {
                 // A poll may hang for long; what it does not need again goes before.
                 drop(request);
                 let sid = self.whose(&sid)?;
-                self.hang(sid).await.map(Outcome::Answer)
+                self.hang(sid, peer).await.map(Outcome::Answer)
             }
             Purpose::Post(sid) => {
                 let sid = self.whose(&sid)?;
@@ -244,14 +251,20 @@ impl Door {
         Ok(answer?)
     }
 
-    /// Waits for the next payload of a session.
-    async fn hang(&self, sid: Sid) -> Result<Response<Body>, Rejected> {
+    /// Waits for the next payload of a session. A client that sends nothing more while it waits counts as gone: what
+    /// it were given would be lost, if it is.
+    async fn hang(&self, sid: Sid, peer: &Peer) -> Result<Response<Body>, Rejected> {
         let (request, answered) = oneshot::channel();
         self.send_mail(sid, |sid, taken| Mail::Poll(sid, taken, request))
             .await?;
         // Dropped while it waits, it tells the session that its client went away.
         let gone = SendOnDrop::new(&self.shard, sid, Mail::PollGone(sid));
-        let payload = answered.await;
+        let payload = tokio::select! {
+            // What is there already goes out.
+            biased;
+            payload = answered => payload,
+            () = peer.hung_up() => return Err(HUNG_UP.into()),
+        };
         gone.call_off();
         // A session refuses a poll when it comes, or answers it.
         let payload = payload.ok().and_then(Result::ok);

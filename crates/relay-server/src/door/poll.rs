@@ -15,23 +15,32 @@ use tokio::time::timeout;
 
 use super::Door;
 use super::gate::LOOKUP_WAIT;
+use super::peer::Peer;
 use crate::answer::{self, ApiError};
 use crate::shard::{Opening, Shard};
 
 impl Door {
-    /// Watches until there is news, or `wait` is over.
+    /// Watches until there is news, or `wait` is over. A client that sends nothing more is not kept waiting: it may
+    /// be gone, and if it is not, it has its answer.
     pub(super) async fn poll_once(
         &self,
         opening: Opening,
         wait: Duration,
+        peer: &Peer,
     ) -> Result<Response<Body>, ApiError> {
         let (request, mut answered) = oneshot::channel();
         let (id, _) = self.shard.begin_polling(opening, Some(request));
         let shard = &self.shard;
         let _forgotten = Forget { shard, id };
-        let answer = match timeout(wait, &mut answered).await {
-            Ok(answer) => answer,
-            Err(_) => {
+        let news = async {
+            tokio::select! {
+                answer = &mut answered => Some(answer),
+                () = peer.hung_up() => None,
+            }
+        };
+        let answer = match timeout(wait, news).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) | Err(_) => {
                 shard.hurry(id, Hurry::Time);
                 match timeout(LOOKUP_WAIT, &mut answered).await {
                     Ok(answer) => answer,

@@ -5,7 +5,6 @@
 //!
 //! Invariant: a connection that is not authenticated yet watches nothing; its topics wait for the token.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +16,7 @@ use relay_wire::speaker::Speaker;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, Route, Visit};
+use super::peer::Peer;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
 use crate::identity::Identity;
@@ -62,12 +62,7 @@ impl Native {
 
 impl Door {
     /// Answers a request to watch.
-    pub(super) async fn watch(
-        &self,
-        native: Native,
-        request: Request<()>,
-        peer: IpAddr,
-    ) -> Outcome {
+    pub(super) async fn watch(&self, native: Native, request: Request<()>, peer: &Peer) -> Outcome {
         let route = Route::watch(native.path());
         let (visit, guest) = match self.gate.receive(Head::of(&request), route) {
             Arrival::Preflight(answer) => return Outcome::Answer(answer),
@@ -84,7 +79,7 @@ impl Door {
         &self,
         native: Native,
         request: &Request<()>,
-        peer: IpAddr,
+        peer: &Peer,
         guest: Guest,
         visit: &Visit<'_>,
     ) -> Result<Outcome, ApiError> {
@@ -112,7 +107,9 @@ impl Door {
             Native::WebSocket => Some(handshake::answer(request.headers(), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
-        let admission = self.gate.admit(guest, identity.user.as_ref(), peer)?;
+        let admission = self
+            .gate
+            .admit(guest, identity.user.as_ref(), peer.address)?;
         let speaker = match native {
             Native::WebSocket => Speaker::websocket(),
             Native::EventStream => Speaker::event_stream(),
@@ -128,7 +125,10 @@ impl Door {
             let delivery = &self.node.delivery;
             let wait = query.wait.unwrap_or(delivery.poll_wait);
             let wait = wait.min(delivery.poll_wait_max);
-            return self.poll_once(opening, wait).await.map(Outcome::Answer);
+            return self
+                .poll_once(opening, wait, peer)
+                .await
+                .map(Outcome::Answer);
         }
         let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors(), None));
         Ok(Outcome::Leave(Departure::begin(head, opening)))

@@ -6,6 +6,7 @@ mod browser;
 mod crash;
 mod door;
 mod greed;
+mod half_closed;
 mod identity;
 mod leaving;
 mod libraries;

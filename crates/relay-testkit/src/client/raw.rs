@@ -38,6 +38,14 @@ impl Raw {
         Ok(self.0.write_all(bytes.as_ref()).await?)
     }
 
+    /// Says that nothing more will be sent (`SHUT_WR`); what comes can still be read.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn stop_sending(&mut self) -> Result<()> {
+        Ok(self.0.shutdown().await?)
+    }
+
     /// Reads until `wanted` is in what was read, the other side closes, or the time is over; gives all
     /// that was read.
     pub async fn read_until(&mut self, wanted: &str, within: Duration) -> String {
