@@ -17,6 +17,7 @@ mod ahead;
 mod history;
 mod intake;
 mod join;
+mod keys;
 mod load;
 mod past;
 mod publish;
@@ -38,14 +39,17 @@ use relay_core::publication::Publication;
 use tokio::sync::{Notify, oneshot};
 
 pub use history::{History, Remembered};
+pub use keys::{ClaimedBatch, RequestKey};
 pub use publish::{PublishError, PublishRequest, Verb};
 pub use request::{JoinRequest, Lookup, Survey};
 pub use trial::{Trial, Tried};
 
 use crate::clock::Clock;
+use crate::connection::Seldom;
 use crate::inbox::{Inbox, InboxStats, Message};
 use crate::refused::{Ledger, Refusals};
 use crate::seam::Store;
+use keys::Keys;
 use table::{Shards, Table, TableBounds, Waiter};
 
 /// Jobs in the snapshot of an owner or a group: the most recently updated ones.
@@ -140,6 +144,10 @@ pub struct Hub {
     inboxes: Vec<Arc<Inbox>>,
     /// What was refused without an answer. Its lock is taken under the table's, never the other way.
     refusals: Ledger,
+    /// Requests that were published lately, by their callers' keys.
+    keys: Keys,
+    /// When the log last said that NATS rejected an update. Held for a look.
+    rejected: Mutex<Seldom>,
     /// Wakes [`Hub::run`] when there is something to load or to compare.
     work: Notify,
     /// Told when [`Hub::run`] shall compare watched jobs with the store.
@@ -167,6 +175,8 @@ impl Hub {
             table: Mutex::new(table),
             inboxes,
             refusals: Ledger::default(),
+            keys: Keys::default(),
+            rejected: Mutex::default(),
             work: Notify::new(),
             resync: Mutex::new(false),
         })

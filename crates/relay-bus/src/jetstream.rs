@@ -8,6 +8,7 @@
 
 mod ask;
 mod decode;
+mod publishing;
 mod reader;
 mod store;
 mod stream;

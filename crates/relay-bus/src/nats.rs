@@ -12,7 +12,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderValue};
+use async_nats::HeaderMap;
+use async_nats::client::PublishErrorKind;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -210,20 +211,22 @@ impl NatsStore {
     ) -> Result<(), StoreError> {
         let mut headers = HeaderMap::new();
         headers.insert(RELAY_ID, relay_id);
-        if let Some(id) = &outgoing.message_id {
-            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id(id)?);
-        }
         let sent = link
             .client()
             .publish_with_headers(subject.to_owned(), headers, outgoing.payload)
             .await;
-        sent.map_err(|error| Rejection::NotTaken(error.into()).into())
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Rejection::TooLarge {
+                words: format!(
+                    "the message is larger than the NATS server's max_payload, {} bytes",
+                    link.client().max_payload()
+                ),
+            }
+            .into(),
+            PublishErrorKind::InvalidSubject => Rejection::NotTaken(error.into()).into(),
+            PublishErrorKind::Send => Unreachable::Unanswered(error.into()).into(),
+        })
     }
-}
-
-/// A caller's id for a message, as a header's value. The client panics at a line break.
-pub(crate) fn message_id(id: &str) -> Result<HeaderValue, Rejection> {
-    id.parse().map_err(|_| Rejection::MessageId)
 }
 
 /// A message of ours that has not come back yet.

@@ -17,7 +17,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Seq};
 
-pub use failure::{Rejection, StoreError, Unreachable};
+pub use failure::{Rejection, Reused, StoreError, Unreachable};
 pub(crate) use refusal::About;
 pub use refusal::RefusedUpdate;
 
@@ -75,10 +75,19 @@ pub struct Outgoing {
     pub payload: Bytes,
     /// Whether the state is an ending, which a store keeps alone and for a limited time.
     pub terminal: bool,
-    /// De-duplication id, where the caller gave one.
-    pub message_id: Option<String>,
+    /// What the request is recognised by when it comes again, where its caller gave it a key.
+    pub stamp: Option<Stamp>,
     /// Publish only if the subject's last number is still this (PATCH); `None` = always.
     pub expected_last: Option<Seq>,
+}
+
+/// What a request is recognised by when it comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// A digest of the caller, the job, the kind of request and the caller's key.
+    pub id: u128,
+    /// A digest of the body: another one under the same id is another request.
+    pub content: u128,
 }
 
 /// A job as the hub holds it, for asking whether the store knows more.

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use relay_bus::hub::PublishError;
-use relay_bus::seam::StoreError;
+use relay_bus::seam::{Rejection, StoreError};
 use relay_core::job::Declined;
 use relay_core::topic::Topic;
 use serde::Serialize;
@@ -275,9 +275,28 @@ impl From<PublishError> for ApiError {
             PublishError::UnknownJob(_) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown_job", error.to_string())
             }
-            PublishError::Bus(StoreError::Conflict) => {
-                Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
+            PublishError::Bus(error) => error.into(),
+            _ => Self::bus_unavailable(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    /// What passes is a 503 and worth another try; what does not is neither.
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Reused(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", message)
             }
+            StoreError::Conflict => Self::new(StatusCode::CONFLICT, "conflict", message),
+            StoreError::Refused(Rejection::TooLarge { .. }) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+            }
+            StoreError::Refused(Rejection::Full { .. }) => {
+                Self::new(StatusCode::CONFLICT, "stream_full", message)
+            }
+            StoreError::Refused(_) => Self::new(StatusCode::CONFLICT, "bus_rejected", message),
             _ => Self::bus_unavailable(),
         }
     }

@@ -13,8 +13,8 @@ use axum::routing::{get, post};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use relay_bus::hub::{PublishRequest, Verb};
-use relay_bus::seam::What;
+use relay_bus::hub::{PublishRequest, RequestKey, Verb};
+use relay_bus::seam::{StoreError, What};
 use relay_core::cursor::Cursor;
 use relay_core::id::Name;
 use relay_core::position::Position;
@@ -37,6 +37,8 @@ const BODY_WAIT: Duration = Duration::from_secs(30);
 const BATCH_FACTOR: usize = 64;
 /// Lines in a batch.
 const BATCH_LINES: usize = 10_000;
+/// The longest `Idempotency-Key`.
+const KEY_LENGTH: usize = 255;
 /// Seconds a poller should wait before it asks for a running job again.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("2");
 
@@ -194,11 +196,7 @@ async fn publish_one(
     request: Request,
 ) -> Answer {
     let job = name("job id", id)?;
-    let message_id = request
-        .headers()
-        .get("idempotency-key")
-        .and_then(|id| id.to_str().ok());
-    let message_id = message_id.map(str::to_owned);
+    let key = key(request.headers(), &identity)?;
     let payload = body(request, api.node.limits.update_bytes).await?;
     let owner = whose
         .owner
@@ -210,7 +208,7 @@ async fn publish_one(
         owner,
         verb,
         payload,
-        message_id,
+        key,
     };
     let published = publish(&api, &identity, wanted).await?;
     let cursor = cursor_after(published, [&Topic::Job(job)]);
@@ -251,11 +249,21 @@ async fn batch(
     Extension(identity): Extension<Arc<Identity>>,
     request: Request,
 ) -> Answer {
+    let key = key(request.headers(), &identity)?;
     let lines = body(
         request,
         api.node.limits.update_bytes.saturating_mul(BATCH_FACTOR),
     )
     .await?;
+    // Another batch under the same key is rejected as a whole; the same one goes through, line by line.
+    let _underway = match &key {
+        Some(key) => {
+            let claimed = timeout(BUS_WAIT, api.node.hub.claim_batch(key, &lines)).await;
+            let claimed = claimed.map_err(|_| ApiError::bus_unavailable())?;
+            Some(claimed.map_err(StoreError::from)?)
+        }
+        None => None,
+    };
     let mut answer = BatchAnswer::default();
     let mut last = None;
     let lines = lines
@@ -266,7 +274,10 @@ async fn batch(
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
     for (at, line) in lines {
         let published = match at {
-            0..BATCH_LINES => publish_line(&api, &identity, line).await,
+            0..BATCH_LINES => {
+                let key = key.clone().map(|key| key.part(at));
+                publish_line(&api, &identity, line, key).await
+            }
             _ => Err(ApiError::bad_request(
                 "too_many_lines",
                 "a batch has at most 10000 lines",
@@ -299,7 +310,12 @@ async fn batch(
     Ok(answer::json(status, to_json(&answer)))
 }
 
-async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Position, ApiError> {
+async fn publish_line(
+    api: &Api,
+    identity: &Identity,
+    line: Bytes,
+    key: Option<RequestKey>,
+) -> Result<Position, ApiError> {
     let head: Line = serde_json::from_slice(&line).map_err(|error| {
         ApiError::bad_request(
             "bad_json",
@@ -335,7 +351,7 @@ async fn publish_line(api: &Api, identity: &Identity, line: Bytes) -> Result<Pos
             owner,
             verb,
             payload,
-            message_id: None,
+            key,
         },
     )
     .await
@@ -351,6 +367,31 @@ async fn publish(
     match timeout(BUS_WAIT, published).await {
         Ok(published) => Ok(published?),
         Err(_) => Err(ApiError::bus_unavailable()),
+    }
+}
+
+/// The caller's key for this request, where it gave one.
+fn key(headers: &HeaderMap, identity: &Identity) -> Result<Option<RequestKey>, ApiError> {
+    let bad = |what: &str| {
+        let message = format!(
+            "the Idempotency-Key {what}; send one of 1 to {KEY_LENGTH} printable ASCII characters"
+        );
+        Err(ApiError::bad_request("bad_idempotency_key", &message))
+    };
+    let mut lines = headers.get_all("idempotency-key").iter();
+    let Some(line) = lines.next() else {
+        return Ok(None);
+    };
+    let is_printable = |byte: &u8| matches!(byte, b' '..=b'~');
+    match std::str::from_utf8(line.as_bytes()) {
+        _ if lines.next().is_some() => bad("is there twice"),
+        Ok("") => bad("is empty"),
+        Ok(text) if text.len() > KEY_LENGTH => bad(&format!("has {} characters", text.len())),
+        Ok(text) if text.as_bytes().iter().all(is_printable) => {
+            let caller = identity.user.clone();
+            Ok(Some(RequestKey::new(caller, text)))
+        }
+        Ok(_) | Err(_) => bad("has a character that is not printable ASCII"),
     }
 }
 

@@ -74,6 +74,6 @@ fn request(publish: &Publish) -> Option<PublishRequest> {
         owner: Name::parse(OWNER).ok(),
         verb: Verb::Put(milestone.map_or(What::State, What::Milestone)),
         payload: Bytes::from(publish.body.to_string()),
-        message_id: None,
+        key: None,
     })
 }

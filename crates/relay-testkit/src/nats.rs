@@ -12,7 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::http;
 use crate::ports::Port;
@@ -176,6 +178,60 @@ impl NatsServer {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
+    /// Sends one request over NATS and gives its JSON answer, as the JetStream API and streams give it.
+    ///
+    /// # Errors
+    /// When nobody answers, or not with JSON.
+    pub async fn ask(&self, subject: &str, payload: &str) -> Result<Value> {
+        let mut socket = TcpStream::connect(self.client.address()).await?;
+        let request = format!(
+            "CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true}}\r\n\
+             SUB _INBOX.ask 1\r\nPUB {subject} _INBOX.ask {}\r\n{payload}\r\n",
+            payload.len()
+        );
+        socket.write_all(request.as_bytes()).await?;
+        let reading = async {
+            let mut lines = BufReader::new(socket);
+            loop {
+                let mut line = String::new();
+                if lines.read_line(&mut line).await? == 0 {
+                    bail!("the server closed the connection");
+                }
+                if line.starts_with("HMSG ") {
+                    bail!("nobody answers {subject}");
+                }
+                if let Some(head) = line.strip_prefix("MSG ") {
+                    let length = head.trim().rsplit(' ').next().unwrap_or_default();
+                    let mut answer = vec![0; length.parse()?];
+                    lines.read_exact(&mut answer).await?;
+                    return Ok(serde_json::from_slice(&answer)?);
+                }
+            }
+        };
+        timeout(START_WITHIN, reading)
+            .await
+            .with_context(|| format!("no answer to {subject}"))?
+    }
+
+    /// Makes a stream of `deploy/nats/stream.json`, with some of its settings changed.
+    ///
+    /// # Errors
+    /// When the server rejects it.
+    pub async fn create_stream(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let shipped = tools::workspace().join("deploy/nats/stream.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(shipped)?)?;
+        change(&mut config);
+        let subject = format!(
+            "$JS.API.STREAM.CREATE.{}",
+            config["name"].as_str().unwrap_or_default()
+        );
+        let answer = self.ask(&subject, &config.to_string()).await?;
+        if answer["error"].is_object() {
+            bail!("the stream is not made: {}", answer["error"]);
+        }
+        Ok(())
+    }
+
     /// Asks the monitoring port, for example `/jsz?streams=1`.
     ///
     /// # Errors
@@ -282,8 +338,6 @@ impl NatsCluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncBufReadExt, BufReader};
-    use tokio::net::TcpStream;
 
     async fn greeting(url: &str) -> std::io::Result<String> {
         let stream = TcpStream::connect(url.trim_start_matches("nats://")).await?;

@@ -27,7 +27,7 @@ async fn publish(hub: &Hub, job: &str, what: What, payload: &str) -> Seq {
         owner: Some(Name::parse("alice").unwrap()),
         verb: Verb::Put(what),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
-        message_id: None,
+        key: None,
     };
     hub.publish(request, |_| true).await.unwrap().seq
 }
@@ -108,7 +108,7 @@ async fn a_job_that_came_back_is_guarded_as_before() {
         owner: None,
         verb: Verb::Put(What::State),
         payload,
-        message_id: None,
+        key: None,
     };
     let late = after.publish(request, |_| true).await.unwrap_err();
     assert!(late.to_string().contains("progress fell"), "{late}");

@@ -12,8 +12,9 @@ use relay_core::publication::{Body, JobKey};
 use tokio::time::sleep;
 
 use super::Hub;
+use super::keys::{Claim, Claimed, RequestKey};
 use crate::poison;
-use crate::seam::{Incoming, Outgoing, Rejection, StoreError, What};
+use crate::seam::{Incoming, Outgoing, Rejection, Stamp, StoreError, What};
 
 /// How often a patch is tried again when somebody else published first.
 const PATCH_TRIES: u32 = 10;
@@ -38,8 +39,8 @@ pub struct PublishRequest {
     pub verb: Verb,
     /// The body.
     pub payload: Bytes,
-    /// De-duplication id.
-    pub message_id: Option<String>,
+    /// By which its caller will know it when it has to be sent again.
+    pub key: Option<RequestKey>,
 }
 
 /// Why an update is not on the bus.
@@ -82,20 +83,73 @@ impl Hub {
         }
         // The guard's verdict needs the job in memory, wherever it comes from.
         self.lookup(&request.job).await;
+        let claim = match self.claim(&request, &may_publish).await? {
+            Some(Claimed::Done(position)) => return Ok(position),
+            Some(Claimed::New(claim)) => Some(claim),
+            None => None,
+        };
+        let stamp = claim.as_ref().map(Claim::stamp);
+        let position = self.publish_as(&request, stamp, &may_publish).await?;
+        if let Some(claim) = claim {
+            claim.done(position);
+        }
+        Ok(position)
+    }
+
+    /// Takes the request's key, if it has one.
+    async fn claim(
+        &self,
+        request: &PublishRequest,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Option<Claimed<'_>>, PublishError> {
+        let Some(key) = &request.key else {
+            return Ok(None);
+        };
+        let owner = {
+            let table = self.table();
+            let job = table
+                .get(&request.job)
+                .and_then(|entry| entry.job.as_deref());
+            request.owner(job, may_publish)?
+        };
+        let stamp = key.of_update(&owner, &request.job, &request.verb, &request.payload);
+        let claimed = self.keys.claim(stamp, self.clock).await;
+        Ok(Some(claimed.map_err(StoreError::from)?))
+    }
+
+    async fn publish_as(
+        &self,
+        request: &PublishRequest,
+        stamp: Option<Stamp>,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Position, PublishError> {
         let Some(store) = self.backing.store() else {
-            return self.publish_here(&request, &may_publish);
+            return self.publish_here(request, may_publish);
         };
         let mut tries = 0;
         loop {
-            match store.publish(self.prepare(&request, &may_publish)?).await {
+            let outgoing = self.prepare(request, stamp, &may_publish)?;
+            match store.publish(outgoing).await {
                 Ok(seq) => return Ok(Position::new(self.epoch(), seq)),
                 Err(StoreError::Conflict) if tries < PATCH_TRIES => {
                     // The other update is on its way to us; merge onto it once it is here.
                     tries += 1;
                     sleep(Duration::from_millis(u64::from(5 * tries))).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if let StoreError::Refused(rejection) = &error {
+                        self.say_rejected(rejection);
+                    }
+                    return Err(error.into());
+                }
             }
+        }
+    }
+
+    /// What NATS rejects for good somebody has to mend there: it is logged, once a minute.
+    fn say_rejected(&self, rejection: &Rejection) {
+        if let Some(more) = self.rejected.lock().allow() {
+            tracing::warn!(reason = %rejection, more, "NATS rejected an update that was published over HTTP; `relay check` compares its limits with the relay's");
         }
     }
 
@@ -119,6 +173,7 @@ impl Hub {
     fn prepare(
         &self,
         request: &PublishRequest,
+        stamp: Option<Stamp>,
         may_publish: impl Fn(&Owner) -> bool,
     ) -> Result<Outgoing, PublishError> {
         let table = self.table();
@@ -138,7 +193,7 @@ impl Hub {
             what: update.what,
             payload: update.payload,
             terminal,
-            message_id: request.message_id.clone(),
+            stamp,
             expected_last: (request.verb == Verb::Patch).then_some(last),
         })
     }

@@ -46,6 +46,13 @@ pub(super) enum AskError {
         /// Whether it may be different soon.
         passing: bool,
     },
+    #[error(
+        "{what} was rejected: the message is larger than the NATS server's max_payload, {max_payload} bytes"
+    )]
+    TooLarge {
+        what: &'static str,
+        max_payload: usize,
+    },
     #[error("could not parse the reply to {what}")]
     Unreadable {
         what: &'static str,
@@ -64,6 +71,17 @@ pub(super) enum AskError {
 }
 
 impl AskError {
+    /// The API's, a leader's or a stream's error. Codes say more than the status: many are 500 that pass.
+    pub(super) fn refused(what: &'static str, status: u64, code: u64, text: String) -> Self {
+        const PASSING: [u64; 6] = [10007, 10009, 10041, 10118, 10158, 10194];
+        Self::Refused {
+            what,
+            code,
+            text,
+            passing: status == 503 || status == 429 || PASSING.contains(&code),
+        }
+    }
+
     fn unsent(what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         let source = Box::new(source);
         Self::Unsent { what, source }
@@ -75,6 +93,10 @@ impl From<AskError> for StoreError {
         match error {
             AskError::Refused { passing: false, .. } | AskError::Forbidden { .. } => {
                 Rejection::NotTaken(error.into()).into()
+            }
+            AskError::TooLarge { .. } => {
+                let words = error.to_string();
+                Rejection::TooLarge { words }.into()
             }
             AskError::TimedOut { .. }
             | AskError::NoResponders { .. }
@@ -222,11 +244,9 @@ impl Asker {
                 return Err(match error.kind() {
                     RequestErrorKind::TimedOut => self.timed_out(what, mark, &subject),
                     RequestErrorKind::NoResponders => AskError::NoResponders { what },
-                    RequestErrorKind::MaxPayloadExceeded => AskError::Refused {
+                    RequestErrorKind::MaxPayloadExceeded => AskError::TooLarge {
                         what,
-                        code: 0,
-                        text: error.to_string(),
-                        passing: false,
+                        max_payload: self.link.client().max_payload(),
                     },
                     RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
                         AskError::Unsent {
@@ -239,12 +259,10 @@ impl Asker {
         };
         match serde_json::from_slice(&message.payload) {
             Ok(Reply::Answer(answer)) => Ok(answer),
-            Ok(Reply::Refused { error }) => Err(AskError::Refused {
-                what,
-                code: error.err_code,
-                text: error.description,
-                passing: error.code == 503,
-            }),
+            Ok(Reply::Refused { error }) => {
+                let (status, code) = (error.code, error.err_code);
+                Err(AskError::refused(what, status, code, error.description))
+            }
             Err(source) => Err(AskError::Unreadable { what, source }),
         }
     }
@@ -309,6 +327,14 @@ impl Asker {
             .await
     }
 
+    /// Asks the leader for the message of one number.
+    pub(super) async fn leader_at(
+        &self,
+        seq: Seq,
+    ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, AskError> {
+        self.leader(|get| get.sequence(seq.get())).await
+    }
+
     /// Asks the leader for the last message that matches.
     pub(super) async fn leader_last(
         &self,
@@ -333,12 +359,11 @@ impl Asker {
                 .map_or_else(
                     |error| match error.kind() {
                         RawMessageErrorKind::NoMessageFound => Ok(None),
-                        RawMessageErrorKind::JetStream(refused) => Err(AskError::Refused {
-                            what,
-                            code: refused.error_code().0,
-                            text: refused.to_string(),
-                            passing: refused.code() == 503,
-                        }),
+                        RawMessageErrorKind::JetStream(refused) => {
+                            let status = refused.code().try_into().unwrap_or_default();
+                            let code = refused.error_code().0;
+                            Err(AskError::refused(what, status, code, refused.to_string()))
+                        }
                         RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
                             Err(AskError::unsent(what, error))
                         }

@@ -16,11 +16,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use async_nats::header::{
-    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID, NATS_MESSAGE_TTL,
-    NATS_ROLLUP,
-};
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -30,10 +25,9 @@ use relay_core::position::Seq;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Shared;
 use super::ask::{AskError, Asker};
 use super::decode::Stored;
-use crate::nats::message_id;
+use super::{Shared, publishing};
 use crate::seam::{
     Held, History, Incoming, Outgoing, Rejection, Store, StoreError, Unreachable, What,
 };
@@ -48,7 +42,6 @@ const JOBS_PER_GET: usize = 200;
 const LISTED: usize = 500_000;
 /// How long any load may take.
 const LOAD_LIMIT: Duration = Duration::from_secs(30);
-const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 
 /// The stream as the hub's memory.
 #[derive(Debug)]
@@ -122,57 +115,14 @@ impl JetStreamStore {
     }
 
     async fn store(&self, outgoing: Outgoing) -> Result<Seq, StoreError> {
-        #[derive(Deserialize)]
-        struct Stored {
-            seq: Seq,
-        }
         if outgoing.what == What::Gone {
             return Err(Rejection::Gone.into());
         }
         let asker = self.shared.asker()?;
-        let subject = self
-            .shared
-            .subjects
-            .of(&outgoing.owner, &outgoing.job, &outgoing.what);
-        let headers = self.headers(&outgoing)?;
-        let publishing = async {
-            match asker
-                .publish::<Stored>(subject, headers, outgoing.payload)
-                .await
-            {
-                Ok(stored) => Ok(stored.seq),
-                Err(AskError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => {
-                    Err(StoreError::Conflict)
-                }
-                Err(error) => Err(error.into()),
-            }
-        };
+        let (settings, subjects) = (&self.shared.settings, &self.shared.subjects);
+        let subject = subjects.of(&outgoing.owner, &outgoing.job, &outgoing.what);
+        let publishing = publishing::publish(asker, settings, subject, outgoing);
         unless_broken(asker, publishing).await
-    }
-
-    fn headers(&self, outgoing: &Outgoing) -> Result<HeaderMap, StoreError> {
-        let settings = &self.shared.settings;
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_STREAM, settings.stream.as_str());
-        // The client may send twice what was under way when the connection was lost.
-        match &outgoing.message_id {
-            Some(id) => headers.insert(NATS_MESSAGE_ID, message_id(id)?),
-            None => headers.insert(
-                NATS_MESSAGE_ID,
-                format!("relay-{:032x}", fastrand::u128(..)),
-            ),
-        }
-        if let Some(last) = outgoing.expected_last {
-            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
-        }
-        if outgoing.terminal && outgoing.what == What::State {
-            // Without the roll-up, the state before the ending would be the last again when the ending
-            // expires: a finished job would come back as running.
-            headers.insert(NATS_ROLLUP, "sub");
-            let ttl = settings.terminal_ttl.as_secs().max(1);
-            headers.insert(NATS_MESSAGE_TTL, format!("{ttl}s"));
-        }
-        Ok(headers)
     }
 }
 

@@ -16,6 +16,9 @@ pub enum StoreError {
     /// The bus answered, and rejected what was asked.
     #[error("the bus rejected the request: {0}")]
     Refused(#[source] Rejection),
+    /// The caller's key stands for another request.
+    #[error(transparent)]
+    Reused(#[from] Reused),
     /// Somebody else published to the subject first (`expected_last`).
     #[error("the job was updated by somebody else at the same time")]
     Conflict,
@@ -58,9 +61,18 @@ pub enum Rejection {
     /// Nobody may publish that a job is gone.
     #[error("that a job is gone is for the bus to say")]
     Gone,
-    /// The id cannot be a header's value.
-    #[error("a message id must not contain a line break")]
-    MessageId,
+    /// It is larger than the server or the stream accepts.
+    #[error("{words}")]
+    TooLarge {
+        /// In their words.
+        words: String,
+    },
+    /// The stream is full, and is set up to reject what is new rather than to drop what is old.
+    #[error("{words}")]
+    Full {
+        /// In the server's words.
+        words: String,
+    },
     /// This bus carries no questions.
     #[error("this bus cannot carry requests, so nothing answers {subject}")]
     NoQuestions {
@@ -82,6 +94,20 @@ pub enum Rejection {
     /// The client or the stream does not take it.
     #[error("{0}")]
     NotTaken(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Why a key that was used before does not count for this request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reused {
+    /// Then with another body.
+    #[error("this Idempotency-Key was used with another body; use a new key for a new request")]
+    OtherBody,
+    /// What was published then is not stored any more, so nobody can tell whether it was this.
+    #[error(
+        "this Idempotency-Key was used for an update that the stream no longer holds; use a new key for a new request"
+    )]
+    NoLongerStored,
 }
 
 impl From<Unreachable> for StoreError {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish};
 use relay_bus::jetstream::JetStreamSettings;
-use relay_bus::seam::{Outgoing, Store, StoreError, What};
+use relay_bus::seam::{Outgoing, Rejection, Reused, Stamp, Store, StoreError, What};
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
@@ -28,22 +29,85 @@ async fn what_is_published_is_numbered_stored_and_comes_by() {
     assert_eq!(updates[1].what, What::Milestone(name("clip")));
 }
 
+fn stamped(job: &str, id: u128, content: u128) -> Outgoing {
+    Outgoing {
+        stamp: Some(Stamp { id, content }),
+        ..outgoing("u", job, What::State, "{}")
+    }
+}
+
 #[tokio::test]
-async fn the_same_message_id_is_stored_once_and_none_is_never_a_duplicate() {
+async fn the_same_request_is_stored_once_and_one_without_a_key_is_never_a_duplicate() {
+    let server = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mode = Mode::at(&server.url());
+    let other = Mode::at(&server.url());
+    mode.heard.live(1).await;
+    other.heard.live(1).await;
+    let publish = async |mode: &Mode, outgoing| mode.store.publish(outgoing).await;
+    assert_eq!(
+        publish(&mode, stamped("j", 1, 7)).await.unwrap(),
+        Seq::new(1)
+    );
+    assert_eq!(
+        publish(&mode, stamped("j", 1, 7)).await.unwrap(),
+        Seq::new(1)
+    );
+    assert_eq!(
+        publish(&other, stamped("j", 1, 7)).await.unwrap(),
+        Seq::new(1)
+    );
+    let bare = || outgoing("u", "j", What::State, "{}");
+    assert_eq!(publish(&mode, bare()).await.unwrap(), Seq::new(2));
+    assert_eq!(publish(&mode, bare()).await.unwrap(), Seq::new(3));
+    // A patch that comes again follows what it became itself.
+    let patch = |last| Outgoing {
+        expected_last: Some(Seq::new(last)),
+        ..stamped("j", 2, 7)
+    };
+    assert_eq!(publish(&mode, patch(3)).await.unwrap(), Seq::new(4));
+    assert_eq!(publish(&other, patch(4)).await.unwrap(), Seq::new(4));
+}
+
+#[tokio::test]
+async fn another_body_under_the_same_key_is_not_stored_and_said() {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
     let mode = Mode::at(&server.url());
     mode.heard.live(1).await;
-    let publish = async |message_id: Option<&str>| {
-        let outgoing = Outgoing {
-            message_id: message_id.map(str::to_owned),
-            ..outgoing("u", "j", What::State, "{}")
-        };
-        mode.store.publish(outgoing).await.unwrap()
-    };
-    assert_eq!(publish(Some("j-1")).await, Seq::new(1));
-    assert_eq!(publish(Some("j-1")).await, Seq::new(1));
-    assert_eq!(publish(None).await, Seq::new(2));
-    assert_eq!(publish(None).await, Seq::new(3));
+    mode.store.publish(stamped("j", 1, 7)).await.unwrap();
+    let other = mode.store.publish(stamped("j", 1, 8)).await;
+    assert!(
+        matches!(other, Err(StoreError::Reused(Reused::OtherBody))),
+        "{other:?}"
+    );
+    // Whether it was this one, nobody can tell any more.
+    let worker = Worker::at(&server.url()).await;
+    let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
+    stream.delete_message(1).await.unwrap();
+    let gone = mode.store.publish(stamped("j", 1, 7)).await;
+    assert!(
+        matches!(gone, Err(StoreError::Reused(Reused::NoLongerStored))),
+        "{gone:?}"
+    );
+}
+
+/// Message ids are one name space for everybody who publishes over NATS.
+#[tokio::test]
+async fn somebody_elses_message_under_the_same_id_swallows_nothing() {
+    let server = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mode = Mode::at(&server.url());
+    mode.heard.live(1).await;
+    let worker = Worker::at(&server.url()).await;
+    let id = format!("relay-key-{:032x}", 1);
+    let forged = [("Nats-Msg-Id", &*id), ("Relay-Content", "7")];
+    worker
+        .publish_with("progress.mallory.own.state", &forged, "{}")
+        .await;
+    assert_eq!(
+        mode.store.publish(stamped("j", 1, 7)).await.unwrap(),
+        Seq::new(2)
+    );
+    let updates = mode.heard.updates_until(2).await;
+    assert_eq!(updates[1].job, name("j"));
 }
 
 #[tokio::test]
@@ -103,18 +167,96 @@ async fn a_refusal_is_told_as_one() {
         .publish(outgoing("u", "j", What::State, &large))
         .await;
     assert!(
-        matches!(refused, Err(StoreError::Refused(_))),
+        matches!(
+            refused,
+            Err(StoreError::Refused(Rejection::TooLarge { .. }))
+        ),
         "{refused:?}"
-    );
-    let injected = Outgoing {
-        message_id: Some("x\r\nNats-Rollup: all".into()),
-        ..outgoing("u", "j", What::State, "{}")
-    };
-    let injected = mode.store.publish(injected).await;
-    assert!(
-        matches!(injected, Err(StoreError::Refused(_))),
-        "{injected:?}"
     );
     let gone = mode.store.publish(outgoing("u", "j", What::Gone, "")).await;
     assert!(matches!(gone, Err(StoreError::Refused(_))), "{gone:?}");
+}
+
+/// A stream that somebody made otherwise than the relay would.
+async fn with_stream(change: impl FnOnce(&mut Config)) -> (NatsServer, Mode) {
+    let server = NatsServer::start(Options::jetstream()).await.unwrap();
+    let worker = Worker::at(&server.url()).await;
+    let mut config = Config {
+        name: "PROGRESS".into(),
+        subjects: vec!["progress.>".into()],
+        allow_rollup: true,
+        allow_message_ttl: true,
+        allow_direct: true,
+        republish: Some(Republish {
+            source: "progress.>".into(),
+            destination: "live.progress.>".into(),
+            headers_only: false,
+        }),
+        ..Config::default()
+    };
+    change(&mut config);
+    worker.jetstream.create_stream(config).await.unwrap();
+    let mode = Mode::at(&server.url());
+    mode.heard.live(1).await;
+    (server, mode)
+}
+
+#[tokio::test]
+async fn what_the_stream_rejects_for_its_size_is_too_large() {
+    let (_server, mode) = with_stream(|config| config.max_message_size = 2000).await;
+    let large = outgoing("u", "j", What::State, &"x".repeat(3000));
+    let refused = mode.store.publish(large).await.unwrap_err();
+    let StoreError::Refused(Rejection::TooLarge { words }) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        words.contains("message size exceeds maximum allowed"),
+        "{words}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_stream_that_keeps_what_is_old_says_so() {
+    for change in [
+        (|config| {
+            config.discard = DiscardPolicy::New;
+            config.discard_new_per_subject = true;
+            config.max_messages_per_subject = 1;
+        }) as fn(&mut Config),
+        |config| {
+            config.discard = DiscardPolicy::New;
+            config.max_messages = 1;
+        },
+        |config| {
+            config.discard = DiscardPolicy::New;
+            config.max_bytes = 300;
+        },
+    ] {
+        let (_server, mode) = with_stream(change).await;
+        let publish = || mode.store.publish(outgoing("u", "j", What::State, "{}"));
+        publish().await.unwrap();
+        let refused = publish().await.unwrap_err();
+        let StoreError::Refused(Rejection::Full { words }) = &refused else {
+            panic!("{refused:?}");
+        };
+        assert!(words.contains("maximum"), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_sealed_while_it_is_read_rejects_for_good() {
+    let (server, mode) = with_stream(|_| {}).await;
+    let worker = Worker::at(&server.url()).await;
+    let mut stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.sealed = true;
+    worker.jetstream.update_stream(config).await.unwrap();
+    let refused = mode
+        .store
+        .publish(outgoing("u", "j", What::State, "{}"))
+        .await;
+    assert!(
+        matches!(refused, Err(StoreError::Refused(Rejection::NotTaken(_)))),
+        "{refused:?}"
+    );
 }

@@ -201,7 +201,7 @@ pub(crate) fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Out
         what,
         payload: payload.to_owned().into(),
         terminal: false,
-        message_id: None,
+        stamp: None,
         expected_last: None,
     }
 }

@@ -248,7 +248,7 @@ impl Bench {
             owner: Some(Name::parse("alice").unwrap()),
             verb: Verb::Put(What::State),
             payload: payload.to_owned().into(),
-            message_id: None,
+            key: None,
         };
         self.node.hub.publish(request, |_| true).await.unwrap();
         self.pause().await;

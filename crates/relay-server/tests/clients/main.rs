@@ -12,6 +12,7 @@ mod leaving;
 mod libraries;
 mod neighbour;
 mod nonsense;
+mod publishing;
 mod random;
 mod room;
 mod topics;

@@ -74,7 +74,7 @@ async fn over_http_an_ending_with_a_bad_field_is_rejected() {
             owner: None,
             verb: Verb::Put(What::State),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
-            message_id: None,
+            key: None,
         };
         hub.publish(request, |_| true).await
     };

@@ -129,7 +129,7 @@ async fn publishing_what_panics_is_an_error_of_the_relay_and_puts_nothing_on_the
             owner: Some(owner()),
             verb: Verb::Put(What::State),
             payload: Bytes::from_static(br#"{"status":"running"}"#),
-            message_id: None,
+            key: None,
         };
         hub.publish(request, |_| true).await
     };

@@ -9,7 +9,7 @@ fn request(job: &str, owner: Option<Owner>, payload: &'static str) -> PublishReq
         owner,
         verb: Verb::Put(What::State),
         payload: Bytes::from_static(payload.as_bytes()),
-        message_id: None,
+        key: None,
     }
 }
 

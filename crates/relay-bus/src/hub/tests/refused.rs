@@ -107,7 +107,7 @@ async fn the_sentence_is_the_one_that_http_gives() {
         owner: Some(owner()),
         verb: Verb::Put(What::State),
         payload: Bytes::from_static(state.as_bytes()),
-        message_id: None,
+        key: None,
     };
     let answered = alone.publish(request, |_| true).await.unwrap_err();
     let listed = hub.refusals().refused.swap_remove(0).last;
