@@ -66,6 +66,9 @@ struct Rare {
     resuming: Vec<SubscriptionId>,
     /// Subscriptions named together, until their join is answered.
     together: Vec<SubscriptionId>,
+    /// Subscriptions beside others, until their join is answered, and how far the client had been sent
+    /// everything when it asked.
+    beside: Vec<(SubscriptionId, Seq)>,
     /// What the client's cursor spoke for; until that is live here, cursors given out go on speaking for it as
     /// that one did.
     carried: Carried,
@@ -87,6 +90,8 @@ struct Asked {
     resumes: bool,
     /// Whether it was named together with others.
     together: bool,
+    /// How far the client had been sent everything then, where it watched something already.
+    at: Option<Seq>,
 }
 
 impl Rare {
@@ -96,9 +101,11 @@ impl Rare {
             let at = list.iter().position(|each| *each == via);
             at.map(|at| list.swap_remove(at)).is_some()
         };
+        let beside = self.beside.iter().position(|(each, _)| *each == via);
         Asked {
             resumes: take(&mut self.resuming),
             together: take(&mut self.together),
+            at: beside.map(|at| self.beside.swap_remove(at).1),
         }
     }
 
@@ -107,6 +114,7 @@ impl Rare {
         self.unproven.retain(|each| *each != via);
         self.resuming.retain(|each| *each != via);
         self.together.retain(|each| *each != via);
+        self.beside.retain(|(each, _)| *each != via);
         self.endings.forget(via);
     }
 
@@ -115,12 +123,14 @@ impl Rare {
             unproven,
             resuming,
             together,
+            beside,
             carried,
             endings,
         } = self;
         unproven.is_empty()
             && resuming.is_empty()
             && together.is_empty()
+            && beside.is_empty()
             && carried.told.is_empty()
             && endings.is_empty()
     }
@@ -211,6 +221,7 @@ impl Watcher {
                 if wants_ack {
                     self.rare().endings.want(join.subscription);
                 }
+                self.note_beside(join.subscription);
                 match (&join.cursor, join.again) {
                     (Some(cursor), Again::Nothing) => {
                         self.rare().resuming.push(join.subscription);
@@ -276,6 +287,7 @@ impl Watcher {
         if from.is_some() {
             self.rare().resuming.push(subscription);
         }
+        self.note_beside(subscription);
         self.check();
         Ok(Join {
             subscription,
@@ -283,6 +295,14 @@ impl Watcher {
             cursor: from.map(|(cursor, _)| cursor.clone()),
             again: from.map_or(Again::Nothing, |(_, again)| again),
         })
+    }
+
+    /// Notes where the client stands that asks for one more topic.
+    fn note_beside(&mut self, via: SubscriptionId) {
+        if self.subscriptions().iter().any(|each| each.live) {
+            let at = self.outbox.position();
+            self.rare().beside.push((via, at));
+        }
     }
 
     /// Subscribes to topics that were named together, as the URL of a stream does. What its bounds do not allow
@@ -614,7 +634,8 @@ impl Watcher {
         for via in noted.copied().chain(rare.endings.subscriptions()) {
             debug_assert!(self.subscription(via).is_some(), "{via:?} has ended");
         }
-        for via in rare.resuming.iter().chain(&rare.together) {
+        let beside = rare.beside.iter().map(|(via, _)| via);
+        for via in rare.resuming.iter().chain(&rare.together).chain(beside) {
             let live = self.subscription(*via).is_some_and(|each| each.live);
             debug_assert!(!live, "{via:?} is still waited for, and live");
         }

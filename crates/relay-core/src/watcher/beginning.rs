@@ -154,6 +154,12 @@ impl Watcher {
             // to start anew, wants the snapshot.
             self.share_what_is_told(&mut joined.publications, via, viewer);
         }
+        let waiting = self.take_over_what_waits(&mut joined.publications, via, viewer, now);
+        if let (Some(at), false, Topic::User(_) | Topic::Group(_)) =
+            (asked.at, asked.resumes, &joined.topic)
+        {
+            self.leave_out_what_came_meanwhile(&mut joined.publications, via, at, viewer);
+        }
         for left_out in &joined.left_out {
             self.lose(left_out, GapReason::History, via, now);
         }
@@ -162,7 +168,7 @@ impl Watcher {
         }
         self.outbox.advance(joined.high.min(ceiling));
         let states = joined.publications.iter().filter(|each| each.is_state());
-        let jobs: HashSet<JobKey> = states.map(|state| state.key).collect();
+        let jobs: HashSet<JobKey> = states.map(|state| state.key).chain(waiting).collect();
         self.put_down(Print::of(&joined.topic));
         Begun {
             resumes: asked.resumes,
@@ -196,6 +202,61 @@ impl Watcher {
         for (key, seq) in told {
             self.outbox.share(key, seq, via);
         }
+    }
+
+    /// What just came under another topic, and waits to be sent there, is sent under this one, once; the jobs
+    /// whose states that are.
+    fn take_over_what_waits(
+        &mut self,
+        publications: &mut Vec<Arc<Publication>>,
+        via: SubscriptionId,
+        viewer: &impl Viewer,
+        now: Moment,
+    ) -> Vec<JobKey> {
+        let mut states = Vec::new();
+        publications.retain(|publication| {
+            let is_taken = self.comes_elsewhere(publication, via, viewer)
+                && self.outbox.take_over(publication, via, now);
+            if is_taken && publication.is_state() {
+                states.push(publication.key);
+            }
+            !is_taken
+        });
+        states
+    }
+
+    /// Takes out what came under another topic since the client asked, when it stood `at`, and was sent there
+    /// while its question was under way. The answer for one job is left whole: without its state it would read
+    /// as that of a job that is not known.
+    fn leave_out_what_came_meanwhile(
+        &mut self,
+        publications: &mut Vec<Arc<Publication>>,
+        via: SubscriptionId,
+        at: Seq,
+        viewer: &impl Viewer,
+    ) {
+        publications.retain(|publication| {
+            let came = publication.seq > at && self.comes_elsewhere(publication, via, viewer);
+            if came {
+                // Where it was shed, the gap that stands for it is owed here too.
+                self.outbox.share(publication.key, publication.seq, via);
+            }
+            !came
+        });
+    }
+
+    /// Whether a publication reached the client live under another of its topics, or will.
+    fn comes_elsewhere(
+        &self,
+        publication: &Publication,
+        via: SubscriptionId,
+        viewer: &impl Viewer,
+    ) -> bool {
+        let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
+        let known = self.known(publication.epoch);
+        publication.topics().any(|topic| {
+            known.comes_live(publication, &topic, via) && viewer.may_watch(&topic, owner, parent)
+        })
     }
 }
 

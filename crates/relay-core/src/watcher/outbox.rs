@@ -298,6 +298,27 @@ impl Outbox {
         }
     }
 
+    /// Makes what was just published, and waits under another subscription, the first word of this one. False if
+    /// it does not wait.
+    pub(super) fn take_over(
+        &mut self,
+        publication: &Publication,
+        via: SubscriptionId,
+        now: Moment,
+    ) -> bool {
+        let is_it = |item: &Item| {
+            let waits = item.publication();
+            !item.replayed && waits.is_some_and(|it| identity(it) == identity(publication))
+        };
+        let Some(item) = self.items.iter_mut().find(|item| is_it(item)) else {
+            return false;
+        };
+        item.vias.retain(|each| *each != via);
+        item.vias.insert(0, via);
+        item.due = item.due.min(now);
+        true
+    }
+
     /// How far a subscription has been told, where that is less than the cursor's number says: it still
     /// waits for something at or below it.
     pub(super) fn behind(&self, via: SubscriptionId) -> Option<Seq> {

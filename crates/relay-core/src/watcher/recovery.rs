@@ -74,6 +74,20 @@ impl Known<'_> {
         })
     }
 
+    /// Whether a publication came live under `topic`, which is not that of `via`: it is newer than what that one
+    /// began with, and no other node has told the client.
+    pub(super) fn comes_live(
+        &self,
+        publication: &Publication,
+        topic: &Topic,
+        via: SubscriptionId,
+    ) -> bool {
+        let other = self.live(topic).filter(|other| other.id != via);
+        other.is_some_and(|other| {
+            publication.seq > other.complete_from && !self.was_told(publication, other.id)
+        })
+    }
+
     fn live(&self, topic: &Topic) -> Option<&Subscription> {
         let subscription = self.session.subscription_to(topic);
         subscription.filter(|each| each.live)

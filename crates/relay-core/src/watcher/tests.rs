@@ -201,6 +201,86 @@ fn a_subscription_begins_with_its_snapshot_and_goes_on_with_what_is_newer() {
     assert_eq!(scene.sent(START), [5], "promises 1 and 4");
 }
 
+/// What is sent now: its number and the topic it comes under.
+fn sent_under(scene: &mut Scene) -> Vec<(u64, String)> {
+    let ceiling = scene.watcher.ceiling(&scene.horizon);
+    let mut sent = Vec::new();
+    while let Some(taken) = scene.watcher.next(START, ceiling, &BOUNDS) {
+        let Telling::Publication(publication) = taken.telling else {
+            continue;
+        };
+        let under = scene.watcher.subscription(taken.via).unwrap();
+        sent.push((publication.seq.get(), under.topic.to_string()));
+    }
+    sent
+}
+
+fn live(scene: &mut Scene, topic: &str, told: Vec<Arc<Publication>>) -> SubscriptionId {
+    let join = scene.ask(subscribe(topic, false), &Everything);
+    let via = join.subscription;
+    assert!(matches!(
+        scene.answer(join, &Everything, told),
+        Beginning::Live(_)
+    ));
+    via
+}
+
+#[test]
+fn regression_an_ending_that_races_with_a_subscribe_is_sent_once_as_its_snapshot() {
+    let mut scene = Scene::new();
+    let user = live(&mut scene, "user:alice", vec![state(3)]);
+    assert_eq!(sent_under(&mut scene), [(3, "user:alice".to_owned())]);
+    let join = scene.ask(subscribe("job:j1", true), &Everything);
+    let clip = update(1, "alice", 6, None);
+    for published in [ending(5), clip.clone()] {
+        assert_eq!(scene.offer(&published, user), Offered::Queued);
+    }
+    let told = vec![ending(5), clip];
+    let Beginning::Live(begun) = scene.answer(join, &Everything, told) else {
+        panic!("it left");
+    };
+    assert_eq!(begun.jobs, 1, "its state follows");
+    let once = [(5, "job:j1".to_owned()), (6, "job:j1".to_owned())];
+    assert_eq!(sent_under(&mut scene), once, "promises 1 and 2");
+    assert_eq!(
+        scene.watcher.unacknowledged(),
+        1,
+        "where that was asked for"
+    );
+}
+
+#[test]
+fn a_subscribe_that_comes_after_an_ending_was_sent_begins_with_it() {
+    let mut scene = Scene::new();
+    let user = live(&mut scene, "user:alice", vec![state(3)]);
+    assert_eq!(scene.offer(&ending(5), user), Offered::Conflated);
+    assert_eq!(sent_under(&mut scene), [(5, "user:alice".to_owned())]);
+    live(&mut scene, "job:j1", vec![ending(5)]);
+    assert_eq!(
+        sent_under(&mut scene),
+        [(5, "job:j1".to_owned())],
+        "a page that did not know the job then"
+    );
+}
+
+#[test]
+fn what_a_job_was_sent_while_its_users_jobs_were_looked_up_is_not_sent_again() {
+    let mut scene = Scene::new();
+    let job = live(&mut scene, "job:j1", vec![state(3)]);
+    assert_eq!(sent_under(&mut scene).len(), 1);
+    let join = scene.ask(subscribe("user:alice", false), &Everything);
+    assert_eq!(scene.offer(&ending(5), job), Offered::Queued);
+    assert_eq!(sent_under(&mut scene), [(5, "job:j1".to_owned())]);
+    let other = update(2, "alice", 4, Some(Status::Running));
+    let told = vec![other, ending(5)];
+    assert!(matches!(
+        scene.answer(join, &Everything, told),
+        Beginning::Live(_)
+    ));
+    assert_eq!(sent_under(&mut scene), [(4, "user:alice".to_owned())]);
+    assert!(scene.watcher.rare.is_none(), "nothing is left of it");
+}
+
 #[test]
 fn what_belongs_to_another_user_is_rejected_when_asked_for_and_ended_when_it_turns_out() {
     let mut scene = Scene::new();

@@ -30,14 +30,21 @@ const MAX_TOLD: usize = 1024;
 /// Jobs of these that are remembered of a client that left, those told of last.
 const MAX_TOLD_AT_PARTING: usize = 256;
 
-/// Jobs, each with the status it was last told with.
-type Statuses = SmallVec<[(JobKey, u8); 1]>;
+/// What was last told of a job.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    key: JobKey,
+    /// The index of the status, in the dialect's words.
+    status: u8,
+    /// The number of the state; 0 once a subscription has ended, whose client may show nothing of it any more.
+    seq: Seq,
+}
 
 /// Where a client stood when it left, and what it knew.
 #[derive(Debug, Clone)]
 pub struct Parting {
     cursor: Cursor,
-    told: Statuses,
+    told: SmallVec<[Told; 1]>,
 }
 
 impl Parting {
@@ -62,8 +69,8 @@ pub struct Speech {
     pub endpoint: Arc<Endpoint>,
     /// What the path says.
     pub params: Params,
-    /// The status each job was last told with, where the dialect tracks that.
-    told: Statuses,
+    /// What each job was last told with, where the dialect tracks that.
+    told: SmallVec<[Told; 1]>,
     /// The job a client came back to, with the status it was told there before.
     pub(crate) returned: Option<(JobId, u8)>,
     /// When anything was last said, in either direction.
@@ -136,6 +143,7 @@ impl Speech {
     /// The client was here before, and knows what it knew then.
     pub fn returns(&mut self, parting: Parting) {
         self.told = parting.told;
+        self.left();
         self.has_returned = true;
     }
 
@@ -242,7 +250,8 @@ impl Speech {
     }
 
     /// A publication in the words of `voice`, else of the connection's own, as it has to be after what was
-    /// told before; and whether it tells another status.
+    /// told before; and whether it tells another status. Where frames do not say under which subscription they come,
+    /// what a snapshot has of what was told under another is nothing new.
     pub(crate) fn tell(
         &mut self,
         voice: Option<&Arc<Voice>>,
@@ -255,9 +264,17 @@ impl Speech {
         let identifier = identifier.map(|(_, text)| &**text);
         let (told, voice) = (&mut self.told, voice.unwrap_or(&self.endpoint.voice));
         let tracks = voice.dialect.tracks_status && publication.is_state();
-        let known = told.iter_mut().find(|(key, _)| *key == publication.key);
+        let known = told.iter_mut().find(|told| told.key == publication.key);
+        if let Some(told) = &known
+            && tracks
+            && told_as.replayed
+            && identifier.is_none()
+            && publication.seq <= told.seq
+        {
+            return (Bytes::new(), false);
+        }
         let status = match &known {
-            Some((_, status)) => Some(*status),
+            Some(told) => Some(told.status),
             None if tracks => {
                 let returned = self.returned.take_if(|(job, _)| *job == publication.job);
                 returned.map(|(_, status)| status)
@@ -277,12 +294,16 @@ impl Speech {
         let encoded = voice.encode(publication, hearing, wrap);
         if tracks {
             match known {
-                Some((_, status)) => *status = encoded.tag,
+                Some(told) => (told.status, told.seq) = (encoded.tag, publication.seq),
                 None => {
                     if told.len() == MAX_TOLD {
                         told.remove(0);
                     }
-                    told.push((publication.key, encoded.tag));
+                    told.push(Told {
+                        key: publication.key,
+                        status: encoded.tag,
+                        seq: publication.seq,
+                    });
                 }
             }
         }
@@ -291,8 +312,15 @@ impl Speech {
 
     /// The status a job was last told with.
     pub(crate) fn told_of(&self, key: JobKey) -> Option<u8> {
-        let told = self.told.iter().find(|(told, _)| *told == key);
-        told.map(|(_, status)| *status)
+        let told = self.told.iter().find(|told| told.key == key);
+        told.map(|told| told.status)
+    }
+
+    /// A subscription ended, or the connection before: a client that subscribes again is told again.
+    pub fn left(&mut self) {
+        for told in &mut self.told {
+            told.seq = Seq::ZERO;
+        }
     }
 
     /// Something was told: how long the connection has still to live. `jobs` are the topics it watches.

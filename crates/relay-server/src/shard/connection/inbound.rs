@@ -183,6 +183,9 @@ impl Connection {
                     topic,
                 } => {
                     self.take_asked(subscription);
+                    if let Some(speech) = self.speaker.speech_mut() {
+                        speech.left();
+                    }
                     let known = self.forget_name(subscription);
                     let reply_to = match (reply_to.name(), known) {
                         (None, Some(name)) => &reply_to.clone().named(name),

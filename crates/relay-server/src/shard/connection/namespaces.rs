@@ -283,7 +283,11 @@ impl Connection {
         let Some(client) = self.speaker.socketio_mut() else {
             return;
         };
-        for via in client.exit(namespace) {
+        let ended = client.exit(namespace);
+        if let Some(speech) = self.speaker.speech_mut() {
+            speech.left();
+        }
+        for via in ended {
             self.take_asked(via);
             self.forget_name(via);
             if let Some(topic) = self.watcher.leave(via) {
