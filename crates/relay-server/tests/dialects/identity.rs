@@ -210,3 +210,108 @@ async fn the_event_dashboard_asks_for_its_counts_where_its_own_server_has_them()
     let expected = r#"{"total":0,"pending":0,"delivered":0,"failed":0,"success_rate":0}"#;
     assert_eq!(bob.text(), expected);
 }
+
+#[tokio::test]
+async fn a_job_that_proves_to_be_anothers_is_said_in_a_word_the_page_knows() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    let alice = token(&Claims::of("alice"));
+    let cookie = format!("access_token={alice}");
+    for (path, asks, answered, told) in [
+        (
+            "/api/v1/conversions/late/ws",
+            vec![],
+            vec![r#"{"job_id":"late","status":"queued","#],
+            r#"{"job_id":"late","status":"failed","progress":0,"message":"This conversion is not yours","#,
+        ),
+        (
+            "/api/ws",
+            vec![r#"{"type":"subscribe_job","jobId":"late"}"#],
+            vec![],
+            r#"{"type":"conversion_error","payload":{"jobId":"late","error":"this belongs to another user"#,
+        ),
+        (
+            "/ws/generations/late",
+            vec![],
+            vec![],
+            r#"{"type":"error","data":{"code":"forbidden","message":"this belongs to another user, and your token's topics do not grant it","recoverable":false,"generation_id":"late"}}"#,
+        ),
+        (
+            "/production",
+            vec![r#"{"type":"subscribe","data":{"channel":"late"}}"#],
+            vec![r#"{"type":"metrics_update","#],
+            r#"{"type":"error","error":"this belongs to another user"#,
+        ),
+        (
+            "/socket.io/?EIO=4&transport=websocket",
+            vec![
+                "40/jobs,",
+                r#"42/jobs,1["subscribe:jobs",{"jobId":"late"}]"#,
+            ],
+            vec!["0{", "40/jobs,{", "43/jobs,1["],
+            r#"42/jobs,["job:error",{"jobId":"late","status":"failed","error":"Forbidden","#,
+        ),
+    ] {
+        // A name of its own in each: one that is known is refused before the upgrade.
+        let job = format!("late{}", path.len());
+        let named = |text: &str| text.replace("late", &job);
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let url = named(&format!("{path}{separator}token={alice}"));
+        let mut socket = Socket::open_as(&relay, &url, &cookie).await;
+        for ask in asks {
+            socket.send(&named(ask)).await;
+        }
+        let mut next = async |expected: &str| {
+            let Heard::Text(text) = socket.next().await else {
+                panic!("{path}: closed before {expected}");
+            };
+            assert!(text.starts_with(&named(expected)), "{path}: {text}");
+        };
+        for expected in answered {
+            next(expected).await;
+        }
+        publish(&relay, &job, "bob", "running").await;
+        next(told).await;
+    }
+}
+
+#[tokio::test]
+async fn every_dialect_over_a_websocket_takes_the_token_in_the_first_message() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    publish(&relay, "mine", "alice", "running").await;
+    let alice = token(&Claims::of("alice"));
+    let auth = json!({"type": "auth", "token": alice}).to_string();
+    for (path, asks, told) in [
+        (
+            "/api/v1/conversions/mine/ws?auth=message",
+            None,
+            r#"{"job_id":"mine","#,
+        ),
+        (
+            "/api/ws?auth=message",
+            Some(r#"{"type":"subscribe_job","jobId":"mine"}"#),
+            r#"{"type":"progress_update","payload":{"jobId":"mine","#,
+        ),
+        (
+            "/ws/generations/mine?auth=message",
+            None,
+            r#"{"type":"progress","data":{"#,
+        ),
+        // It sends it by its document's own advice, whatever its URL says.
+        (
+            "/production",
+            None,
+            r#"{"type":"metrics_update","data":{"total_events":1,"#,
+        ),
+    ] {
+        let mut socket = Socket::open(&relay, path).await;
+        socket.quiet().await;
+        socket.send(&auth).await;
+        if let Some(asks) = asks {
+            socket.send(asks).await;
+        }
+        let Heard::Text(text) = socket.next().await else {
+            panic!("{path}: closed");
+        };
+        assert!(text.starts_with(told), "{path}: {text}");
+    }
+}

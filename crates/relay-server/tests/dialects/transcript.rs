@@ -8,6 +8,7 @@
 //! | `send TEXT` | the client sends a text frame |
 //! | `get TEXT` | the next frame is this |
 //! | `skip PREFIX` | frames that begin so are passed over from here on |
+//! | `leave` | the client closes its connection, and the relay has seen it |
 //! | `quiet` | no frame is waiting: a protocol ping is answered first |
 //! | `poll PATH STATUS TEXT` | a request is answered with this status and body |
 //! | `terminate` | the relay is told to stop |
@@ -44,11 +45,20 @@ pub(crate) enum Heard {
 
 impl Socket {
     pub(crate) async fn open(relay: &RelayServer, path: &str) -> Self {
+        Self::open_as(relay, path, "").await
+    }
+
+    /// The same with cookies.
+    pub(crate) async fn open_as(relay: &RelayServer, path: &str, cookies: &str) -> Self {
         let address = relay.address();
         let stream = TcpStream::connect(&address).await.unwrap();
-        let request = format!("ws://{address}{path}")
+        let mut request = format!("ws://{address}{path}")
             .into_client_request()
             .unwrap();
+        if !cookies.is_empty() {
+            let cookies = cookies.parse().unwrap();
+            request.headers_mut().insert("cookie", cookies);
+        }
         let (socket, _) = client_async(request, stream).await.unwrap();
         Self {
             stream: socket,
@@ -165,6 +175,10 @@ pub(crate) async fn follow(relay: &mut RelayServer, text: &str) {
                 }
                 other => panic!("{here}\n       got {other:?}"),
             },
+            "leave" => {
+                socket = None;
+                gone(relay).await;
+            }
             "quiet" => socket.as_mut().unwrap().quiet().await,
             "poll" => {
                 let [path, status, body] = words(rest);
@@ -181,6 +195,20 @@ pub(crate) async fn follow(relay: &mut RelayServer, text: &str) {
             other => panic!("no such command: {other}"),
         }
     }
+}
+
+/// Waits until the relay has seen that nobody is connected.
+async fn gone(relay: &RelayServer) {
+    let is_gone = async || {
+        let metrics = relay.metrics().await.unwrap();
+        metrics.sum("relay_dialect_connections", "dialect") == 0.0
+    };
+    let seen = async {
+        while !is_gone().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, seen).await.expect("the relay still has it");
 }
 
 fn words(rest: &str) -> [&str; 3] {
