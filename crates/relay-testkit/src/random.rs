@@ -266,11 +266,14 @@ impl Game {
 
     async fn publish(&mut self, path: &str, body: &Value) -> Result<()> {
         let request = Request::post(path, body).bearer(self.cast.publisher.as_deref());
-        if self.publisher.is_closed() {
-            // An idle connection may be closed at any time.
-            self.publisher = Connection::open(&self.cast.address).await?;
-        }
-        let answer = self.publisher.send(request, SOON).await?;
+        let answer = match self.publisher.send(request.clone(), SOON).await {
+            Ok(answer) => answer,
+            // A connection that was idle may be closed at any time; the same state again does no harm.
+            Err(_) => {
+                self.publisher = Connection::open(&self.cast.address).await?;
+                self.publisher.send(request, SOON).await?
+            }
+        };
         anyhow::ensure!(
             answer.status.as_u16() == 202,
             "an update was not accepted: {}",
