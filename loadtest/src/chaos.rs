@@ -81,6 +81,15 @@ struct Subject {
     binary: Option<PathBuf>,
 }
 
+/// What games came to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Played {
+    /// Connections opened.
+    opened: u64,
+    /// Updates answered with 503, and published again.
+    put_off: u64,
+}
+
 /// Plays, and prints what was seen.
 ///
 /// # Errors
@@ -222,50 +231,54 @@ async fn play(args: &ChaosArgs, subject: &Subject, seed: u64) -> Result<String> 
     if let Some(nats) = args.nats.clone() {
         nonsense.spawn(nonsense::over_nats(nats, seed, until));
     }
-    let (mut opened, mut refused) = (None, 0);
+    let (mut games_played, mut refused) = (None, 0);
     let mut seen: Option<Seen> = None;
     let mut look = tokio::time::interval(LOOK_EVERY);
-    while seen.is_none() || opened.is_none() || !nonsense.is_empty() {
+    while seen.is_none() || games_played.is_none() || !nonsense.is_empty() {
         tokio::select! {
             Some(watched) = watching.join_next() => seen = Some(watched??),
-            played = &mut crowd, if opened.is_none() => opened = Some(played??),
+            played = &mut crowd, if games_played.is_none() => games_played = Some(played??),
             Some(told) = nonsense.join_next() => refused += told??,
             _ = look.tick() => watch.look(subject).await?,
         }
     }
+    let played = games_played.unwrap_or_default();
     let mut seen = seen.context("the bystander has left")?;
     // The bystander's own two connections are gone with it.
     settle(subject).await?;
     watch.look(subject).await?;
     let kept = watch.conclude(subject)?;
     Ok(format!(
-        "{games} games of {} clients for {:.0} s: {} connections opened, {refused} updates refused as they must be\n\
+        "{games} games of {} clients for {:.0} s: {} connections opened, {refused} updates refused as they must be, {} put off with 503\n\
          bystander: {seen}\n{kept}",
         args.clients.div_ceil(games),
         began.elapsed().as_secs_f64(),
-        opened.unwrap_or_default(),
+        played.opened,
+        played.put_off,
         seen = seen.summary(),
     ))
 }
 
 /// Plays all games beside each other, on a thread of their own: what they cost is not in the bystander's latency.
-fn games_of(casts: Vec<Cast>, seed: u64, until: Instant) -> Result<u64> {
+fn games_of(casts: Vec<Cast>, seed: u64, until: Instant) -> Result<Played> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut players = JoinSet::new();
         for (number, cast) in casts.into_iter().enumerate() {
             players.spawn(game(seed.wrapping_add(number as u64), cast, until));
         }
-        let mut opened = 0;
+        let mut all = Played::default();
         while let Some(played) = players.join_next().await {
-            opened += played??;
+            let played = played??;
+            all.opened += played.opened;
+            all.put_off += played.put_off;
         }
-        Ok(opened)
+        Ok(all)
     })
 }
 
-/// Plays one game to its end; says how many connections were opened.
-async fn game(seed: u64, cast: Cast, until: Instant) -> Result<u64> {
+/// Plays one game to its end.
+async fn game(seed: u64, cast: Cast, until: Instant) -> Result<Played> {
     let number = cast.name.clone();
     // Each client does something about once a second.
     let pause = Duration::from_secs(1) / u32::try_from(cast.clients.max(1))?;
@@ -280,7 +293,10 @@ async fn game(seed: u64, cast: Cast, until: Instant) -> Result<u64> {
             sleep_until(next).await;
         }
         game.leave();
-        anyhow::Ok(game.opened())
+        anyhow::Ok(Played {
+            opened: game.opened(),
+            put_off: game.put_off(),
+        })
     };
     played.await.with_context(|| format!("game {number}"))
 }

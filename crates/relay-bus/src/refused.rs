@@ -1,6 +1,7 @@
-//! Updates that were refused: logged, counted and listed, because whoever publishes over NATS gets no answer.
+//! Updates that were refused, and endings that lost something: logged, counted and listed, because whoever publishes
+//! over NATS gets no answer.
 //!
-//! Every way in ends here: what cannot be read by its subject, and what the hub declines. What was answered
+//! Every way in ends here: what cannot be read by its subject, what the hub declines, and what it leaves out. What was answered
 //! over HTTP is not here, because somebody has been told. Nothing here knows a client.
 //!
 //! Invariant: whatever comes, there are at most [`LISTED`] entries of bounded size, and at most one log line a
@@ -15,8 +16,8 @@ use relay_core::position::Seq;
 use serde::Serialize;
 
 use crate::connection::Seldom;
-use crate::seam::RefusedUpdate;
 use crate::seam::refusal::as_text;
+use crate::seam::{Outcome, RefusedUpdate};
 
 /// How many different refusals are listed.
 pub const LISTED: usize = 100;
@@ -37,7 +38,7 @@ pub struct Repeated {
 /// The last refusals.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Refusals {
-    /// Every update that was refused since the start.
+    /// Every update that was refused or shortened since the start.
     pub total: u64,
     /// Entries that had to leave the list.
     pub left_out: u64,
@@ -59,20 +60,33 @@ struct Inner {
     /// The newest last.
     entries: VecDeque<Repeated>,
     /// When each reason was logged last. Reasons are words of this code, so there are few.
-    paces: HashMap<&'static str, Seldom>,
+    paces: HashMap<(Outcome, &'static str), Seldom>,
 }
 
 impl Ledger {
     /// Tells of a refusal whoever can be told.
     pub(crate) fn note(&self, update: RefusedUpdate) {
+        self.note_all(vec![update]);
+    }
+
+    /// Tells of everything that was wrong in one update.
+    pub(crate) fn note_all(&self, wrong: Vec<RefusedUpdate>) {
+        if wrong.is_empty() {
+            return;
+        }
+        let mut told = Vec::new();
         let mut inner = self.inner.lock();
         inner.total += 1;
-        let line = inner.paces.entry(update.reason).or_default().allow();
-        let told = line.map(|held_back| (held_back, update.clone()));
-        inner.list(update);
+        for each in wrong {
+            let pace = inner.paces.entry((each.outcome, each.reason));
+            if let Some(held_back) = pace.or_default().allow() {
+                told.push((each.clone(), held_back));
+            }
+            inner.list(each);
+        }
         drop(inner);
-        if let Some((held_back, update)) = told {
-            tell(&update, held_back);
+        for (update, held_back) in &told {
+            tell(update, *held_back);
         }
     }
 
@@ -153,16 +167,28 @@ fn tell(update: &RefusedUpdate, held_back: u64) {
         ..
     } = update;
     let (seq, field) = (update.seq.map(Seq::get), update.field.as_deref());
-    tracing::warn!(
-        reason,
-        subject,
-        seq,
-        field,
-        sentence,
-        size,
-        held_back,
-        "an update is refused, and its worker gets no answer; GET /refused on the admin listener lists the last ones"
-    );
+    match update.outcome {
+        Outcome::Refused => tracing::warn!(
+            reason,
+            subject,
+            seq,
+            field,
+            sentence,
+            size,
+            held_back,
+            "an update is refused, and its worker gets no answer; GET /refused on the admin listener lists the last ones"
+        ),
+        Outcome::Shortened => tracing::warn!(
+            reason,
+            subject,
+            seq,
+            field,
+            sentence,
+            size,
+            held_back,
+            "an ending is accepted without what is wrong in it, and its worker gets no answer; GET /refused on the admin listener lists the last ones"
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use relay_core::position::{Epoch, Seq};
 
 pub use failure::{Rejection, Reused, StoreError, Unreachable};
 pub(crate) use refusal::About;
-pub use refusal::RefusedUpdate;
+pub use refusal::{Outcome, RefusedUpdate};
 
 /// Which of a job's two kinds of message this is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -136,7 +136,7 @@ impl Telemetry {
             updates_refused: counter(
                 r,
                 "relay_updates_refused_total",
-                "Updates refused without an answer to their worker, which GET /refused lists",
+                "Updates refused or shortened without an answer to their worker, which GET /refused lists",
             )?,
             jobs: int_gauge(r, "relay_jobs", "Jobs in memory")?,
             job_bytes: int_gauge(

@@ -14,10 +14,10 @@ use std::time::Duration;
 use anyhow::Result;
 use fastrand::Rng;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::client::raw::Raw;
-use crate::http::{Connection, Request};
+use crate::http::{Answer, Connection, Request};
 use crate::relay::{Metrics, Settings};
 
 /// How long anything that must happen may take.
@@ -27,6 +27,8 @@ const JOBS: usize = 400;
 /// How long a client looks for something to read, or waits for room to write.
 const BRIEFLY: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often an update is published again while the bus is not available, as a worker would.
+const TRIES: usize = 15;
 /// The size of a ping that is meant to fill a socket; the largest message is a little more.
 const LARGE: usize = 60_000;
 
@@ -134,6 +136,8 @@ pub struct Game {
     owners: Vec<String>,
     /// Connections opened.
     opened: u64,
+    /// Answers that the bus is not available.
+    put_off: u64,
 }
 
 impl Game {
@@ -150,6 +154,7 @@ impl Game {
             ended: 0,
             owners: Vec::new(),
             opened: 0,
+            put_off: 0,
         })
     }
 
@@ -202,6 +207,11 @@ impl Game {
     /// Connections opened until now.
     pub fn opened(&self) -> u64 {
         self.opened
+    }
+
+    /// How often an update was not taken because the bus was not available. It was published again.
+    pub fn put_off(&self) -> u64 {
+        self.put_off
     }
 
     fn greedy(&self) -> String {
@@ -266,20 +276,32 @@ impl Game {
 
     async fn publish(&mut self, path: &str, body: &Value) -> Result<()> {
         let request = Request::post(path, body).bearer(self.cast.publisher.as_deref());
-        let answer = match self.publisher.send(request.clone(), SOON).await {
-            Ok(answer) => answer,
-            // A connection that was idle may be closed at any time; the same state again does no harm.
-            Err(_) => {
-                self.publisher = Connection::open(&self.cast.address).await?;
-                self.publisher.send(request, SOON).await?
+        let mut answer = self.send(request.clone()).await?;
+        for _ in 0..TRIES {
+            if answer.status.as_u16() != 503 {
+                break;
             }
-        };
+            self.put_off += 1;
+            sleep(PATIENCE).await;
+            answer = self.send(request.clone()).await?;
+        }
         anyhow::ensure!(
             answer.status.as_u16() == 202,
             "an update was not accepted: {}",
             answer.text()
         );
         Ok(())
+    }
+
+    async fn send(&mut self, request: Request) -> Result<Answer> {
+        match self.publisher.send(request.clone(), SOON).await {
+            Ok(answer) => Ok(answer),
+            // A connection that was idle may be closed at any time; the same state again does no harm.
+            Err(_) => {
+                self.publisher = Connection::open(&self.cast.address).await?;
+                self.publisher.send(request, SOON).await
+            }
+        }
     }
 
     async fn end_job(&mut self, owner: &str, bytes: usize) -> Result<()> {

@@ -16,7 +16,7 @@ use relay_testkit::http::{Connection, Request};
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Whose jobs these are; others publish nonsense in its name.
 pub(super) const OWNER: &str = "bystander";
@@ -181,10 +181,19 @@ async fn published(
         if connection.is_closed() {
             connection = Connection::open(&address).await?;
         }
-        let answer = connection
-            .send(request.bearer(token.as_deref()), Duration::ZERO)
-            .await
-            .with_context(|| format!("update {number} of the bystander was not answered"))?;
+        let request = request
+            .bearer(token.as_deref())
+            .header("idempotency-key", format!("{prefix}{number}"));
+        let answer = loop {
+            let answered = connection.send(request.clone(), Duration::ZERO).await;
+            let answer = answered
+                .with_context(|| format!("update {number} of the bystander was not answered"))?;
+            // The bus is slow. How long that may take, the watchers say.
+            if answer.status.as_u16() != 503 || at.elapsed() > PATIENCE {
+                break answer;
+            }
+            sleep(PACE).await;
+        };
         if answer.status.as_u16() != 202 {
             bail!(
                 "update {number} of the bystander was not accepted: {} {}",

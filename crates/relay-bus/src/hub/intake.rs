@@ -231,6 +231,16 @@ impl Hub {
         self.settle(table, incoming, verdict)
     }
 
+    /// What an update loses that is accepted.
+    fn lost(&self, incoming: &Incoming, judged: &Result<Judged, Declined>) -> Vec<RefusedUpdate> {
+        let stem = &self.settings.subject_stem;
+        let dropped = judged.as_ref().map_or(&[][..], Judged::dropped);
+        let lost = dropped
+            .iter()
+            .map(|it| RefusedUpdate::shortened(stem, incoming, it));
+        lost.collect()
+    }
+
     /// Enters an update that was judged, and hands it to the shards that watch.
     pub(super) fn settle(
         &self,
@@ -239,6 +249,7 @@ impl Hub {
         verdict: Verdict,
     ) -> Result<Arc<Publication>, Declined> {
         let is_new = verdict.new.is_some();
+        let lost = self.lost(incoming, &verdict.judged);
         let entered = enter(table, incoming, verdict);
         if entered.is_err() && is_new && self.backing.memory().is_some() {
             // Nothing else is known of the job. What follows this one has no hole before it.
@@ -248,7 +259,12 @@ impl Hub {
             table.evict();
         }
         let publication = entered?;
-        table.count("accepted");
+        table.count(if lost.is_empty() {
+            "accepted"
+        } else {
+            "shortened"
+        });
+        self.refusals.note_all(lost);
         self.publish_to(table.watchers_of(&publication), &publication);
         table.evict();
         Ok(publication)

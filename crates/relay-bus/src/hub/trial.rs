@@ -3,14 +3,12 @@
 //! Invariant: what reads a subject, judges an update and words a refusal here is what does so for a message that
 //! came over the bus.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Owner};
 use relay_core::job::{Declined, Job, JobBounds, Place, Sender};
 use relay_core::position::{Epoch, Seq};
-use relay_core::publication::{JobKey, Publication};
+use relay_core::publication::JobKey;
 
 use super::intake::judge;
 use crate::clock::Clock;
@@ -31,8 +29,8 @@ pub struct Trial {
 /// What would become of an update that is not refused.
 #[derive(Debug)]
 pub enum Tried {
-    /// Watchers are sent this.
-    Accepted(Arc<Publication>),
+    /// Watchers are sent it, without what is wrong in it. Over HTTP it would be refused for that.
+    Accepted(Vec<RefusedUpdate>),
     /// It says what the last one said: nobody is sent anything.
     Repeated,
 }
@@ -92,19 +90,23 @@ impl Trial {
             let (key, id, owner) = (JobKey(self.seq.get()), &incoming.job, &incoming.owner);
             Job::new(key, id.clone(), owner.clone(), Seq::ZERO)
         });
-        let judged = judge(&job, &incoming, place, Sender::Waiting, &self.bounds);
-        let tried = judged.map(|judged| job.enter(judged, &self.bounds));
+        let judged = judge(&job, &incoming, place, Sender::Away, &self.bounds);
+        let stem = self.subjects.stem();
+        let tried = judged.map(|judged| {
+            let lost = judged.dropped().iter();
+            let lost = lost.map(|it| RefusedUpdate::shortened(stem, &incoming, it));
+            let lost = lost.collect();
+            job.enter(judged, &self.bounds);
+            lost
+        });
         // A job begins with the first update that is accepted.
         if job.state().is_some() || !job.publications().is_empty() {
             self.jobs.insert(incoming.job.clone(), job);
         }
         match tried {
-            Ok(publication) => Ok(Tried::Accepted(publication)),
+            Ok(lost) => Ok(Tried::Accepted(lost)),
             Err(Declined::Repeated) => Ok(Tried::Repeated),
-            Err(declined) => {
-                let stem = self.subjects.stem();
-                Err(RefusedUpdate::declined(stem, &incoming, &declined).into())
-            }
+            Err(declined) => Err(RefusedUpdate::declined(stem, &incoming, &declined).into()),
         }
     }
 }

@@ -36,6 +36,7 @@ async fn a_refusal_says_what_http_would_have_said_and_where_it_came_from() {
         "total": 1,
         "left_out": 0,
         "refused": [{
+            "outcome": "refused",
             "reason": "missing_status",
             "sentence": Refusal::MissingStatus.to_string(),
             "field": "status",
@@ -90,7 +91,13 @@ async fn among_owners_with_as_many_the_oldest_entry_leaves() {
 #[tokio::test(start_paused = true)]
 async fn each_reason_is_logged_once_a_minute_with_what_was_held_back() {
     let mut inner = Inner::default();
-    let mut allow = |reason| inner.paces.entry(reason).or_default().allow();
+    let mut allow = |reason| {
+        inner
+            .paces
+            .entry((Outcome::Refused, reason))
+            .or_default()
+            .allow()
+    };
     assert_eq!(allow("bad_field"), Some(0));
     assert_eq!(allow("bad_field"), None);
     assert_eq!(allow("bad_json"), Some(0));

@@ -1,10 +1,11 @@
-//! An update that was refused, put into words for somebody who sees no more of it.
+//! An update that was refused, or not taken whole, put into words for somebody who sees no more of it.
 //!
 //! No payload is kept: of what a worker wrote there is the sentence alone, which quotes the beginning of a value. It
 //! does not know who is told.
 //!
 //! Invariant: whatever was sent, the words are short, and nothing in them is obeyed by a terminal or breaks a line.
 
+use relay_core::document::Refusal;
 use relay_core::job::Declined;
 use relay_core::moment::WallTime;
 use relay_core::position::Seq;
@@ -19,9 +20,21 @@ const FIELD_CHARS: usize = 100;
 /// Characters of a sentence that are shown.
 const SENTENCE_CHARS: usize = 400;
 
-/// One update that was refused, in words that are short and safe to show.
+/// What became of an update that somebody should know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It went no further.
+    Refused,
+    /// It is an ending, and was accepted without what was wrong in it.
+    Shortened,
+}
+
+/// One update that was not taken as it is, in words that are short and safe to show.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusedUpdate {
+    /// What became of it.
+    pub outcome: Outcome,
     /// A word for metrics and programs: the code that the same update gets over HTTP.
     pub reason: &'static str,
     /// What was wrong, in the words of an HTTP answer.
@@ -51,6 +64,7 @@ impl RefusedUpdate {
             _ => None,
         };
         Self {
+            outcome: Outcome::Refused,
             reason: declined.code(),
             sentence: shown(&declined.to_string(), SENTENCE_CHARS),
             field: field.map(|field| shown(field, FIELD_CHARS)),
@@ -63,6 +77,14 @@ impl RefusedUpdate {
         }
     }
 
+    /// An ending that was accepted without this.
+    pub(crate) fn shortened(stem: &str, incoming: &Incoming, dropped: &Refusal) -> Self {
+        Self {
+            outcome: Outcome::Shortened,
+            ..Self::declined(stem, incoming, &Declined::Refused(dropped.clone()))
+        }
+    }
+
     /// A message that is not read any further.
     pub(crate) fn unread(
         subject: &str,
@@ -71,6 +93,7 @@ impl RefusedUpdate {
         about: About,
     ) -> Self {
         Self {
+            outcome: Outcome::Refused,
             reason,
             sentence: shown(sentence, SENTENCE_CHARS),
             field: None,
@@ -95,7 +118,8 @@ impl RefusedUpdate {
 
     /// Whether `other` is the same mistake of the same author: it is counted, not listed again.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        self.reason == other.reason && self.subject == other.subject
+        let what = |it: &Self| (it.outcome, it.reason);
+        what(self) == what(other) && self.subject == other.subject && self.field == other.field
     }
 }
 

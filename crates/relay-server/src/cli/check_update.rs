@@ -36,7 +36,9 @@ Examples:
   make-states | relay check-update                                           one JSON object a line
 
 Exit codes:
-  0 every update would be accepted   1 at least one would be refused   2 usage, or the file cannot be read")]
+  0 every update would be accepted as it is
+  1 at least one would be refused, or would lose what is wrong in it (an ending over NATS)
+  2 usage, or the file cannot be read")]
 pub(super) struct CheckUpdateArgs {
     /// The update, or several, one a line; - reads them from stdin
     #[arg(value_name = "FILE", default_value = "-")]
@@ -108,7 +110,7 @@ fn report(
     // The configuration was checked, its prefix with it.
     let mut trial = Trial::new(&config.nats.prefix, bounds).map_err(io::Error::other)?;
     let updates = updates(&sent);
-    let (mut count, mut bad) = (0, 0);
+    let (mut count, mut bad, mut shortened) = (0, 0, 0);
     for Update { line, payload } in updates {
         count += 1;
         let place = match line {
@@ -120,7 +122,13 @@ fn report(
             None => subject_of(&trial, &payload),
         };
         match trial.publish(&subject, payload) {
-            Ok(Tried::Accepted(_)) => {}
+            Ok(Tried::Accepted(lost)) => {
+                shortened += usize::from(!lost.is_empty());
+                for each in lost {
+                    let (reason, sentence) = (each.reason, each.sentence);
+                    writeln!(out, "{place}: accepted without this ({reason}): {sentence}")?;
+                }
+            }
             Ok(Tried::Repeated) => writeln!(
                 out,
                 "{place}: note: the same state was published twice in a row; watchers are sent it once"
@@ -135,13 +143,19 @@ fn report(
             }
         }
     }
-    match (bad, count) {
-        (0, 1) => writeln!(out, "ok: the update would be accepted")?,
-        (0, _) => writeln!(out, "ok: all {count} updates would be accepted")?,
-        (_, 1) => writeln!(out, "the update would be refused")?,
+    let losing = "over NATS, and be refused over HTTP";
+    match (bad, shortened, count) {
+        (0, 0, 1) => writeln!(out, "ok: the update would be accepted")?,
+        (0, 0, _) => writeln!(out, "ok: all {count} updates would be accepted")?,
+        (0, _, 1) => writeln!(out, "the update would lose that {losing}")?,
+        (0, ..) => writeln!(
+            out,
+            "{shortened} of {count} updates would lose that {losing}"
+        )?,
+        (_, _, 1) => writeln!(out, "the update would be refused")?,
         _ => writeln!(out, "{bad} of {count} updates would be refused")?,
     }
-    Ok(bad == 0)
+    Ok(bad + shortened == 0)
 }
 
 /// One update of a file.
@@ -280,6 +294,23 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn an_ending_that_would_lose_something_is_not_well() {
+        let (good, text) = said(None, r#"{"status":"completed","meta":[],"eta_seconds":-1}"#);
+        assert!(!good);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(
+            text.contains("f: accepted without this (bad_field): meta: "),
+            "{text}"
+        );
+        assert!(
+            text.contains("f: accepted without this (bad_field): eta_seconds: "),
+            "{text}"
+        );
+        assert!(lines[2].starts_with("the update would lose that"), "{text}");
     }
 
     #[test]

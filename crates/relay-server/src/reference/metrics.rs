@@ -101,7 +101,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "relay_updates_total",
         "result",
-        "`accepted`; `duplicate` and `repeated` (the same once more); `deferred` (told with what a repair fetched); `unwatched` (not \
+        "`accepted`; `shortened` (an ending, accepted without what was wrong in it); `duplicate` and `repeated` (the same once more); `deferred` (told with what a repair fetched); `unwatched` (not \
          read further, because nobody watches the job and something before it is missing); `resynced` (found by a \
          comparison with the stream); `expired`; `slow_consumer` (dropped before it was read); or the reason for which it \
          is refused: `bad_subject` (too few or too many tokens), `bad_name` (a token is not a valid owner, job id or \

@@ -138,3 +138,31 @@ async fn what_was_refused_while_no_node_was_there_is_listed_when_the_job_is_aske
         hub.live(EPOCH, Seq::new(2));
     }
 }
+
+#[tokio::test]
+async fn what_an_ending_loses_is_listed_and_counted_once() {
+    let (stream, hub) = hub();
+    let ending = r#"{"status":"completed","meta":[],"eta_seconds":-1}"#;
+    let update = stream.append("j", What::State, ending.to_owned(), true);
+    hub.ingest(&mut vec![update]);
+    let listed = hub.refusals();
+    let mut fields: Vec<_> = listed
+        .refused
+        .iter()
+        .map(|it| {
+            (
+                it.last.outcome,
+                it.last.field.as_deref().unwrap_or_default(),
+            )
+        })
+        .collect();
+    fields.sort_by_key(|(_, field)| *field);
+    let shortened = crate::seam::Outcome::Shortened;
+    assert_eq!(fields, [(shortened, "eta_seconds"), (shortened, "meta")]);
+    assert_eq!(listed.total, 1);
+    let counts: BTreeMap<_, _> = hub.stats().counts.into_iter().collect();
+    assert_eq!(
+        (counts.get("shortened"), counts.get("accepted")),
+        (Some(&1), None)
+    );
+}
