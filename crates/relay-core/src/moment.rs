@@ -66,20 +66,20 @@ impl WallTime {
         self.0
     }
 
-    /// Reads an RFC 3339 time stamp such as `2026-11-21T10:00:00.250Z`; `None` if it is not one.
+    /// Reads an RFC 3339 time stamp such as `2026-11-21T10:00:00.250Z`; `None` if it is not one, or could not be
+    /// written in UTC.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
             .ok()?;
-        i64::try_from(at.unix_timestamp_nanos() / 1000)
-            .ok()
-            .map(Self)
+        let at = i64::try_from(at.unix_timestamp_nanos() / 1000).map(Self);
+        at.ok().filter(|at| at.utc().is_some())
     }
 
-    /// Writes the time as RFC 3339 in UTC with milliseconds.
-    pub fn to_rfc3339(self) -> String {
-        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
-            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-        format!(
+    /// Writes the time as RFC 3339 in UTC with milliseconds; `None` where that has no word for it, before the year 0
+    /// and after 9999.
+    pub fn to_rfc3339(self) -> Option<String> {
+        let at = self.utc()?;
+        Some(format!(
             "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
             at.year(),
             u8::from(at.month()),
@@ -88,7 +88,13 @@ impl WallTime {
             at.minute(),
             at.second(),
             at.millisecond()
-        )
+        ))
+    }
+
+    /// The time as a date of a year that has four digits.
+    fn utc(self) -> Option<time::OffsetDateTime> {
+        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000);
+        at.ok().filter(|at| at.year() >= 0)
     }
 }
 
@@ -107,9 +113,30 @@ mod tests {
     #[test]
     fn wall_time_survives_a_round_trip_through_rfc3339() {
         let at = WallTime::parse_rfc3339("2026-11-21T10:00:00.250+02:00").unwrap();
-        assert_eq!(at.to_rfc3339(), "2026-11-21T08:00:00.250Z");
-        assert_eq!(WallTime::parse_rfc3339(&at.to_rfc3339()), Some(at));
+        let text = at.to_rfc3339().unwrap();
+        assert_eq!(text, "2026-11-21T08:00:00.250Z");
+        assert_eq!(WallTime::parse_rfc3339(&text), Some(at));
         assert_eq!(WallTime::parse_rfc3339("yesterday"), None);
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_written_is_no_other_time() {
+        for (text, read) in [
+            ("9999-12-31T23:59:59.999Z", true),
+            ("9999-12-31T23:59:59-00:01", false),
+            ("0000-01-01T00:00:00Z", true),
+            ("0000-01-01T00:00:00+00:01", false),
+            ("1969-12-31T23:59:59.999Z", true),
+        ] {
+            let at = WallTime::parse_rfc3339(text);
+            assert_eq!(at.is_some(), read, "{text}");
+            let again = at.and_then(WallTime::to_rfc3339);
+            let again = again.and_then(|again| WallTime::parse_rfc3339(&again));
+            assert_eq!(again, at, "{text}");
+        }
+        for micros in [i64::MAX, i64::MIN] {
+            assert_eq!(WallTime::from_unix_micros(micros).to_rfc3339(), None);
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
         let step = worker.next(&mut random);
         sleep(step.wait).await;
         for mut publish in step.publish {
-            let now = clock.wall().to_rfc3339();
+            let now = clock.wall().to_rfc3339().unwrap_or_default();
             if begun.0 != publish.job {
                 begun = (publish.job.clone(), now.clone());
             }

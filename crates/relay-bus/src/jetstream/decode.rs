@@ -260,7 +260,8 @@ mod tests {
             (Seq::new(6), Some(Seq::new(4)))
         );
         assert_eq!((update.owner.as_str(), update.job.as_str()), ("u", "j"));
-        assert_eq!(update.stored_at.to_rfc3339(), "2026-11-21T10:00:00.123Z");
+        let stored_at = update.stored_at.to_rfc3339();
+        assert_eq!(stored_at.as_deref(), Some("2026-11-21T10:00:00.123Z"));
         let stored = direct(&subjects, message).unwrap();
         assert_eq!(
             (stored.seq.get(), &*stored.subject),

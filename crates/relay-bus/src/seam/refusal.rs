@@ -154,7 +154,7 @@ fn shown(text: &str, limit: usize) -> String {
 }
 
 pub(crate) fn as_text<S: Serializer>(time: &WallTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.to_rfc3339())
+    time.to_rfc3339().serialize(serializer)
 }
 
 #[cfg(test)]

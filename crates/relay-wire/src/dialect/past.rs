@@ -27,7 +27,7 @@ pub struct Past {
 pub(super) struct Milestone<'a> {
     name: &'a str,
     data: &'a RawValue,
-    at: String,
+    at: Option<String>,
     ms: i64,
 }
 

@@ -70,7 +70,7 @@ struct Context<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'a str>,
     view: &'a str,
-    at: String,
+    at: Option<String>,
     ms: i64,
     milestones: Vec<Milestone<'a>>,
     milestones_lost: bool,
@@ -81,7 +81,7 @@ struct Context<'a> {
 struct Listed<'a> {
     job: &'a RawValue,
     status: Option<&'a str>,
-    at: String,
+    at: Option<String>,
     ms: i64,
 }
 

@@ -62,7 +62,7 @@ struct Context<'a> {
     transport: &'static str,
     view: &'a str,
     identifier: Option<&'a str>,
-    at: String,
+    at: Option<String>,
     ms: i64,
     milestones: Vec<Milestone<'a>>,
     milestones_lost: bool,

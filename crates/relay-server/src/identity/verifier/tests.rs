@@ -13,7 +13,6 @@ use crate::identity::test_keys;
 
 const SECRET: &str = "a-secret-of-more-than-32-bytes-for-tests";
 
-/// The token library reads a clock of its own for nbf.
 fn wall() -> WallTime {
     Clock::start().wall()
 }
@@ -254,9 +253,23 @@ fn times_are_checked_with_leeway() {
         (with("nbf", json!(now() + 10)), None),
         (with("exp", json!(0)), Some("token_expired")),
         (json!({ "sub": "alice" }), Some("token_no_expiry")),
-        (with("exp", json!("tomorrow")), Some("token_no_expiry")),
-        (with("exp", json!(-5)), Some("token_no_expiry")),
+        (with("exp", json!(null)), Some("token_no_expiry")),
+        (with("exp", json!("tomorrow")), Some("token_malformed")),
+        (with("exp", json!(true)), Some("token_malformed")),
+        (with("exp", json!([now() + 60])), Some("token_malformed")),
+        (with("exp", json!(-5)), Some("token_expired")),
+        (with("exp", json!(-0.5)), Some("token_expired")),
+        (with("exp", json!(i64::MIN)), Some("token_expired")),
+        (with("exp", json!(-1e300)), Some("token_expired")),
+        (with("exp", json!(1e300)), None),
+        (with("exp", json!(u64::MAX)), None),
         (with("nbf", json!("now")), Some("token_malformed")),
+        (with("nbf", json!(null)), None),
+        (with("nbf", json!(-5)), None),
+        (with("nbf", json!(-1e300)), None),
+        (with("nbf", json!(now() as f64 + 0.5)), None),
+        (with("nbf", json!(u64::MAX)), Some("token_not_yet_valid")),
+        (with("nbf", json!(1e300)), Some("token_not_yet_valid")),
     ] {
         match code {
             Some(code) => assert_eq!(refused(&verifier, &hs256(&claims)), code, "{claims}"),
@@ -306,6 +319,26 @@ fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
             let refused = verifier.verify(&token, end).unwrap_err();
             assert_eq!(refused.code, "token_expired", "{leeway:?}");
         }
+    }
+}
+
+#[test]
+fn a_token_is_good_from_the_very_moment_it_says() {
+    let nbf = now() + 100;
+    let mut asked = expected(Algorithm::HS256);
+    asked.leeway = Duration::from_millis(2_500);
+    let verifier = made(SECRET, asked).unwrap();
+    let begin = nbf * 1_000_000 - 2_500_000;
+    for (claim, begin) in [
+        (json!(nbf), begin),
+        (json!(nbf as f64 - 0.6), begin),
+        (json!(nbf as f64 + 0.4), begin + 1_000_000),
+    ] {
+        let token = hs256(&with("nbf", claim));
+        let at = WallTime::from_unix_micros;
+        assert!(verifier.verify(&token, at(begin)).is_ok());
+        let refused = verifier.verify(&token, at(begin - 1)).unwrap_err();
+        assert_eq!(refused.code, "token_not_yet_valid");
     }
 }
 

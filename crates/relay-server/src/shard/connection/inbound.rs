@@ -291,7 +291,7 @@ impl Connection {
         let identity = self.identity.clone();
         let notice = Notice::Authenticated {
             user: identity.user.as_ref().map(Name::as_str),
-            expires_at: expires_at.map(WallTime::to_rfc3339),
+            expires_at: expires_at.and_then(WallTime::to_rfc3339),
         };
         self.say(&notice, reply_to, desk);
         self.start(desk);
