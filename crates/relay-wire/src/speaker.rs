@@ -259,10 +259,10 @@ impl Speaker {
         }
     }
 
-    /// What is sent to a client whose bytes cannot be decoded, before it is let go.
+    /// What is sent to a client whose bytes cannot be decoded, before its goodbye.
     pub fn reject_bytes(&mut self, error: DecodeError, about: &About<'_>) -> Bytes {
         let DecodeError::TooLarge(_) = error else {
-            return websocket::close_frame(error.close_code(), &error.to_string());
+            return Bytes::new();
         };
         let message = error.to_string();
         let notice = Notice::Error {
@@ -449,8 +449,9 @@ impl Speaker {
         }
     }
 
-    /// The last bytes before the connection ends; empty where nothing is said.
-    pub fn goodbye(&self, reason: CloseReason) -> Bytes {
+    /// The last bytes before the connection ends, by what could not be decoded where that is why; empty where
+    /// nothing is said.
+    pub fn goodbye(&self, reason: CloseReason, undecodable: Option<DecodeError>) -> Bytes {
         if let Self::SocketIo(client) = self
             && client.is_polling()
         {
@@ -465,7 +466,13 @@ impl Speaker {
         let own = self
             .speech()
             .and_then(|speech| speech.dialect().close_code(reason));
-        websocket::close_frame(own.unwrap_or(code), words)
+        match undecodable {
+            Some(error) => {
+                let code = own.unwrap_or(error.close_code());
+                websocket::close_frame(code, &error.to_string())
+            }
+            None => websocket::close_frame(own.unwrap_or(code), words),
+        }
     }
 
     // --- requests that wait

@@ -33,6 +33,7 @@ use relay_core::watcher::session::{CloseReason, Join};
 use relay_core::watcher::{Watcher, WatcherBounds};
 use relay_wire::exchange::{About, ReplyTo};
 use relay_wire::speaker::Speaker;
+use relay_wire::websocket::DecodeError;
 
 use super::asking::Asking;
 use super::metrics::Metrics;
@@ -181,6 +182,8 @@ struct Rare {
     identities: Vec<Identified>,
     /// When the drain lets it go.
     leaves_at: Option<Moment>,
+    /// What its client sent last, and could not be decoded.
+    undecodable: Option<DecodeError>,
 }
 
 /// A connection.
@@ -219,6 +222,20 @@ fn bounds<'a>(speaker: &'a Speaker, node: &'a Node) -> &'a WatcherBounds {
     speaker.bounds().unwrap_or(&node.bounds)
 }
 
+/// The bounds a connection's watcher begins with. A Socket.IO client speaks no dialect yet, and may come to speak
+/// any of its path's: it is pinged when the soonest of them would, because it is told no other time before.
+fn first_bounds(speaker: &Speaker, node: &Node) -> WatcherBounds {
+    let mut first = *bounds(speaker, node);
+    let path = speaker.socketio().map(|client| &client.visitor.path);
+    let found = path.and_then(|path| node.dialects.routes.find(path));
+    let dialects = found.iter().flat_map(|found| found.socketio);
+    let intervals = dialects.map(|each| each.voice.dialect.bounds.session.ping_interval);
+    if let Some(soonest) = intervals.min() {
+        first.session.ping_interval = soonest;
+    }
+    first
+}
+
 impl Connection {
     /// One that begins. What it watches from the beginning is asked for with [`Connection::start`].
     pub(super) fn new(id: ConnectionId, opening: Opening, outlet: Outlet, desk: &Desk<'_>) -> Self {
@@ -232,10 +249,10 @@ impl Connection {
             identities,
         } = opening;
         let expires_at = identity.expires_at.map(|at| desk.moment_of(at));
-        let limits = bounds(&speaker, desk.node);
+        let limits = first_bounds(&speaker, desk.node);
         let watcher = match authenticated {
-            true => Watcher::new(expires_at, desk.now, limits),
-            false => Watcher::unauthenticated(desk.now, limits),
+            true => Watcher::new(expires_at, desk.now, &limits),
+            false => Watcher::unauthenticated(desk.now, &limits),
         };
         let awaited = (!topics.is_empty()).then_some((topics, cursor));
         let rare = (awaited.is_some() || !identities.is_empty()).then(|| {
@@ -308,6 +325,7 @@ impl Connection {
                 && rare.awaited.is_none()
                 && rare.identities.is_empty()
                 && rare.leaves_at.is_none()
+                && rare.undecodable.is_none()
         };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;

@@ -7,6 +7,7 @@ mod endings;
 mod faults;
 mod slow;
 mod time;
+mod undecodable;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -134,7 +135,7 @@ struct Bench {
 
 /// Runs a test beside a shard with this configuration.
 async fn with_shard<F: Future<Output = ()>>(
-    configure: fn(&mut Config),
+    configure: impl FnOnce(&mut Config),
     test: impl FnOnce(Bench) -> F,
 ) {
     let mut config = Config::default();
@@ -162,11 +163,19 @@ fn defaults(_: &mut Config) {}
 
 /// A text frame as clients have to mask it, with a mask of zeros.
 fn masked(text: &str) -> Vec<u8> {
-    let mut frame = vec![0x81, 0xfe];
-    frame.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
-    frame.extend([0; 4]);
-    frame.extend(text.as_bytes());
-    frame
+    frame(0x81, text.as_bytes())
+}
+
+/// A frame as clients have to mask it, with a mask of zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let length = match u8::try_from(payload.len()) {
+        Ok(short @ 0..126) => vec![0x80 | short],
+        _ => {
+            let length = u16::try_from(payload.len()).unwrap();
+            [vec![0xfe], length.to_be_bytes().to_vec()].concat()
+        }
+    };
+    [vec![first], length, vec![0; 4], payload.to_vec()].concat()
 }
 
 impl Bench {
@@ -226,9 +235,13 @@ impl Bench {
 
     /// The client sends a text.
     fn says(&self, client: &Client, text: &str) {
-        let bytes = masked(text);
+        self.sends(client, &masked(text));
+    }
+
+    /// The client sends bytes.
+    fn sends(&self, client: &Client, bytes: &[u8]) {
         self.shard.visit(client.id, |connection, desk| {
-            connection.received(&bytes, desk)
+            connection.received(bytes, desk)
         });
     }
 

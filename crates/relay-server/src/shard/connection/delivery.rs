@@ -326,7 +326,8 @@ impl Connection {
     /// Says what there is to say before the connection is removed.
     pub(crate) fn say_goodbye(&mut self, reason: CloseReason, desk: &mut Desk<'_>) {
         self.part(desk);
-        let goodbye = self.speaker.goodbye(reason);
+        let undecodable = self.rare.as_ref().and_then(|rare| rare.undecodable);
+        let goodbye = self.speaker.goodbye(reason, undecodable);
         if goodbye.is_empty() {
             return;
         }

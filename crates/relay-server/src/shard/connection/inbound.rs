@@ -317,9 +317,7 @@ impl Connection {
         let about = Self::about(&self.identity, desk);
         let answer = self.speaker.reject_bytes(error, &about);
         self.reply(answer, desk);
-        if reason == CloseReason::Protocol {
-            self.flush(desk);
-        }
+        self.rare().undecodable = Some(error);
         self.end(reason);
     }
 

@@ -1,6 +1,8 @@
 //! Pings, deadlines of sessions, pacing, and leaving in time.
 
 use relay_core::moment::WallTime;
+use relay_wire::socketio::client::Visitor;
+use relay_wire::socketio::protocol::Protocol;
 
 use super::*;
 
@@ -33,6 +35,56 @@ async fn a_client_that_answers_pings_stays() {
             bench.shard.visit(client.id, |connection, desk| {
                 connection.received(&pong, desk)
             });
+        }
+        assert!(bench.is_there(&client));
+    })
+    .await;
+}
+
+const HURRIED: &str = r#"
+description = "Clients that are pinged more often than others"
+
+[heartbeat]
+ping_interval = "5s"
+dead_after = "20s"
+
+[[routes]]
+path = "/hurried"
+transport = "socketio"
+namespace = "/"
+"#;
+
+/// With the node's own interval it would be let go before it was ever asked.
+#[tokio::test(start_paused = true)]
+async fn a_dialects_own_interval_governs_the_first_ping_of_socket_io() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("hurried.toml"), HURRIED).unwrap();
+    let configure = |config: &mut Config| {
+        config.dialects.directory = Some(directory.path().to_owned());
+        config.dialects.enabled = vec!["hurried".to_owned()];
+    };
+    with_shard(configure, |bench| async move {
+        let visitor = Visitor {
+            path: "/hurried".to_owned(),
+            query: Vec::new(),
+        };
+        let speaker = Speaker::socket_io(Protocol::websocket(), visitor);
+        let who = (None, Ok(Identity::anonymous().shared()));
+        let opening = bench.anybody(speaker).unauthenticated();
+        let client = bench.connect(opening.identified_by(vec![who]));
+        let texts = || {
+            let texts = client.frames().into_iter().map(|(_, text)| text);
+            texts.map(|text| String::from_utf8(text).unwrap())
+        };
+        bench.says(&client, "40");
+        bench.pause().await;
+        let greeted: Vec<_> = texts().collect();
+        assert!(greeted[0].contains(r#""pingInterval":5000"#), "{greeted:?}");
+        assert!(greeted[1].starts_with("40{"), "{greeted:?}");
+        for _ in 0..10 {
+            sleep(Duration::from_secs(5)).await;
+            assert_eq!(texts().collect::<Vec<_>>(), ["2"]);
+            bench.says(&client, "3");
         }
         assert!(bench.is_there(&client));
     })
