@@ -11,6 +11,7 @@ mod dialect;
 mod engineio;
 pub(crate) mod gate;
 mod handshake;
+mod patience;
 mod peer;
 mod poll;
 mod socket;

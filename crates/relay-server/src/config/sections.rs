@@ -38,6 +38,9 @@ pub(crate) struct Http {
     /// How long a client may take to send its request's head; a slower one is disconnected.
     #[serde(with = "DurationText")]
     pub header_timeout: Duration,
+    /// How long a connection may be without a request before it is closed; longer than the proxies in front keep theirs (often 60s), or they would use one that has just gone.
+    #[serde(with = "DurationText")]
+    pub keep_alive: Duration,
     /// Web pages that may connect besides those of the relay's own host: `scheme://host[:port]`, or "*" for any (cookies are then ignored).
     #[serde(with = "ListOf::<AllowedOrigin>")]
     pub allowed_origins: Vec<AllowedOrigin>,
@@ -50,6 +53,7 @@ impl Default for Http {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: seconds(10),
+            keep_alive: seconds(75),
             allowed_origins: Vec::new(),
             shards: 0,
         }

@@ -159,6 +159,11 @@ fn listeners(config: &Config, found: &mut Findings) {
         http.header_timeout,
         [millis(100), minutes(5)],
     );
+    found.duration(
+        "http.keep_alive",
+        http.keep_alive,
+        [millis(1000), minutes(60)],
+    );
     found.count("http.shards", http.shards, [0, 1024]);
     let same_ip = http.listen.ip() == admin.listen.ip()
         || http.listen.ip().is_unspecified()

@@ -24,7 +24,7 @@ use futures_util::future::LocalBoxFuture;
 use http::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use relay_wire::websocket;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt as _;
@@ -33,6 +33,7 @@ use tokio::sync::watch as channel;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::patience::{Patience, Watched};
 use super::peer::{Peer, SharedSocket};
 use super::socket::{linger, write_head};
 use super::upgrade::Upgrade;
@@ -237,7 +238,9 @@ impl Door {
         mut drain: channel::Receiver<bool>,
     ) -> Option<(TcpStream, Departure)> {
         let left: Handoff = Rc::default();
-        let (door, leaves) = (self.clone(), left.clone());
+        let http = &self.node.http;
+        let patience = Patience::new(http.header_timeout, http.keep_alive);
+        let (door, leaves, asks) = (self.clone(), left.clone(), patience.clone());
         let socket = Rc::new(socket);
         let peer = Peer {
             address,
@@ -245,9 +248,14 @@ impl Door {
         };
         let service = service_fn(move |request| {
             let (door, leaves, peer) = (door.clone(), leaves.clone(), peer.clone());
+            let asks = asks.clone();
+            asks.answering();
             Box::pin(async move {
                 match door.answer(request, &peer).await {
-                    Outcome::Answer(answer) => Ok(answer),
+                    Outcome::Answer(answer) => {
+                        asks.answered();
+                        Ok(answer)
+                    }
                     Outcome::Leave(departure) => {
                         *leaves.borrow_mut() = Some(departure);
                         std::future::pending().await
@@ -256,20 +264,22 @@ impl Door {
             }) as LocalBoxFuture<'static, Result<Response<Body>, Infallible>>
         });
         let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.node.http.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
             // A client that has sent all it wants to send may still wait for its answer.
             .half_close(true)
-            .serve_connection(TokioIo::new(SharedSocket(socket)), service);
-        let mut draining = false;
+            .serve_connection(
+                TokioIo::new(Watched::new(SharedSocket(socket), patience.clone())),
+                service,
+            );
+        let (mut draining, mut timer) = (false, None);
         loop {
             let served = poll_fn(|cx| {
                 let polled = connection.poll_without_shutdown(cx);
                 // A handler that takes the socket over leaves word and never answers.
                 match left.borrow_mut().take() {
                     Some(departure) => Poll::Ready(Some(departure)),
-                    None => polled.map(|_| None),
+                    None if polled.is_ready() => Poll::Ready(None),
+                    None => patience.poll_end(&mut timer, cx).map(|()| None),
                 }
             });
             tokio::select! {
@@ -277,7 +287,7 @@ impl Door {
                     let parts = connection.into_parts();
                     drop(parts.service);
                     // hyper and its service are gone, and nobody else has a clone.
-                    let mut socket = Rc::into_inner(parts.io.into_inner().0)?;
+                    let mut socket = Rc::into_inner(parts.io.into_inner().socket.0)?;
                     let Some(mut departure) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;

@@ -40,6 +40,7 @@ fn values_out_of_range_are_refused_with_the_bound() {
         ),
         ("delivery", "ack_timeout = \"1h\"", "at most 10m"),
         ("http", "header_timeout = \"1h\"", "at most 5m"),
+        ("http", "keep_alive = \"0s\"", "at least 1s"),
         ("http", "shards = 5000", "at most 1024"),
         ("nats", "stream_replicas = 6", "at most 5"),
         ("nats", "resync_interval = \"0s\"", "at least 100ms"),
