@@ -5,7 +5,7 @@
 
 use axum::body::Body;
 use axum::response::IntoResponse;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use relay_bus::hub::PublishError;
 use relay_bus::seam::{Rejection, StoreError};
@@ -28,7 +28,7 @@ pub(crate) struct ApiError {
     #[serde(skip)]
     retry_after: Option<u32>,
     #[serde(skip)]
-    header: Option<Box<(header::HeaderName, HeaderValue)>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
@@ -44,8 +44,14 @@ impl ApiError {
             field: None,
             message: message.into(),
             retry_after: None,
-            header: None,
+            headers: Vec::new(),
         }
+    }
+
+    /// The same with one more header.
+    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, HeaderValue::from_static(value)));
+        self
     }
 
     /// The status of the answer.
@@ -116,24 +122,27 @@ impl ApiError {
 
     /// 405.
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
-        let mut error = Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            format!("this path accepts {allow}"),
-        );
-        error.header = Some(Box::new((header::ALLOW, HeaderValue::from_static(allow))));
-        error
-    }
-
-    /// 405, where the router adds `Allow`.
-    pub(crate) fn bad_method(method: &str) -> Self {
-        let message =
-            format!("this path does not accept {method}; the Allow header lists what it accepts");
+        let message = format!("this path accepts {allow}");
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             message,
         )
+        .with(header::ALLOW, allow)
+    }
+
+    /// 415: a body that would have to be unpacked.
+    pub(crate) fn unsupported_encoding(encoding: &str) -> Self {
+        let shown: String = encoding.chars().take(40).collect();
+        let message = format!(
+            "the body is encoded as {shown:?} (Content-Encoding); the relay reads bodies only as they are, so send it without"
+        );
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            message,
+        )
+        .with(header::ACCEPT_ENCODING, "identity")
     }
 
     /// 413.
@@ -144,16 +153,16 @@ impl ApiError {
 
     /// 426: a WebSocket path asked without a handshake.
     pub(crate) fn upgrade_required() -> Self {
-        let mut error = Self::new(
-            StatusCode::UPGRADE_REQUIRED,
-            "upgrade_required",
-            "this path speaks WebSocket; without it use /v1/sse or /v1/poll",
-        );
-        error.header = Some(Box::new((
-            header::UPGRADE,
-            HeaderValue::from_static("websocket"),
-        )));
-        error
+        let message = "this path speaks WebSocket; without it use /v1/sse or /v1/poll";
+        Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+            .with(header::UPGRADE, "websocket")
+            .with(header::CONNECTION, "upgrade")
+    }
+
+    /// 400: a handshake of another version of the WebSocket protocol.
+    pub(crate) fn bad_websocket_version() -> Self {
+        let message = "this relay speaks version 13 of the WebSocket protocol";
+        Self::bad_request("bad_handshake", message).with(header::SEC_WEBSOCKET_VERSION, "13")
     }
 
     /// 429: a bound on requests, over until `seconds` have passed.
@@ -228,8 +237,27 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        headers.extend(self.header.map(|header| *header));
+        headers.extend(self.headers);
+        // Invariant: a refusal has the headers that a client needs of one with its status.
+        debug_assert!(
+            demanded(response.status())
+                .iter()
+                .all(|name| response.headers().contains_key(name)),
+            "{response:?}"
+        );
         response
+    }
+}
+
+/// The headers that an answer with this status has to have.
+fn demanded(status: StatusCode) -> &'static [HeaderName] {
+    match status {
+        StatusCode::UNAUTHORIZED => &[header::WWW_AUTHENTICATE],
+        StatusCode::METHOD_NOT_ALLOWED => &[header::ALLOW],
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => &[header::ACCEPT_ENCODING],
+        StatusCode::UPGRADE_REQUIRED => &[header::UPGRADE, header::CONNECTION],
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => &[header::RETRY_AFTER],
+        _ => &[],
     }
 }
 
@@ -241,11 +269,10 @@ impl IntoResponse for ApiError {
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
-        let header = refused
-            .www_authenticate()
-            .map(|value| Box::new((header::WWW_AUTHENTICATE, value)));
+        let header = refused.www_authenticate();
+        let header = header.map(|value| (header::WWW_AUTHENTICATE, value));
         Self {
-            header,
+            headers: header.into_iter().collect(),
             ..Self::new(refused.status, refused.code, refused.message)
         }
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, MatchedPath, Path, Query, Request, State};
+use axum::extract::{Extension, FromRequestParts, MatchedPath, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::routing::{get, post};
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Response, StatusCode};
+use http::request::Parts;
+use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use relay_bus::hub::{PublishRequest, RequestKey, Verb};
 use relay_bus::seam::{StoreError, What};
@@ -21,11 +22,14 @@ use relay_core::position::Position;
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::Viewer as _;
+use relay_wire::target;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::answer::{self, ApiError};
 use crate::door::gate::{Arrival, Gate, Head, Outcome, Route};
+use crate::headers::{IfNoneMatch, content_encoding};
 use crate::identity::Identity;
 use crate::node::Node;
 
@@ -58,17 +62,29 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/jobs/{id}", get(state).post(put).patch(patch))
         .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
         .route("/v1/publish", post(batch))
-        .method_not_allowed_fallback(async |method: Method| ApiError::bad_method(method.as_str()))
+        .method_not_allowed_fallback(async |path: Option<MatchedPath>| {
+            ApiError::method_not_allowed(methods(path.as_ref().map(MatchedPath::as_str)))
+        })
         .fallback(async || ApiError::no_route())
         .layer(middleware::from_fn_with_state(gate, admit))
         .with_state(api)
+}
+
+/// The methods that a route takes; none where there is no such route.
+fn methods(route: Option<&str>) -> &'static str {
+    match route {
+        Some("/v1/jobs/{id}") => "GET, HEAD, POST, PATCH, OPTIONS",
+        Some(_) => "POST, OPTIONS",
+        None => "",
+    }
 }
 
 /// Leads every request through the gate, and on to its handler, with the client's identity.
 async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response<Body> {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let label = route.as_ref().map_or("other", MatchedPath::as_str);
-    let (visit, guest) = match gate.receive(Head::of(&request), Route::api(label)) {
+    let allow = methods(route.as_ref().map(MatchedPath::as_str));
+    let (visit, guest) = match gate.receive(Head::of(&request), Route::api(label, allow)) {
         Arrival::Preflight(answer) => return answer,
         Arrival::Visit(visit, guest) => (visit, guest),
     };
@@ -88,7 +104,7 @@ async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Re
 async fn state(
     State(api): State<Api>,
     Extension(identity): Extension<Arc<Identity>>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
 ) -> Answer {
     let job = name("job id", &id)?;
@@ -106,11 +122,11 @@ async fn state(
     }
     let cursor = Cursor::at(state.position(), [&topic]);
     let has = held(&headers, &topic, &cursor);
-    let mut response = match (&state.body, has) {
+    let mut response = match (&state.body, &has) {
         (Content::State { json, .. }, None) => answer::json(StatusCode::OK, json.to_vec()),
         _ => answer::json(StatusCode::NOT_MODIFIED, Vec::new()),
     };
-    let etag = format!("\"{}\"", has.unwrap_or(&cursor.to_string()));
+    let etag = format!("\"{}\"", has.unwrap_or_else(|| cursor.to_string()));
     let headers = response.headers_mut();
     // Cursors are of an alphabet headers take.
     if let Ok(etag) = HeaderValue::from_str(&etag) {
@@ -126,11 +142,11 @@ async fn state(
 }
 
 /// The tag by which a client shows that it has this state, or a newer one of a node that is ahead of this.
-fn held<'a>(headers: &'a HeaderMap, topic: &Topic, now: &Cursor) -> Option<&'a str> {
-    let tags = headers.get(header::IF_NONE_MATCH)?.to_str().ok()?;
-    let tags = tags
-        .split(',')
-        .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'));
+fn held(headers: &HeaderMap, topic: &Topic, now: &Cursor) -> Option<String> {
+    let tags = match IfNoneMatch::of(headers) {
+        IfNoneMatch::Anything => return Some(now.to_string()),
+        IfNoneMatch::Tags(tags) => tags,
+    };
     tags.into_iter().find(|tag| {
         Cursor::parse(tag).is_ok_and(|cursor| {
             cursor.position.epoch == now.position.epoch
@@ -141,9 +157,40 @@ fn held<'a>(headers: &'a HeaderMap, topic: &Topic, now: &Cursor) -> Option<&'a s
     })
 }
 
-#[derive(Debug, Deserialize)]
+/// What the path names, decoded.
+struct Named<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let read = Path::from_request_parts(parts, state).await;
+        let Path(named) = read.map_err(|error| {
+            let message = format!("the path cannot be read: {}", error.body_text());
+            ApiError::bad_request("bad_name", &message)
+        })?;
+        Ok(Self(named))
+    }
+}
+
+/// Whose job it is, as far as the query says.
 struct Whose {
     owner: Option<String>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Whose {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        let mut owners = target::pairs(query).filter(|(key, _)| key == "owner");
+        let owner = owners.next().map(|(_, owner)| owner.into_owned());
+        if owners.next().is_some() {
+            let message = "owner is in the query more than once; a job has one owner";
+            return Err(ApiError::bad_request("bad_query", message));
+        }
+        Ok(Self { owner })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -155,8 +202,8 @@ struct Accepted {
 async fn put(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Path(id): Path<String>,
-    whose: Query<Whose>,
+    Named(id): Named<String>,
+    whose: Whose,
     request: Request,
 ) -> Answer {
     let verb = Verb::Put(What::State);
@@ -167,8 +214,8 @@ async fn put(
 async fn patch(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Path(id): Path<String>,
-    whose: Query<Whose>,
+    Named(id): Named<String>,
+    whose: Whose,
     request: Request,
 ) -> Answer {
     publish_one(state, identity, &id, whose, Verb::Patch, request).await
@@ -178,8 +225,8 @@ async fn patch(
 async fn milestone(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Path((id, milestone)): Path<(String, String)>,
-    whose: Query<Whose>,
+    Named((id, milestone)): Named<(String, String)>,
+    whose: Whose,
     request: Request,
 ) -> Answer {
     let milestone = milestone_name(&milestone)?;
@@ -191,7 +238,7 @@ async fn publish_one(
     State(api): State<Api>,
     Extension(identity): Extension<Arc<Identity>>,
     id: &str,
-    Query(whose): Query<Whose>,
+    whose: Whose,
     verb: Verb,
     request: Request,
 ) -> Answer {
@@ -396,6 +443,9 @@ fn key(headers: &HeaderMap, identity: &Identity) -> Result<Option<RequestKey>, A
 }
 
 async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    if let Some(encoding) = content_encoding(request.headers()) {
+        return Err(ApiError::unsupported_encoding(&encoding));
+    }
     let body = Limited::new(request.into_body(), limit);
     match timeout(BODY_WAIT, body.collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

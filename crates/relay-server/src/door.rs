@@ -14,6 +14,7 @@ mod handshake;
 mod patience;
 mod peer;
 mod poll;
+mod resume;
 mod socket;
 mod upgrade;
 mod watch;
@@ -27,11 +28,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use http::Request;
+use http::{Request, Uri};
 use hyper::body::Incoming;
 use relay_bus::clock::Clock;
 use relay_core::moment::Moment;
 use relay_wire::engineio::request::is_engine_io;
+use relay_wire::target::normal_path;
 use tower::ServiceExt as _;
 
 use crate::node::Node;
@@ -80,7 +82,10 @@ impl Door {
     }
 
     /// Leads a request to the route it is for.
-    async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Outcome {
+    async fn answer(&self, mut request: Request<Incoming>, peer: &Peer) -> Outcome {
+        if let Some(normal) = normal_uri(request.uri()) {
+            *request.uri_mut() = normal;
+        }
         // Each in a box of its own: a poll that hangs must not be as large as the widest of them.
         if let Some(native) = Native::of(request.uri().path()) {
             return Box::pin(self.watch(native, request.map(|_| ()), peer)).await;
@@ -99,5 +104,49 @@ impl Door {
         // The router cannot fail; its error type has no values.
         let Ok(answer) = Box::pin(self.router.clone().oneshot(request.map(Body::new))).await;
         Outcome::Answer(answer)
+    }
+}
+
+/// The one spelling of where a request goes; `None` where it has that. A slash at the end of a path of the relay's
+/// own makes no difference, as it makes none for dialects.
+fn normal_uri(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    let normal = normal_path(path);
+    let bare = normal.strip_suffix('/');
+    let normal = bare
+        .filter(|bare| bare.starts_with("/v1/"))
+        .unwrap_or(&normal);
+    if normal == path {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}"));
+    let target = [normal, &query.unwrap_or_default()].concat();
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = target.parse().ok();
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_goes_where_its_other_spellings_go() {
+        for (uri, normal) in [
+            ("/v1/sse/", Some("/v1/sse")),
+            ("/v1/%73se?topic=job%3Aa", Some("/v1/sse?topic=job%3Aa")),
+            ("/v1/jobs/a/?", Some("/v1/jobs/a?")),
+            ("http://h/v1/jobs/%61%2F", Some("http://h/v1/jobs/a%2F")),
+            ("/v1/sse?x=%73", None),
+            ("/socket.io/", None),
+            ("/%E4/", None),
+            ("/%", None),
+            ("/v1/", None),
+            ("*", None),
+        ] {
+            let read = normal_uri(&uri.parse().unwrap());
+            let read = read.map(|uri| uri.to_string());
+            assert_eq!(read.as_deref(), normal, "{uri}");
+        }
     }
 }

@@ -35,6 +35,11 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    /// Whether clients are asked who they are. Where they are not, no credential is looked at, good or bad.
+    pub(crate) fn asks(&self) -> bool {
+        matches!(self, Self::Jwt(_))
+    }
+
     /// The identity of the bearer of `credential`, `now`.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod config;
 mod demo;
 mod departures;
 mod door;
+mod headers;
 mod identity;
 mod logging;
 mod node;

@@ -16,6 +16,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
+use crate::headers::elements;
 use crate::refused::Refused;
 
 /// Scheme, host and port of a page, in lower case and with the port that the scheme implies filled in.
@@ -229,12 +230,12 @@ pub(crate) struct Policy {
     loopback: bool,
 }
 
-const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PATCH, OPTIONS");
+const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PATCH, OPTIONS");
 const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
     "Authorization, Content-Type, If-None-Match, Last-Event-ID, Cache-Control, X-Request-ID",
 );
 const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(
-    "ETag, Retry-After, X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
+    "ETag, Retry-After, Relay-Stale, Allow, Accept-Encoding, WWW-Authenticate, X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",
 );
 /// The longest list of headers that is repeated to a page that asks for it.
 const MAX_REQUEST_HEADERS: usize = 1024;
@@ -319,34 +320,32 @@ impl Policy {
         answer.push((header::VARY, HeaderValue::from_static("Origin")));
         answer.into_iter()
     }
+}
 
-    /// The answer to a preflight (`OPTIONS` with `Access-Control-Request-Method`).
-    ///
-    /// # Errors
-    /// As [`Policy::check`].
-    pub(crate) fn preflight(&self, request: &HeaderMap) -> Result<Response<()>, Refused> {
-        let standing = self.check(request)?;
-        let mut answer = Response::new(());
-        *answer.status_mut() = StatusCode::NO_CONTENT;
-        let headers = answer.headers_mut();
-        headers.extend(self.response_headers(standing, request));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOW_METHODS);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed(request));
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
-        Ok(answer)
-    }
+/// The answer to a preflight (`OPTIONS` with `Access-Control-Request-Method`) of an origin that passed, without the
+/// headers that every answer has.
+pub(crate) fn preflight(request: &HeaderMap) -> Response<()> {
+    let mut answer = Response::new(());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    let headers = answer.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOW_METHODS);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed(request));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
+    answer
 }
 
 /// The headers a page may send: those it asks for. Which page asks is what has been decided; a header of its own
 /// that nobody reads here must not cost it the request.
 fn allowed(request: &HeaderMap) -> HeaderValue {
-    let is_list = |text: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~, ".contains(c);
-        (1..=MAX_REQUEST_HEADERS).contains(&text.len()) && text.chars().all(known)
+    let is_name = |name: &&str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        name.chars().all(known)
     };
-    let asked = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
-    let asked = asked.filter(|value| value.to_str().is_ok_and(is_list));
-    asked.cloned().unwrap_or(ALLOW_HEADERS)
+    let asked = elements(request, header::ACCESS_CONTROL_REQUEST_HEADERS).filter(is_name);
+    let asked = asked.collect::<Vec<_>>().join(", ");
+    let asked = Some(asked).filter(|names| (1..=MAX_REQUEST_HEADERS).contains(&names.len()));
+    let asked = asked.and_then(|names| HeaderValue::try_from(names).ok());
+    asked.unwrap_or(ALLOW_HEADERS)
 }
 
 fn foreign(origin: &str) -> Refused {

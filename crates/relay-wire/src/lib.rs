@@ -6,7 +6,8 @@
 //!
 //! Read the modules in this order: [`Frame`] names what can be sent to a client; [`native`] has the relay's own
 //! words for it, [`dialect`] those of other front ends, as files say them. [`websocket`] frames texts on a
-//! socket of its own; [`socketio`] and below it [`engineio`] are another way for texts to travel.
+//! socket of its own; [`socketio`] and below it [`engineio`] are another way for texts to travel. [`target`] reads
+//! paths and queries.
 //!
 //! Invariant: nothing a client sends makes anything here panic, or take more memory than a bound says.
 
@@ -18,6 +19,7 @@ mod kind;
 pub mod native;
 pub mod socketio;
 pub mod speaker;
+pub mod target;
 pub mod websocket;
 
 pub use kind::Frame;

@@ -24,14 +24,17 @@ use relay_wire::dialect::{
     Answering, BadTopic, Carrier, Dialect, Endpoint, Found, Health, Input, NoTopic, Past, Poll,
 };
 use relay_wire::speaker::Speaker;
+use relay_wire::target;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::accept::Departure;
-use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, Route};
-use super::watch::event_stream_head;
+use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, READ, Route};
+use super::resume::Resume;
+use super::watch::{event_stream_answer, event_stream_head};
 use super::{Door, Outcome, handshake};
 use crate::answer::{self, ApiError};
+use crate::headers::{IfNoneMatch, asks_for_websocket};
 use crate::identity::Identity;
 use crate::poll_limits::Caller;
 use crate::refused::Refused;
@@ -62,7 +65,7 @@ pub(super) enum Target<'a> {
 impl<'a> Target<'a> {
     /// What a request is for, by what its path leads to and whether it asks for a WebSocket.
     pub(super) fn of(headers: &HeaderMap, found: &Found<'a>) -> Option<Self> {
-        let upgrades = headers.contains_key(header::UPGRADE);
+        let upgrades = asks_for_websocket(headers);
         match (found.websocket, found.answer) {
             (Some(endpoint), None) => Some(Self::Stream(endpoint)),
             (Some(endpoint), Some(_)) if upgrades => Some(Self::Stream(endpoint)),
@@ -155,27 +158,24 @@ impl Door {
         (endpoint, found): (&Arc<Endpoint>, &Found<'_>),
         cors: &[(HeaderName, HeaderValue)],
     ) -> Result<Outcome, ApiError> {
+        let only_head = is_head(call.request)?;
         let headers = call.request.headers();
         let is_socket = endpoint.voice.carrier == Carrier::WebSocket;
         let request_id = call.request_id.as_ref();
         let head = match is_socket {
+            true if only_head => return Err(ApiError::upgrade_required()),
             true => handshake::answer(headers, &endpoint.subprotocols, request_id)?,
             false => event_stream_head(cors, request_id),
         };
-        if call.request.method() != Method::GET {
-            return Err(ApiError::method_not_allowed("GET"));
-        }
         if self.shard.is_draining() {
             return Err(ApiError::draining());
         }
-        let query = query_of(call.request)?;
+        let query = query_of(call.request);
         let identity = match is_socket && shows_itself_later(call.dialect, &query) {
             true => {
                 let cookie = call.dialect.cookie.as_deref();
                 let head = Head::of(call.request);
-                let shown = self.gate.identify_if_shown(guest, head, cookie)?;
-                // A relay that asks for no token takes everybody at once.
-                shown.or_else(|| self.identify_for(call, guest).ok())
+                self.gate.identify_if_shown(guest, head, cookie)?
             }
             false => Some(self.identify_for(call, guest)?),
         };
@@ -204,8 +204,11 @@ impl Door {
         let admission = self.gate.admit(guest, user, call.peer)?;
         let cursor = match is_socket {
             true => None,
-            false => left_off(headers, &query),
+            false => left_off(headers, &query)?,
         };
+        if only_head {
+            return Ok(Outcome::Answer(event_stream_answer()));
+        }
         let opening = Opening::new(speaker, identity, admission).watching(topics, cursor);
         Ok(Outcome::Leave(Departure::begin(head, opening)))
     }
@@ -218,12 +221,10 @@ impl Door {
         poll: &Arc<Poll>,
         found: &Found<'_>,
     ) -> Result<Outcome, ApiError> {
-        if !matches!(*call.request.method(), Method::GET | Method::HEAD) {
-            return Err(ApiError::method_not_allowed("GET, HEAD"));
-        }
+        is_head(call.request)?;
         let identity = self.identify_for(call, guest)?;
         let limits = self.limit_poll(call, poll, &identity)?;
-        let query = query_of(call.request)?;
+        let query = query_of(call.request);
         let topic = poll.topic(&found.params, &query, identity.user.as_ref());
         let topic = topic.map_err(no_topic)?;
         let told = match &topic {
@@ -364,9 +365,7 @@ impl Door {
 
     /// Says how the relay is, to anybody: a page before its login and a load balancer have no credential.
     fn answer_health(&self, call: &Call<'_>, health: &Health) -> Result<Outcome, ApiError> {
-        if !matches!(*call.request.method(), Method::GET | Method::HEAD) {
-            return Err(ApiError::method_not_allowed("GET, HEAD"));
-        }
+        is_head(call.request)?;
         let (hub, now) = (self.node.hub.stats(), self.clock.wall());
         let readiness = &self.node.readiness;
         let ready = readiness.is_ready(&hub);
@@ -462,10 +461,22 @@ impl Door {
     }
 }
 
-fn query_of(request: &Request<()>) -> Result<Vec<(String, String)>, ApiError> {
-    let query = request.uri().query().unwrap_or("");
-    serde_urlencoded::from_str(query)
-        .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))
+/// Whether a request wants the head of the answer alone.
+///
+/// # Errors
+/// 405 for a request that does not read.
+fn is_head(request: &Request<()>) -> Result<bool, ApiError> {
+    match *request.method() {
+        Method::GET => Ok(false),
+        Method::HEAD => Ok(true),
+        _ => Err(ApiError::method_not_allowed(READ)),
+    }
+}
+
+fn query_of(request: &Request<()>) -> Vec<(String, String)> {
+    target::pairs(request.uri().query().unwrap_or_default())
+        .map(|(key, value)| (key.into_owned(), value.into_owned()))
+        .collect()
 }
 
 fn bad_topic(error: &BadTopic) -> ApiError {
@@ -486,15 +497,15 @@ fn shows_itself_later(dialect: &Dialect, query: &[(String, String)]) -> bool {
     dialect.authenticates_by_message || query.iter().any(asks)
 }
 
-/// Where a client of an event stream left off: as a browser says it, or a library that cannot set headers. What is
-/// another server's is as good as nothing.
-fn left_off(headers: &HeaderMap, query: &[(String, String)]) -> Option<Cursor> {
-    let header = headers.get("last-event-id");
-    let header = header.and_then(|value| value.to_str().ok());
-    let named = |(name, _): &&(String, String)| name == "lastEventId" || name == "cursor";
-    let asked = query.iter().find(named).map(|(_, value)| value.as_str());
-    let mut texts = header.into_iter().chain(asked);
-    texts.find_map(|text| Cursor::parse(text).ok())
+/// Where a client of an event stream left off.
+fn left_off(headers: &HeaderMap, query: &[(String, String)]) -> Result<Option<Cursor>, ApiError> {
+    let mut resume = Resume::of(headers);
+    for (key, value) in query {
+        resume
+            .read(key, value)
+            .map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?;
+    }
+    Ok(resume.place())
 }
 
 /// The tag of how a topic's jobs stand: two clients that have it have the same counts of the same jobs, and the same
@@ -516,10 +527,8 @@ fn tag_of(topic: &Topic, survey: &Survey, states: Option<&[Arc<Publication>]>) -
 
 /// Whether a client shows that it has what a tag stands for.
 fn has(headers: &HeaderMap, etag: &str) -> bool {
-    let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let seen = headers.get(header::IF_NONE_MATCH);
-    let seen = seen.and_then(|value| value.to_str().ok());
-    seen.is_some_and(|seen| seen.split(',').any(|each| bare(each) == bare(etag)))
+    let bare = etag.trim_start_matches("W/").trim_matches('"');
+    IfNoneMatch::of(headers).has(|tag| tag == bare)
 }
 
 fn seconds(time: Duration) -> HeaderValue {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use relay_wire::dialect::{Endpoint, Found};
@@ -21,15 +21,17 @@ use relay_wire::engineio::{ErrorCode, RequestError};
 use relay_wire::socketio::client::Visitor;
 use relay_wire::socketio::protocol::Protocol;
 use relay_wire::speaker::Speaker;
+use relay_wire::target;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::accept::Departure;
-use super::gate::{Arrival, Guest, Head, Rejection, Route, Visit};
+use super::gate::{Arrival, ENGINE_IO, Guest, Head, Rejection, Route, Visit};
 use super::peer::Peer;
 use super::upgrade::Upgrade;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
+use crate::headers::{asks_for_websocket, content_encoding};
 use crate::identity::Identity;
 use crate::shard::Opening;
 use crate::shard::{Identified, MISMATCH, Mail, Shard, Taken};
@@ -122,8 +124,11 @@ impl Door {
         visit: &Visit<'_>,
         found: &Found<'_>,
     ) -> Result<Outcome, Rejected> {
+        if !matches!(*request.method(), Method::GET | Method::POST) {
+            return Err(ApiError::method_not_allowed(ENGINE_IO).into());
+        }
         let query = request.uri().query().unwrap_or("");
-        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let is_upgrade = asks_for_websocket(request.headers());
         match request::parse(request.method().as_str(), query, is_upgrade)? {
             Purpose::OpenPolling => {
                 let protocol = Protocol::polling();
@@ -193,14 +198,12 @@ impl Door {
         // Refused here the client's own backoff grows, and the answer says why.
         let admission = self.gate.admit(guest, user, peer)?;
         let query = head.uri().query().unwrap_or("");
-        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(query);
         let ours = ["EIO", "transport", "t", "b64", "token"];
         let visitor = Visitor {
             path: head.uri().path().to_owned(),
-            query: pairs
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|(key, _)| !ours.contains(&key.as_str()))
+            query: target::pairs(query)
+                .filter(|(key, _)| !ours.contains(&&**key))
+                .map(|(key, value)| (key.into_owned(), value.into_owned()))
                 .collect(),
         };
         // Whoever the client is, it is heard once it has joined a namespace.
@@ -286,6 +289,9 @@ impl Door {
         if binary {
             let reason = "polling carries text; binary has to be base64 in a packet of its own";
             return Err(RequestError::new(ErrorCode::BadRequest, reason).into());
+        }
+        if let Some(encoding) = content_encoding(request.headers()) {
+            return Err(ApiError::unsupported_encoding(&encoding).into());
         }
         let limit = self.node.limits.message_bytes;
         let body = Limited::new(request.into_body(), limit);

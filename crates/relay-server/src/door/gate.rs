@@ -23,14 +23,17 @@ use tokio::time::timeout;
 
 use crate::admission::Admission;
 use crate::answer::ApiError;
+use crate::headers::asks_for_websocket;
 use crate::identity::{Credential, Identity, credential};
 use crate::node::Node;
-use crate::origin::Standing;
+use crate::origin::{Standing, preflight};
 use crate::refused::Refused;
 
 /// How long a request waits for the bus to say whose a job is.
 pub(crate) const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
+/// The methods of Engine.IO.
+pub(crate) const ENGINE_IO: &str = "GET, POST, OPTIONS";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over.
 const MAX_REQUEST_ID: usize = 128;
@@ -63,9 +66,14 @@ pub(crate) struct Route<'a> {
     kind: Kind,
     /// Under what its answers are counted.
     label: &'a str,
+    /// The methods it takes, as `Allow` lists them; empty where there is no such path.
+    allow: &'static str,
     /// Whether its answers carry a request id.
     request_id: bool,
 }
+
+/// The methods of what is read, or kept open.
+pub(crate) const READ: &str = "GET, HEAD, OPTIONS";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -78,28 +86,29 @@ enum Kind {
 impl<'a> Route<'a> {
     /// A route of the native protocol on which jobs are watched.
     pub(crate) fn watch(path: &'a str) -> Self {
-        Self::new(Kind::Watch, path, false)
+        Self::new(Kind::Watch, path, READ, false)
     }
 
     /// A route that answers and keeps nobody.
-    pub(crate) fn api(label: &'a str) -> Self {
-        Self::new(Kind::Api, label, false)
+    pub(crate) fn api(label: &'a str, allow: &'static str) -> Self {
+        Self::new(Kind::Api, label, allow, false)
     }
 
     /// A route of a dialect: a WebSocket, a poll, or a health path.
     pub(crate) fn dialect(path: &'a str, request_id: bool) -> Self {
-        Self::new(Kind::Dialect, path, request_id)
+        Self::new(Kind::Dialect, path, READ, request_id)
     }
 
     /// A route on which Engine.IO is spoken.
     pub(crate) fn engine_io(path: &'a str, request_id: bool) -> Self {
-        Self::new(Kind::EngineIo, path, request_id)
+        Self::new(Kind::EngineIo, path, ENGINE_IO, request_id)
     }
 
-    fn new(kind: Kind, label: &'a str, request_id: bool) -> Self {
+    fn new(kind: Kind, label: &'a str, allow: &'static str, request_id: bool) -> Self {
         Self {
             kind,
             label,
+            allow,
             request_id,
         }
     }
@@ -108,7 +117,7 @@ impl<'a> Route<'a> {
     fn opens(&self, headers: &HeaderMap) -> bool {
         match self.kind {
             Kind::Watch | Kind::EngineIo => true,
-            Kind::Dialect => headers.contains_key(header::UPGRADE),
+            Kind::Dialect => asks_for_websocket(headers),
             Kind::Api => false,
         }
     }
@@ -186,26 +195,27 @@ impl Gate {
     /// Looks at a request that comes in: is it a preflight, and may its origin use the relay?
     pub(crate) fn receive<'a>(&self, head: Head<'_>, route: Route<'a>) -> Arrival<'a> {
         let origins = &self.node.origins;
+        let checked = origins.check(head.headers);
+        // An answer that refuses the origin depends on it all the same.
+        let standing = *checked.as_ref().unwrap_or(&Standing::None);
+        let cors = origins.response_headers(standing, head.headers);
         if *head.method == Method::OPTIONS {
-            return Arrival::Preflight(match origins.preflight(head.headers) {
-                Ok(answer) => answer.map(|()| Body::empty()),
+            let mut answer = match checked {
+                Ok(_) => preflight(head.headers).map(|()| Body::empty()),
                 Err(refused) => ApiError::from(refused).into_answer(),
-            });
+            };
+            let headers = answer.headers_mut();
+            headers.extend(cors);
+            if !route.allow.is_empty() {
+                headers.insert(header::ALLOW, HeaderValue::from_static(route.allow));
+            }
+            return Arrival::Preflight(answer);
         }
-        let guest = origins
-            .check(head.headers)
-            .map(|standing| Guest { standing });
-        let standing = match (&guest, route.kind) {
-            (Ok(guest), _) => Some(guest.standing),
-            // Engine.IO's answers say that they depend on the origin, also where it is refused.
-            (Err(_), Kind::EngineIo) => Some(Standing::None),
-            (Err(_), Kind::Watch | Kind::Api | Kind::Dialect) => None,
-        };
-        let cors = standing.map(|standing| origins.response_headers(standing, head.headers));
+        let guest = checked.map(|standing| Guest { standing });
         let visit = Visit {
             label: route.label,
             opens: route.opens(head.headers),
-            cors: cors.into_iter().flatten().collect(),
+            cors: cors.collect(),
             request_id: route.request_id.then(|| request_id(head.headers)),
         };
         Arrival::Visit(visit, guest.map_err(ApiError::from))
@@ -225,7 +235,8 @@ impl Gate {
         self.identify_by(shown.as_ref())
     }
 
-    /// The identity a request shows, where a message may show it later; `None` for a request without a credential.
+    /// The identity a request shows, where a message may show it later; `None` for a request without a credential,
+    /// where clients are asked for one.
     ///
     /// # Errors
     /// 401: what is wrong with the credential.
@@ -236,8 +247,8 @@ impl Gate {
         cookie: Option<&str>,
     ) -> Result<Option<Identity>, Refused> {
         match self.credential(guest, head, cookie)? {
-            Some(shown) => self.identify_by(Some(&shown)).map(Some),
-            None => Ok(None),
+            None if self.node.identity.asks() => Ok(None),
+            shown => self.identify_by(shown.as_ref()).map(Some),
         }
     }
 
@@ -247,6 +258,9 @@ impl Gate {
         head: Head<'_>,
         cookie: Option<&str>,
     ) -> Result<Option<Credential>, Refused> {
+        if !self.node.identity.asks() {
+            return Ok(None);
+        }
         let name = cookie.unwrap_or(&self.node.cookie);
         let cookie = guest.standing.may_use_cookie().then_some(name);
         credential(head.headers, head.uri, cookie)

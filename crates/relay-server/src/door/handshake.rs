@@ -9,35 +9,27 @@ use http::header::{self, HeaderMap, HeaderValue};
 use relay_wire::websocket;
 
 use crate::answer::ApiError;
+use crate::headers::{asks_for_websocket, elements, lists};
+use crate::identity::credential::SUBPROTOCOL_PREFIX;
 
-/// The head of the answer, in one of these subprotocols if the client offers one, with the request's id where it has one.
+/// The relay's own protocol over a WebSocket.
+const PROTOCOL: &str = "relay.v1";
+
+/// The head of the answer, in one of these subprotocols if the client offers one, with the request's id where it has
+/// one.
 ///
 /// # Errors
-/// 426 for a request that is not a handshake, 400 for one that is broken.
+/// 426 for a request that is not a handshake, 400 for one that is broken or cannot be agreed on.
 pub(super) fn answer(
     headers: &HeaderMap,
     subprotocols: &[String],
     request_id: Option<&HeaderValue>,
 ) -> Result<Bytes, ApiError> {
-    let has = |name, token: &str| {
-        headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .any(|value| {
-                value
-                    .split(',')
-                    .any(|each| each.trim().eq_ignore_ascii_case(token))
-            })
-    };
-    if !has(header::UPGRADE, "websocket") || !has(header::CONNECTION, "upgrade") {
+    if !asks_for_websocket(headers) || !lists(headers, header::CONNECTION, "upgrade") {
         return Err(ApiError::upgrade_required());
     }
-    if !has(header::SEC_WEBSOCKET_VERSION, "13") {
-        return Err(ApiError::bad_request(
-            "bad_handshake",
-            "this relay speaks version 13 of the WebSocket protocol",
-        ));
+    if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
+        return Err(ApiError::bad_websocket_version());
     }
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)
@@ -55,7 +47,7 @@ pub(super) fn answer(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n"
     )
     .into_bytes();
-    if let Some(protocol) = subprotocol(headers, subprotocols) {
+    if let Some(protocol) = subprotocol(headers, subprotocols)? {
         head.extend_from_slice(format!("Sec-WebSocket-Protocol: {protocol}\r\n").as_bytes());
     }
     if let Some(id) = request_id {
@@ -65,15 +57,93 @@ pub(super) fn answer(
     Ok(head.into())
 }
 
-/// The subprotocol to agree on: the client's first that is spoken here, which a token never is. A browser that
-/// offered some and is answered none closes the connection.
-fn subprotocol<'a>(headers: &HeaderMap, own: &'a [String]) -> Option<&'a str> {
-    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut names = offered
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    names.find_map(|name| {
-        let mut spoken = own.iter().map(String::as_str).chain(["relay.v1"]);
-        spoken.find(|each| *each == name.trim())
-    })
+/// The subprotocol to agree on: the client's first that is spoken here.
+///
+/// # Errors
+/// 400 for a client that offers its token and nothing that can be agreed on: a browser that is answered none of
+/// what it offered closes the connection, and does not say why.
+fn subprotocol<'a>(headers: &HeaderMap, own: &'a [String]) -> Result<Option<&'a str>, ApiError> {
+    let offers = || elements(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let agreed = offers().find_map(|name| {
+        let mut spoken = own.iter().map(String::as_str).chain([PROTOCOL]);
+        spoken.find(|each| *each == name)
+    });
+    if agreed.is_some() {
+        return Ok(agreed);
+    }
+    if offers().any(|name| name.starts_with(SUBPROTOCOL_PREFIX)) {
+        return Err(ApiError::bad_request(
+            "bad_handshake",
+            "Sec-WebSocket-Protocol has a token and not relay.v1, which is what the relay agrees on: new WebSocket(url, ['relay.v1', 'relay.token.' + token])",
+        ));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handshake(more: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let usual = [
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        for (name, value) in usual.iter().chain(more) {
+            if value.is_empty() {
+                headers.remove(*name);
+            } else {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                headers.append(*name, value);
+            }
+        }
+        headers
+    }
+
+    #[test]
+    fn a_client_that_offers_its_token_alone_is_told_what_else_to_offer() {
+        let name = "sec-websocket-protocol";
+        let own = ["theirs".to_owned()];
+        for (offers, agreed) in [
+            (&[][..], Ok(None)),
+            (&["chat, theirs, relay.v1"], Ok(Some("theirs"))),
+            (&["relay.token.a", "theirs"], Ok(Some("theirs"))),
+            (&["relay.v1, relay.token.a"], Ok(Some("relay.v1"))),
+            (&["relay.token.a", "é,relay.v1"], Ok(Some("relay.v1"))),
+            (&["chat"], Ok(None)),
+            (&["relay.token.a"], Err(400)),
+            (&["chat, relay.token.a"], Err(400)),
+            (&["chat", "relay.token."], Err(400)),
+        ] {
+            let offers = offers.iter().map(|offer| (name, *offer));
+            let headers = handshake(&offers.collect::<Vec<_>>());
+            let answered = subprotocol(&headers, &own).map_err(|error| error.status().as_u16());
+            assert_eq!(answered, agreed, "{headers:?}");
+            let head = answer(&headers, &own, None).map_err(|error| error.status().as_u16());
+            let head = head.map(|head| String::from_utf8(head.to_vec()).unwrap());
+            let line = |agreed| format!("Sec-WebSocket-Protocol: {agreed}\r\n");
+            let said = head.map(|head| match agreed.ok().flatten() {
+                Some(agreed) => head.contains(&line(agreed)),
+                None => !head.contains("Sec-WebSocket-Protocol"),
+            });
+            assert_eq!(said, agreed.map(|_| true), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_is_refused_says_what_would_be_taken() {
+        for (header, status, demanded) in [
+            (("upgrade", ""), 426, "upgrade"),
+            (("connection", ""), 426, "connection"),
+            (("sec-websocket-version", ""), 400, "sec-websocket-version"),
+        ] {
+            let refused = answer(&handshake(&[header]), &[], None).unwrap_err();
+            let refused = refused.into_answer();
+            assert_eq!(refused.status().as_u16(), status);
+            assert!(refused.headers().contains_key(demanded), "{header:?}");
+        }
+    }
 }

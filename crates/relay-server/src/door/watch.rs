@@ -5,18 +5,21 @@
 //!
 //! Invariant: a connection that is not authenticated yet watches nothing; its topics wait for the token.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use axum::body::Body;
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response};
 use relay_core::cursor::Cursor;
 use relay_core::topic::Topic;
 use relay_wire::speaker::Speaker;
+use relay_wire::target;
 
 use super::accept::Departure;
-use super::gate::{Arrival, Guest, Head, Route, Visit};
+use super::gate::{Arrival, Guest, Head, READ, Route, Visit};
 use super::peer::Peer;
+use super::resume::Resume;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
 use crate::identity::Identity;
@@ -83,8 +86,9 @@ impl Door {
         guest: Guest,
         visit: &Visit<'_>,
     ) -> Result<Outcome, ApiError> {
-        if request.method() != Method::GET {
-            return Err(ApiError::method_not_allowed("GET"));
+        let only_head = request.method() == Method::HEAD;
+        if request.method() != Method::GET && !only_head {
+            return Err(ApiError::method_not_allowed(READ));
         }
         if self.shard.is_draining() {
             return Err(ApiError::draining());
@@ -104,12 +108,17 @@ impl Door {
             self.gate.may_watch(&identity, &query.topics).await?;
         }
         let upgrade = match native {
+            // A handshake is a GET (RFC 6455, 4.1).
+            Native::WebSocket if only_head => return Err(ApiError::upgrade_required()),
             Native::WebSocket => Some(handshake::answer(request.headers(), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
         let admission = self
             .gate
             .admit(guest, identity.user.as_ref(), peer.address)?;
+        if only_head && native == Native::EventStream {
+            return Ok(Outcome::Answer(event_stream_answer()));
+        }
         let speaker = match native {
             Native::WebSocket => Speaker::websocket(),
             Native::EventStream => Speaker::event_stream(),
@@ -179,31 +188,18 @@ impl Door {
 impl Query {
     fn parse(request: &Request<()>) -> Result<Self, ApiError> {
         let mut query = Self::default();
-        let pairs = serde_urlencoded::from_str::<Vec<(String, String)>>(
-            request.uri().query().unwrap_or(""),
-        )
-        .map_err(|_| ApiError::bad_request("bad_query", "the query string cannot be read"))?;
-        let mut cursor = None;
-        for (key, value) in pairs {
-            match key.as_str() {
+        let mut resume = Resume::of(request.headers());
+        for (key, value) in target::pairs(request.uri().query().unwrap_or_default()) {
+            match &*key {
                 "topic" => query.add_topic(&value)?,
-                "cursor" if !value.is_empty() => cursor = Some(value),
-                "wait" => query.wait = Some(parse_wait(&value)?),
+                "wait" if !value.is_empty() => query.wait = Some(parse_wait(&value)?),
                 "auth" => query.authenticates_later = value == "message",
-                _ => {}
+                _ => resume
+                    .read(&key, &value)
+                    .map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?,
             }
         }
-        // On a reconnection the browser's own position is newer than the one in the URL.
-        let last_event = request
-            .headers()
-            .get("last-event-id")
-            .and_then(|id| id.to_str().ok());
-        if let Some(text) = last_event.filter(|id| !id.is_empty()).or(cursor.as_deref()) {
-            let parsed = Cursor::parse(text);
-            query.cursor = Some(
-                parsed.map_err(|error| ApiError::bad_request("bad_cursor", &error.to_string()))?,
-            );
-        }
+        query.cursor = resume.place();
         Ok(query)
     }
 
@@ -232,16 +228,32 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
     }
 }
 
+/// What every event stream's head has, besides what lets a page read it.
+const EVENT_STREAM: [(HeaderName, HeaderValue); 3] = [
+    (
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    ),
+    // `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
+    (
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    ),
+    (
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    ),
+];
+
 /// The head of an answer that is an event stream, with the request's id where it has one.
 pub(super) fn event_stream_head(
     extra: &[(HeaderName, HeaderValue)],
     request_id: Option<&HeaderValue>,
 ) -> Bytes {
-    let mut head = Vec::from(
-        // `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
-        &b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"[..],
-    );
-    for (name, value) in extra {
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nDate: {date}\r\n");
+    let mut head = head.into_bytes();
+    for (name, value) in EVENT_STREAM.iter().chain(extra) {
         head.extend_from_slice(name.as_str().as_bytes());
         head.extend_from_slice(b": ");
         head.extend_from_slice(value.as_bytes());
@@ -252,4 +264,11 @@ pub(super) fn event_stream_head(
     }
     head.extend_from_slice(b"\r\n");
     head.into()
+}
+
+/// An event stream's head without the stream.
+pub(super) fn event_stream_answer() -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    answer.headers_mut().extend(EVENT_STREAM);
+    answer
 }

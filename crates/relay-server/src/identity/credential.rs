@@ -8,6 +8,7 @@ use std::fmt;
 
 use http::Uri;
 use http::header::{self, HeaderMap};
+use relay_wire::target;
 
 use crate::refused::Refused;
 
@@ -87,21 +88,24 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The credential of a request, if it has one.
+/// The credential of a request, if it has one. One that is empty is none.
 ///
 /// `cookie` is the name of the cookie to look for; `None` where cookies do not count, see
 /// [`Standing::may_use_cookie`](crate::origin::Standing::may_use_cookie).
 ///
 /// # Errors
-/// 401 when a credential is empty, too long or no text, or when two disagree.
+/// 401 when a credential is too long or no text, or when two disagree.
 pub(crate) fn credential(
     headers: &HeaderMap,
     uri: &Uri,
     cookie: Option<&str>,
 ) -> Result<Option<Credential>, Refused> {
     let mut found: Option<Credential> = None;
-    let mut add = |token: &str, source| {
-        let one = Credential::new(token, source)?;
+    let mut add = |token: &[u8], source| {
+        if token.is_empty() {
+            return Ok(());
+        }
+        let one = Credential::new(text(token, source)?, source)?;
         match &found {
             None => found = Some(one),
             Some(other) if other.token == one.token => {}
@@ -117,31 +121,32 @@ pub(crate) fn credential(
         }
         Ok(())
     };
+    // Headers are read as bytes: what stands beside the token belongs to others, and may be anything.
     for value in headers.get_all(header::AUTHORIZATION) {
-        // Other schemes are for others, such as a proxy's own password.
-        if let Some(token) = bearer(text(value, Source::Header)?) {
+        if let Some(token) = bearer(value.as_bytes()) {
             add(token, Source::Header)?;
         }
     }
     for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
-        for protocol in text(value, Source::Subprotocol)?.split(',') {
-            if let Some(token) = protocol.trim().strip_prefix(SUBPROTOCOL_PREFIX) {
+        for protocol in value.as_bytes().split(|byte| *byte == b',') {
+            if let Some(token) = protocol
+                .trim_ascii()
+                .strip_prefix(SUBPROTOCOL_PREFIX.as_bytes())
+            {
                 add(token, Source::Subprotocol)?;
             }
         }
     }
-    for pair in uri.query().unwrap_or_default().split('&') {
-        if let Some(token) = pair.strip_prefix("token=") {
-            add(token, Source::Query)?;
+    for (key, token) in target::pairs(uri.query().unwrap_or_default()) {
+        if key == "token" {
+            add(token.as_bytes(), Source::Query)?;
         }
     }
     if let Some(name) = cookie {
         for value in headers.get_all(header::COOKIE) {
-            // Another site's cookie that is not text does not make the request a bad one.
-            for pair in value.to_str().unwrap_or_default().split(';') {
-                match pair.trim().split_once('=') {
-                    Some((n, token)) if n == name => add(token.trim_matches('"'), Source::Cookie)?,
-                    _ => {}
+            for pair in value.as_bytes().split(|byte| *byte == b';') {
+                if let Some(token) = cookie_value(pair, name) {
+                    add(token, Source::Cookie)?;
                 }
             }
         }
@@ -149,8 +154,8 @@ pub(crate) fn credential(
     Ok(found)
 }
 
-fn text(value: &http::HeaderValue, source: Source) -> Result<&str, Refused> {
-    value.to_str().map_err(|_| {
+fn text(token: &[u8], source: Source) -> Result<&str, Refused> {
+    std::str::from_utf8(token).map_err(|_| {
         Refused::unauthorized(
             "token_malformed",
             format!("The token in {source} is not text."),
@@ -158,9 +163,26 @@ fn text(value: &http::HeaderValue, source: Source) -> Result<&str, Refused> {
     })
 }
 
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+/// The token of an `Authorization`. Other schemes are for others, such as a proxy's own password.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let value = value.trim_ascii();
+    let end = value.iter().position(u8::is_ascii_whitespace);
+    let (scheme, token) = value.split_at(end.unwrap_or(value.len()));
+    scheme
+        .eq_ignore_ascii_case(b"bearer")
+        .then(|| token.trim_ascii())
+}
+
+/// The value of one `name=value` of a `Cookie`, if it has that name; with or without quotes.
+fn cookie_value<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+    let value = value.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
+    let quoted = value.strip_prefix(b"\"");
+    Some(
+        quoted
+            .and_then(|it| it.strip_suffix(b"\""))
+            .unwrap_or(value),
+    )
 }
 
 #[cfg(test)]
@@ -169,14 +191,12 @@ mod tests {
     use http::{HeaderName, HeaderValue};
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
-        list.iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_str(value).unwrap(),
-                )
-            })
-            .collect()
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append(HeaderName::from_static(name), value);
+        }
+        headers
     }
 
     fn find(list: &[(&'static str, &str)], uri: &str) -> Result<Option<Credential>, Refused> {
@@ -203,6 +223,8 @@ mod tests {
                 Source::Cookie,
             ),
             (vec![], "/v1/sse?topic=job:j&token=a.b.c", Source::Query),
+            (vec![], "/v1/sse?token=a%2Eb%2ec", Source::Query),
+            (vec![], "/v1/sse?x=%ff&%74oken=a.b.%63", Source::Query),
             (
                 vec![("sec-websocket-protocol", "relay.v1, relay.token.a.b.c")],
                 "/",
@@ -259,17 +281,67 @@ mod tests {
         }
     }
 
+    /// What a browser, a proxy or another application puts beside the token is theirs.
     #[test]
-    fn an_empty_or_endless_token_is_refused() {
-        let refused = find(&[("authorization", "Bearer")], "/").unwrap_err();
-        assert_eq!(
-            (refused.status.as_u16(), refused.code),
-            (401, "token_malformed")
-        );
-        assert_eq!(find(&[], "/?token=").unwrap_err().code, "token_malformed");
+    fn a_token_is_found_beside_what_is_not_ours() {
+        let not_text = "\u{e9}\u{2603}";
+        for (name, value) in [
+            ("cookie", format!("name={not_text}; relay_token=a.b.c")),
+            ("cookie", format!("relay_token=a.b.c; {not_text}=1; x")),
+            ("cookie", format!("{not_text};relay_token = \"a.b.c\" ;=")),
+            (
+                "sec-websocket-protocol",
+                format!("{not_text}, relay.token.a.b.c"),
+            ),
+        ] {
+            let found = find(&[(name, &value)], "/").unwrap().unwrap();
+            assert_eq!(found.token(), "a.b.c", "{value}");
+        }
+        for (name, value) in [
+            ("authorization", "Basic é"),
+            ("authorization", "é"),
+            ("authorization", "Bearer\ta.b.c"),
+            ("sec-websocket-protocol", "é"),
+            ("cookie", "é"),
+            ("cookie", "é=é"),
+        ] {
+            let list = [(name, value), ("authorization", "Bearer a.b.c")];
+            let found = find(&list, "/").unwrap().unwrap();
+            assert_eq!(found.token(), "a.b.c", "{value}");
+        }
+    }
+
+    #[test]
+    fn an_empty_token_is_none() {
+        for (list, uri) in [
+            (vec![("authorization", "Bearer")], "/"),
+            (vec![("authorization", "Bearer  ")], "/"),
+            (vec![("cookie", "relay_token=")], "/"),
+            (vec![("cookie", "relay_token=\"\"; x=1")], "/"),
+            (vec![("sec-websocket-protocol", "relay.token.")], "/"),
+            (vec![], "/?token="),
+            (vec![], "/?token"),
+        ] {
+            assert_eq!(find(&list, uri), Ok(None), "{list:?} {uri}");
+            let good = [list, vec![("authorization", "Bearer a")]].concat();
+            let found = find(&good, uri).unwrap().unwrap();
+            assert_eq!((found.token(), found.source), ("a", Source::Header));
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_endless_or_not_text_is_refused() {
         let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_BYTES + 1));
         let refused = find(&[("authorization", &long)], "/").unwrap_err();
-        assert_eq!(refused.code, "token_too_long");
+        assert_eq!(
+            (refused.status.as_u16(), refused.code),
+            (401, "token_too_long")
+        );
+        let mut headers = HeaderMap::new();
+        let bytes = HeaderValue::from_bytes(b"relay_token=\xff").unwrap();
+        headers.insert("cookie", bytes);
+        let refused = credential(&headers, &"/".parse().unwrap(), Some("relay_token"));
+        assert_eq!(refused.unwrap_err().code, "token_malformed");
     }
 
     #[test]

@@ -162,36 +162,38 @@ fn any_page_may_read_the_answer_under_a_star_but_never_with_credentials() {
 }
 
 #[test]
-fn a_preflight_is_answered_for_allowed_pages_only() {
-    let policy = policy(PUBLIC, &["https://app.example"]);
-    let good = request("relay.example", Some("https://app.example"));
-    let answer = policy.preflight(&good).unwrap();
+fn a_preflight_is_answered_with_what_a_page_may_do() {
+    let answer = preflight(&request("relay.example", Some("https://app.example")));
     assert_eq!(answer.status(), StatusCode::NO_CONTENT);
     let methods = &answer.headers()[header::ACCESS_CONTROL_ALLOW_METHODS];
     assert!(methods.to_str().unwrap().contains("PATCH"));
     let allowed = &answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS];
     assert!(allowed.to_str().unwrap().contains("Authorization"));
-    let bad = request("relay.example", Some("https://evil.example"));
-    assert_eq!(policy.preflight(&bad).unwrap_err().code, "foreign_origin");
 }
 
 #[test]
 fn regression_a_page_may_send_headers_of_its_own() {
-    let policy = policy(PUBLIC, &["https://app.example"]);
-    let allowed = |asked: &str| {
+    let allowed = |asked: &[&str]| {
         let mut request = request("relay.example", Some("https://app.example"));
-        let asked = HeaderValue::from_str(asked).unwrap();
-        request.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
-        let answer = policy.preflight(&request).unwrap();
+        for line in asked {
+            let asked = HeaderValue::from_bytes(line.as_bytes()).unwrap();
+            request.append(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
+        }
+        let answer = preflight(&request);
         let allowed = &answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS];
         allowed.to_str().unwrap().to_owned()
     };
-    assert_eq!(
-        allowed("x-client-version,x-request-id"),
-        "x-client-version,x-request-id"
-    );
+    let both = "x-client-version, x-request-id";
+    for asked in [
+        &["x-client-version,x-request-id"][..],
+        &["x-client-version", "x-request-id"],
+        &["x-client-version, é, a:b, x-request-id,"],
+    ] {
+        assert_eq!(allowed(asked), both, "{asked:?}");
+    }
     for nonsense in ["", "a:b", &"x".repeat(2000)] {
-        assert!(allowed(nonsense).starts_with("Authorization"), "{nonsense}");
+        let allowed = allowed(&[nonsense]);
+        assert!(allowed.starts_with("Authorization"), "{nonsense}");
     }
 }
 

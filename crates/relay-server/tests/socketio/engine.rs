@@ -68,7 +68,6 @@ async fn a_handshake_that_is_wrong_is_refused_with_the_official_number() {
         (Method::GET, "EIO=4", 0),
         (Method::GET, "EIO=4&transport=abc", 0),
         (Method::POST, "EIO=4&transport=polling", 2),
-        (Method::PUT, "EIO=4&transport=polling", 2),
         (Method::GET, "EIO=4&transport=websocket", 3),
     ] {
         let answer = send(&relay, method.clone(), query).await;

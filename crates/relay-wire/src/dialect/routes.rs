@@ -10,6 +10,7 @@ use relay_core::topic::Topic;
 use super::poll::{Health, Poll};
 use super::template::{BadTopic, Template};
 use super::{Carrier, Dialect, Voice};
+use crate::target;
 
 /// A route on which clients stay connected.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl Params {
 }
 
 impl Routes {
-    /// What `path` leads to; a slash at its end makes no difference.
+    /// What `path` leads to; a slash at its end makes no difference. Parameters are decoded.
     pub fn find(&self, path: &str) -> Option<Found<'_>> {
         let path = match path.strip_suffix('/') {
             Some("") | None => path,
@@ -114,7 +115,7 @@ impl Routes {
             answer: entry.answer.as_ref(),
             params: Params(
                 params
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .map(|(name, value)| (name.to_owned(), target::segment(value)))
                     .collect(),
             ),
         })

@@ -1,6 +1,9 @@
 //! What the query of an Engine.IO request says, checked in the order the official server checks it.
 
+use std::borrow::Cow;
+
 use super::{ErrorCode, RequestError};
+use crate::target::pairs;
 
 const GET: &str = "GET";
 const POST: &str = "POST";
@@ -30,8 +33,12 @@ pub fn is_engine_io(query: &str) -> bool {
 /// # Errors
 /// Says what is wrong in the words Engine.IO clients know.
 pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Purpose, RequestError> {
-    let value = |wanted: &str| pairs(query).find(|(key, _)| key == wanted);
-    let is_websocket = match value("transport").as_ref().map(|(_, name)| name.as_str()) {
+    let value = |wanted: &str| {
+        pairs(query)
+            .find(|(key, _)| key == wanted)
+            .map(|(_, value)| value)
+    };
+    let is_websocket = match value("transport").as_deref() {
         Some("polling") => false,
         Some("websocket") => true,
         Some(_) | None => {
@@ -47,14 +54,17 @@ pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Purpose, Req
             "JSONP polling is not supported",
         ));
     }
-    let sid = value("sid").map(|(_, sid)| sid);
+    // The official server too takes an empty one for none.
+    let sid = value("sid")
+        .filter(|sid| !sid.is_empty())
+        .map(Cow::into_owned);
     if sid.is_none() && method != GET {
         return Err(RequestError::new(
             ErrorCode::BadHandshakeMethod,
             "a session is opened with GET; a POST needs the sid= of one",
         ));
     }
-    if value("EIO").as_ref().map(|(_, version)| version.as_str()) != Some("4") {
+    if value("EIO").as_deref() != Some("4") {
         return Err(RequestError::new(
             ErrorCode::UnsupportedVersion,
             "this server speaks EIO=4, which is socket.io-client 3 and 4; upgrade clients of version 2",
@@ -81,13 +91,6 @@ pub fn parse(method: &str, query: &str, is_upgrade: bool) -> Result<Purpose, Req
     }
 }
 
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
-    // A query that cannot be read has no pairs, and is refused for what is missing.
-    serde_urlencoded::from_str::<Vec<(String, String)>>(query)
-        .unwrap_or_default()
-        .into_iter()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +112,13 @@ mod tests {
             ),
             (
                 GET,
-                "EIO=4&transport=polling&t=x&sid=abc",
+                "EIO=4&transport=polling&sid=",
+                false,
+                Purpose::OpenPolling,
+            ),
+            (
+                GET,
+                "%45IO=%34&transport=polling&t=x&sid=%61bc",
                 false,
                 Purpose::Poll(sid()),
             ),

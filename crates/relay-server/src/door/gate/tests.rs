@@ -51,7 +51,7 @@ fn request(method: Method, headers: &[(&str, &str)]) -> Request<()> {
 fn routes() -> [Route<'static>; 4] {
     [
         Route::watch("/v1/ws"),
-        Route::api("/v1/jobs/{id}"),
+        Route::api("/v1/jobs/{id}", "GET"),
         Route::dialect("/api/{job}", true),
         Route::engine_io("/socket.io", true),
     ]
@@ -136,6 +136,8 @@ fn every_kind_of_route_decides_alike() {
             assert_eq!(answered, (status, result), "{place}");
             let cors = header(&answer, "access-control-allow-origin");
             assert_eq!(cors, allowed, "{place}");
+            // A cache must not hand it to another page.
+            assert_eq!(header(&answer, "vary"), "Origin", "{place}");
             let with_cookies = header(&answer, "access-control-allow-credentials") == "true";
             assert_eq!(with_cookies, allowed.starts_with("http"), "{place}");
         }
@@ -154,7 +156,10 @@ fn a_preflight_is_answered_by_its_origin_alone_and_counts_as_nothing() {
         let answer = asks(LISTED);
         assert_eq!(answer.status(), StatusCode::NO_CONTENT, "{route:?}");
         assert_eq!(header(&answer, "access-control-allow-origin"), LISTED);
+        assert!(header(&answer, "allow").starts_with("GET"), "{route:?}");
+        assert_eq!(header(&answer, "vary"), "Origin", "{route:?}");
         let answer = asks(FOREIGN);
+        assert_eq!(header(&answer, "vary"), "Origin", "{route:?}");
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{route:?}");
         assert_eq!(header(&answer, "access-control-allow-origin"), "");
         for code in [204, 403] {
@@ -174,9 +179,14 @@ fn what_would_have_been_a_connection_counts_as_a_refused_one() {
         (Route::watch("/v1/ws"), vec![], true),
         (Route::watch("/v1/poll"), vec![], true),
         (Route::engine_io("/socket.io", false), vec![], true),
-        (Route::dialect("/d", false), vec![("upgrade", "x")], true),
+        (
+            Route::dialect("/d", false),
+            vec![("upgrade", "h2c, WebSocket")],
+            true,
+        ),
+        (Route::dialect("/d", false), vec![("upgrade", "h2c")], false),
         (Route::dialect("/d", false), vec![], false),
-        (Route::api("/v1/jobs/{id}"), vec![], false),
+        (Route::api("/v1/jobs/{id}", "GET"), vec![], false),
     ] {
         let gate = gate(LISTED, &[]);
         let foreign = [headers.clone(), vec![("origin", FOREIGN)]].concat();
@@ -255,6 +265,29 @@ fn a_token_that_comes_later_is_waited_for_and_a_bad_one_is_not() {
     );
     let bad = identified(("authorization", "Bearer rubbish"));
     assert_eq!(bad, Err("token_malformed"));
+}
+
+#[test]
+fn where_nobody_is_asked_no_credential_is_looked_at() {
+    let keys = [("RELAY__AUTH__MODE", "anonymous")].map(|(key, value)| (key.into(), value.into()));
+    let config = Config::load(None, keys.into_iter()).unwrap();
+    let gate = Gate::new(test_node(&config));
+    let long = format!("Bearer {}", "x".repeat(10_000));
+    for headers in [
+        vec![],
+        vec![("authorization", "Bearer rubbish")],
+        vec![("authorization", "Bearer a"), ("authorization", "Bearer b")],
+        vec![("authorization", &*long)],
+        vec![("sec-websocket-protocol", "relay.token.a, relay.token.b")],
+        vec![("cookie", "relay_token=a; relay_token=b")],
+    ] {
+        let request = request(Method::GET, &headers);
+        let head = Head::of(&request);
+        let guest = guest(&gate, &request);
+        assert_eq!(gate.identify(guest, head, None), Ok(Identity::anonymous()));
+        let shown = gate.identify_if_shown(guest, head, None);
+        assert_eq!(shown, Ok(Some(Identity::anonymous())), "{headers:?}");
+    }
 }
 
 #[test]

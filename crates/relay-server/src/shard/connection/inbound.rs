@@ -342,7 +342,10 @@ impl Connection {
 
 /// Who a token says the client is.
 pub(super) fn verified(token: &str, desk: &Desk<'_>) -> Result<Identity, Refused> {
-    let credential = Credential::new(token, Source::Message)?;
     let identity = &desk.node.identity;
-    identity.identify(Some(&credential), desk.wall())
+    let credential = match identity.asks() {
+        true => Some(Credential::new(token, Source::Message)?),
+        false => None,
+    };
+    identity.identify(credential.as_ref(), desk.wall())
 }

@@ -168,8 +168,9 @@ impl Connection {
         desk: &Desk<'_>,
     ) -> Result<Arc<Identity>, Refused> {
         let token = auth.and_then(|auth| auth.get("token"));
-        if let Some(token) = token.and_then(Value::as_str) {
-            let token = token.strip_prefix("Bearer ").unwrap_or(token);
+        let token = token.and_then(Value::as_str).unwrap_or_default();
+        let token = token.strip_prefix("Bearer ").unwrap_or(token);
+        if !token.is_empty() {
             return verified(token, desk).map(Arc::new);
         }
         let known = self.rare.iter().flat_map(|rare| &rare.identities);
