@@ -165,9 +165,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let read = Path::from_request_parts(parts, state).await;
-        let Path(named) = read.map_err(|error| {
-            let message = format!("the path cannot be read: {}", error.body_text());
-            ApiError::bad_request("bad_name", &message)
+        // The routes have as many parameters as their handlers ask for.
+        let Path(named) = read.map_err(|_| {
+            let message = "what the path names is not UTF-8 once it is decoded";
+            ApiError::bad_request("bad_name", message)
         })?;
         Ok(Self(named))
     }
