@@ -14,7 +14,8 @@ use bytes::Bytes;
 use relay_bus::hub::{Hub, PublishRequest, Verb};
 use relay_bus::seam::What;
 use relay_core::id::Name;
-use serde_json::json;
+use relay_core::publication::Body;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -28,18 +29,37 @@ pub(crate) fn routes() -> Router {
     Router::new().route("/", get(async || Html(include_str!("demo/page.html"))))
 }
 
-/// Starts the simulated workers.
+/// Starts the simulated workers. They go on with what an earlier run has left, as far as the hub knows it.
 pub(crate) fn start_workers(hub: Arc<Hub>, tasks: &mut JoinSet<()>) {
-    for worker in cast() {
-        tasks.spawn(work(hub.clone(), worker));
+    let left = left_by_an_earlier_run(&hub);
+    for mut worker in cast() {
+        let job = worker.resume(&left);
+        let state = left.iter().find(|(id, _)| Some(id) == job.as_ref());
+        let created_at = state.and_then(|(_, state)| state["created_at"].as_str());
+        let begun = job.zip(created_at.map(str::to_owned)).unwrap_or_default();
+        tasks.spawn(work(hub.clone(), worker, begun));
     }
 }
 
-async fn work(hub: Arc<Hub>, mut worker: DemoWorker) {
+/// The last state of each of the workers' jobs, by id.
+fn left_by_an_earlier_run(hub: &Hub) -> Vec<(String, Value)> {
+    let jobs = hub.history().jobs.into_iter();
+    let ours = jobs.filter(|job| job.owner.to_string() == OWNER);
+    let last = ours.filter_map(|job| {
+        let states = job.memory.publications.iter().rev();
+        let state = states.filter_map(|publication| match &publication.body {
+            Body::State { json, .. } => serde_json::from_slice(json).ok(),
+            Body::Milestone { .. } | Body::Gone => None,
+        });
+        Some((job.id.to_string(), state.into_iter().next()?))
+    });
+    last.collect()
+}
+
+/// Plays one worker. `begun` is the job under way, and since when it is.
+async fn work(hub: Arc<Hub>, mut worker: DemoWorker, mut begun: (String, String)) {
     let mut random = fastrand::Rng::new();
     let clock = hub.clock();
-    // The job under way, and since when it is.
-    let mut begun = (String::new(), String::new());
     loop {
         let step = worker.next(&mut random);
         sleep(step.wait).await;

@@ -9,7 +9,10 @@ use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Held, Store, StoreError, What};
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
+use relay_testkit::ports::Port;
 use relay_testkit::tools;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
 
 use crate::core::Core;
 use crate::support::{Mode, connection, name, outgoing, settings};
@@ -53,6 +56,40 @@ fn the_shipped_configurations_are_taken_by_the_server() {
             "{file}: {}",
             String::from_utf8_lossy(&checked.stderr)
         );
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_the_password_of_the_routes_is_not_let_into_the_cluster() {
+    let conf = std::fs::read_to_string(shipped("cluster.conf")).unwrap();
+    let port = Port::reserve().unwrap();
+    let (_, cluster) = conf.split_once("cluster {").unwrap();
+    let (cluster, _) = cluster.split_once("routes:").unwrap();
+    let cluster = cluster.replace("0.0.0.0:6222", &port.address());
+    let config = format!("cluster {{{cluster}}}");
+    let _server = NatsServer::start(Options::core().config(&config))
+        .await
+        .unwrap();
+    for (said, is_in) in [
+        (r#"{"verbose":false}"#, false),
+        (r#"{"verbose":false,"user":"route","pass":"x"}"#, false),
+        (
+            r#"{"verbose":false,"user":"route","pass":"change-me-route"}"#,
+            true,
+        ),
+    ] {
+        let mut socket = TcpStream::connect(port.address()).await.unwrap();
+        let connect = format!("CONNECT {said}\r\nPING\r\n");
+        socket.write_all(connect.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let mut lines = BufReader::new(socket).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            answer += &line;
+            if line.starts_with("PONG") || line.starts_with("-ERR") {
+                break;
+            }
+        }
+        assert_eq!(answer.contains("PONG"), is_in, "{said}: {answer}");
     }
 }
 

@@ -1,7 +1,10 @@
 //! `relay demo`: the first run.
 
+use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -42,6 +45,9 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
     if let Some(listen) = args.listen {
         config.http.listen = listen;
     }
+    if config.history.file.is_none() {
+        config.history.file = history_file(config.http.listen.port());
+    }
     if let Err(errors) = config.validate() {
         say(&format!("the demo cannot run like this\n{errors}"));
         return ExitCode::from(2);
@@ -54,6 +60,26 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
             ready: Some(Box::new(announce)),
         },
     )
+}
+
+/// Where a demo keeps its jobs, so that one that is started again soon still has them: a folder of the user's own
+/// among the temporary files. Without one the jobs are kept in memory alone.
+fn history_file(port: u16) -> Option<PathBuf> {
+    let user = rustix::process::getuid().as_raw();
+    let folder = std::env::temp_dir().join(format!("relay-demo-{user}"));
+    drop(fs::DirBuilder::new().mode(0o700).create(&folder));
+    let about = fs::symlink_metadata(&folder).ok()?;
+    // A folder that somebody else has made, or may write to, could lead anywhere.
+    if port == 0 || !about.is_dir() || about.uid() != user || about.mode() & 0o077 != 0 {
+        return None;
+    }
+    let file = folder.join(format!("{}-{port}", env!("CARGO_PKG_VERSION")));
+    let modified = fs::metadata(&file).and_then(|about| about.modified());
+    let is_old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ENDED_FOR));
+    if is_old {
+        drop(fs::remove_file(&file));
+    }
+    Some(file)
 }
 
 fn announce(addresses: Addresses) {

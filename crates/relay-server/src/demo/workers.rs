@@ -49,18 +49,12 @@ pub(crate) struct DemoWorker {
 
 /// The whole cast, its jobs numbered from 1.
 pub(crate) fn cast() -> Vec<DemoWorker> {
-    cast_from(1)
-}
-
-/// The whole cast, its jobs numbered from `first`: for a bus that still knows the jobs of an earlier run,
-/// where an old number would be an update after an ending.
-pub(crate) fn cast_from(first: u64) -> Vec<DemoWorker> {
     Temperament::ALL
         .into_iter()
         .enumerate()
         .map(|(place, temperament)| DemoWorker {
             temperament,
-            number: first,
+            number: 1,
             entrance: Some(millis(300 * place as u64)),
             steps: VecDeque::new(),
         })
@@ -68,6 +62,24 @@ pub(crate) fn cast_from(first: u64) -> Vec<DemoWorker> {
 }
 
 impl DemoWorker {
+    /// Goes on with what an earlier run has left: the last states of jobs, by id. Gives the job it was at.
+    pub(crate) fn resume(&mut self, left: &[(String, Value)]) -> Option<String> {
+        let mine = left.iter().filter_map(|(id, state)| {
+            let number: u64 = id.rsplit('-').next()?.parse().ok()?;
+            let steps = self.temperament.job(number);
+            let is_mine = steps.front()?.publish.first()?.job == *id;
+            is_mine.then_some((number, steps, id, state))
+        });
+        let (number, mut steps, id, state) = mine.max_by_key(|(number, ..)| *number)?;
+        self.number = number + 1;
+        let at = steps.iter().rposition(|step| {
+            let mut states = step.publish.iter().filter(|each| each.milestone.is_none());
+            states.any(|each| is_known(&each.body, state))
+        })?;
+        self.steps = steps.split_off(at + 1);
+        (!self.steps.is_empty()).then(|| id.clone())
+    }
+
     /// What to do next. There is always something.
     pub(crate) fn next(&mut self, random: &mut fastrand::Rng) -> Step {
         if let Some(step) = self.steps.pop_front() {
@@ -77,13 +89,29 @@ impl DemoWorker {
             .entrance
             .take()
             .unwrap_or_else(|| millis(random.u64(4_000..9_000)));
-        self.steps = self.temperament.plan(self.number, random);
+        self.steps = self.temperament.job(self.number);
         self.number += 1;
         Step {
             wait: pause,
             publish: Vec::new(),
         }
     }
+}
+
+/// Whether a planned state is the one that the relay knows, which has more fields than were published.
+fn is_known(planned: &Value, known: &Value) -> bool {
+    let fields = [
+        "status", "attempt", "stage", "message", "progress", "current",
+    ];
+    fields.iter().all(|field| {
+        let (planned, known) = (&planned[field], &known[field]);
+        planned.is_null()
+            || planned == known
+            || planned
+                .as_f64()
+                .zip(known.as_f64())
+                .is_some_and(|(a, b)| (a - b).abs() < 1e-9)
+    })
 }
 
 /// How a worker behaves, which is also what kind of job it does.
@@ -112,6 +140,11 @@ impl Temperament {
         Self::Silent,
         Self::Fickle,
     ];
+
+    /// The job of this number. It is the same in every run, so that one that was begun can be gone on with.
+    fn job(self, number: u64) -> VecDeque<Step> {
+        self.plan(number, &mut fastrand::Rng::with_seed(number))
+    }
 
     /// One whole job, from its first state to its last ending.
     fn plan(self, number: u64, random: &mut fastrand::Rng) -> VecDeque<Step> {
@@ -320,7 +353,7 @@ mod tests {
     fn a_worker_never_stops_and_never_uses_a_job_id_twice() {
         let mut random = fastrand::Rng::with_seed(7);
         let mut seen = HashSet::new();
-        for mut worker in cast_from(41) {
+        for mut worker in cast() {
             let mut jobs: Vec<String> = Vec::new();
             for _ in 0..5_000 {
                 for publish in worker.next(&mut random).publish {
@@ -330,10 +363,60 @@ mod tests {
                 }
             }
             assert!(jobs.len() > 5, "{jobs:?}");
-            assert!(jobs[0].ends_with("-41"), "{jobs:?}");
+            assert!(jobs[0].ends_with("-1"), "{jobs:?}");
             for job in jobs {
                 assert!(seen.insert(job.clone()), "{job} came back");
             }
+        }
+    }
+
+    #[test]
+    fn a_worker_goes_on_with_the_job_that_an_earlier_run_left_in_the_middle() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for (mut worker, mut again) in cast().into_iter().zip(cast()) {
+            let mut told = Vec::new();
+            let is_first = |each: &Publish| each.job.ends_with("-1");
+            while told.iter().all(is_first) {
+                told.extend(worker.next(&mut random).publish);
+            }
+            let states: Vec<_> = told
+                .iter()
+                .filter(|each| each.milestone.is_none())
+                .collect();
+            let at = states
+                .iter()
+                .position(|each| each.body["status"] == "running")
+                .unwrap()
+                + 3;
+            let left = [
+                (
+                    "somebody-elses-9".to_owned(),
+                    serde_json::json!({"status": "running"}),
+                ),
+                (states[at].job.clone(), states[at].body.clone()),
+            ];
+            assert_eq!(again.resume(&left).as_ref(), Some(&states[at].job));
+            let mut next = Vec::new();
+            while next.len() < 5 {
+                let step = again.next(&mut random);
+                next.extend(
+                    step.publish
+                        .into_iter()
+                        .filter(|each| each.milestone.is_none()),
+                );
+            }
+            assert!(
+                next.iter().zip(&states[at + 1..]).all(|(a, b)| &a == b),
+                "{:?}",
+                next[0]
+            );
+
+            let ended = states.iter().rfind(|each| is_ending(&each.body)).unwrap();
+            assert_eq!(
+                again.resume(&[(ended.job.clone(), ended.body.clone())]),
+                None
+            );
+            assert_eq!(again.number, 2, "the next job is a new one");
         }
     }
 

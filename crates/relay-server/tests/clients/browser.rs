@@ -16,6 +16,8 @@ async fn the_demo_page_survives_a_killed_relay_on_every_transport() {
     let mut command = Command::new(tools::node().unwrap());
     command
         .arg(script)
+        // A demo keeps its jobs in a folder for temporary files.
+        .env("TMPDIR", directory.path())
         .env("RELAY", env!("CARGO_BIN_EXE_relay"))
         .env("CHROMIUM", tools::chromium().unwrap());
     let mut visit = Process::spawn(&mut command, &directory.path().join("log")).unwrap();

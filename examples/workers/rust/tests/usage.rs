@@ -10,7 +10,7 @@ fn without_a_job_it_says_how_to_call_it() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("usage: relay-example-worker JOB [OWNER]"),
+        said.contains("usage: relay-example-worker JOB [OWNER [ATTEMPT]]"),
         "{said}"
     );
 }

@@ -161,16 +161,6 @@ impl Board {
         self.live.values()
     }
 
-    /// One that goes on.
-    pub(crate) fn live_job(&self, id: &str) -> Option<&Job> {
-        self.live.get(id)
-    }
-
-    /// Whether there is more to come of this job, as far as is known.
-    pub(crate) fn is_awaited(&self, id: &str) -> bool {
-        self.live.contains_key(id) || (self.is_named(id) && !self.ended.contains_key(id))
-    }
-
     /// The named jobs nothing is known of.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = &str> {
         self.named

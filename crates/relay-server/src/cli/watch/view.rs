@@ -6,6 +6,7 @@
 //! stderr, or on a terminal below the bars.
 
 mod bars;
+mod layout;
 mod lines;
 
 use std::io::{self, IsTerminal, Write};
@@ -84,12 +85,28 @@ pub(crate) enum Wanted {
 
 /// The view that suits what was asked for and where stdout leads.
 pub(crate) fn view(wanted: Wanted, board: &Board) -> Box<dyn View> {
+    let can_move = std::env::var("TERM").is_ok_and(|term| !matches!(&*term, "" | "dumb"));
     match wanted {
-        Wanted::People if io::stdout().is_terminal() => Box::new(bars::Bars::new(board.is_crowd())),
+        Wanted::People if io::stdout().is_terminal() && can_move => {
+            let coloured = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            Box::new(bars::Bars::new(
+                io::stdout(),
+                size,
+                coloured,
+                board.is_crowd(),
+            ))
+        }
         Wanted::People => Box::new(lines::Lines::default()),
         Wanted::Json => Box::new(Json::default()),
         Wanted::Quiet => Box::new(Quiet),
     }
+}
+
+/// How large the terminal is.
+fn size() -> Option<layout::Size> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    let (width, height) = (size.ws_col.into(), size.ws_row.into());
+    (width > 0 && height > 0).then_some(layout::Size { width, height })
 }
 
 /// Shows nothing.
