@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "jetstream/bytes.rs"]
+mod bytes;
 #[path = "jetstream/cluster.rs"]
 mod cluster;
 #[path = "jetstream/faults.rs"]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "nats/bytes.rs"]
+mod bytes;
 #[path = "nats/connecting.rs"]
 mod connecting;
 #[path = "nats/core.rs"]

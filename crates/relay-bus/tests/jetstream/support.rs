@@ -11,6 +11,7 @@ use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
 use relay_bus::seam::{Incoming, Intake, Outgoing, RefusedUpdate, What};
 use relay_core::id::Name;
 use relay_core::position::{Epoch, Position, Seq};
+use relay_testkit::client::raw::Raw;
 use relay_testkit::wait;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -266,3 +267,44 @@ pub(crate) fn chain(updates: &[Incoming]) -> Vec<(u64, Option<u64>)> {
         .map(|update| (update.seq.get(), update.previous.map(Seq::get)))
         .collect()
 }
+
+/// Publishes messages that no client library would: their subjects, headers and payloads as bytes.
+pub(crate) async fn publish_bytes(url: &str, messages: &[(&[u8], &[u8], &[u8])]) {
+    let mut sends = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    for (subject, headers, payload) in messages {
+        let (verb, sizes) = match headers.len() {
+            0 => (&b"PUB "[..], payload.len().to_string()),
+            length => (
+                &b"HPUB "[..],
+                format!("{length} {}", length + payload.len()),
+            ),
+        };
+        sends.extend([verb, subject, b" ", sizes.as_bytes(), b"\r\n"].concat());
+        sends.extend([headers, payload, &b"\r\n"[..]].concat());
+    }
+    sends.extend(b"PING\r\n");
+    let mut raw = Raw::connect(url.trim_start_matches("nats://"))
+        .await
+        .unwrap();
+    raw.send(sends).await.unwrap();
+    let said = raw.read_until("PONG", SOON).await;
+    assert!(said.contains("PONG") && !said.contains("-ERR"), "{said}");
+}
+
+/// Messages with bytes that are no text, each of which a server takes.
+pub(crate) const NO_TEXT: [(&[u8], &[u8], &[u8]); 6] = [
+    (b"progress.caf\xe9.j.state", b"", b"{}"),
+    (b"progress.u.j\xff.state", b"", b"{}"),
+    ("progress.u.a\u{2003}b.state".as_bytes(), b"", b"{}"),
+    (
+        b"progress.u.j.state",
+        b"NATS/1.0\r\nX-Name: caf\xe9\r\n\r\n",
+        b"1",
+    ),
+    (
+        b"progress.u.j.state",
+        b"NATS/1.0\r\nno colon\r\nbad name: x\r\n\r\n",
+        b"2",
+    ),
+    (b"progress.u.j.state", b"NATS/1.0 caf\xe9\r\n\r\n", b"3"),
+];

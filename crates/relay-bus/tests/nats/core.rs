@@ -41,7 +41,7 @@ impl Core {
         }
     }
 
-    fn at(url: &str) -> Self {
+    pub(crate) fn at(url: &str) -> Self {
         Self::start(&connection(url))
     }
 }
