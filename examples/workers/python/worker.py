@@ -2,7 +2,8 @@
 
 Usage: NATS_URL=nats://127.0.0.1:4222 python worker.py JOB [OWNER [ATTEMPT]]
 
-Credentials: NATS_USER and NATS_PASSWORD, or NATS_TOKEN, NATS_CREDS (a file) or NATS_NKEY (a file).
+Credentials: NATS_USER and NATS_PASSWORD, or NATS_TOKEN, NATS_CREDS (a file) or NATS_NKEY (a file). The last two
+need pip install "nats-py[nkeys]".
 """
 
 import asyncio

@@ -48,8 +48,8 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// After this long without acknowledgement the kernel gives a peer up.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// How long a socket too many may take to read that it is one.
-const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
+/// How long a socket too many may take to read that it is one. Others wait for its place, to be told the same.
+const TURNED_AWAY_WITHIN: Duration = Duration::from_millis(250);
 
 /// Opens a listening socket that shares its port with the other shards'.
 ///
