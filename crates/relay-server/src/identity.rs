@@ -12,6 +12,7 @@ pub(crate) mod signing;
 pub(crate) mod verifier;
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use relay_core::id::{JobId, Name};
 use relay_core::moment::WallTime;
@@ -116,6 +117,13 @@ impl Identity {
     /// Whether the credential is past its end.
     pub(crate) fn is_expired(&self, now: WallTime) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    /// How long the credential is good yet, where it ends.
+    pub(crate) fn left(&self, now: WallTime) -> Option<Duration> {
+        let end = self.expires_at?.as_unix_micros();
+        let left = end.saturating_sub(now.as_unix_micros());
+        Some(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
     }
 
     fn is(&self, user: &Name) -> bool {

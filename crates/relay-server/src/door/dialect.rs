@@ -164,7 +164,7 @@ impl Door {
         let request_id = call.request_id.as_ref();
         let head = match is_socket {
             true if only_head => return Err(ApiError::upgrade_required()),
-            true => handshake::answer(headers, &endpoint.subprotocols, request_id)?,
+            true => handshake::answer(Head::of(call.request), &endpoint.subprotocols, request_id)?,
             false => event_stream_head(cors, request_id),
         };
         if self.shard.is_draining() {

@@ -140,14 +140,14 @@ impl Door {
                 )))
             }
             Purpose::OpenWebSocket => {
-                let answer = handshake::answer(request.headers(), &[], visit.request_id())?;
+                let answer = handshake::answer(Head::of(&request), &[], visit.request_id())?;
                 let protocol = Protocol::websocket();
                 let opening =
                     self.opening(Head::of(&request), peer.address, guest, found, protocol)?;
                 Ok(Outcome::Leave(Departure::begin(answer, opening)))
             }
             Purpose::Upgrade(sid) => {
-                let head = handshake::answer(request.headers(), &[], visit.request_id())?;
+                let head = handshake::answer(Head::of(&request), &[], visit.request_id())?;
                 let sid = self.whose(&sid)?;
                 let probed = self.send_mail(sid, Mail::Probe).await;
                 if let Err(Rejected::Engine(MISMATCH)) = probed {

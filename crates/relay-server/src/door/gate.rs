@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, Uri, Version};
 use relay_core::id::Name;
 use relay_core::limits::LimitRefusal;
 use relay_core::topic::Topic;
@@ -43,6 +43,7 @@ const MAX_REQUEST_ID: usize = 128;
 pub(crate) struct Head<'a> {
     method: &'a Method,
     uri: &'a Uri,
+    version: Version,
     headers: &'a HeaderMap,
 }
 
@@ -51,12 +52,38 @@ impl<'a> Head<'a> {
         Self {
             method: request.method(),
             uri: request.uri(),
+            version: request.version(),
             headers: request.headers(),
         }
     }
 
+    pub(crate) fn method(self) -> &'a Method {
+        self.method
+    }
+
     pub(crate) fn uri(self) -> &'a Uri {
         self.uri
+    }
+
+    pub(crate) fn version(self) -> Version {
+        self.version
+    }
+
+    pub(crate) fn headers(self) -> &'a HeaderMap {
+        self.headers
+    }
+
+    /// Whether it says once to which host it goes (RFC 9112, 3.2). HTTP/1.0 did not have to.
+    fn has_one_host(self) -> bool {
+        let mut hosts = self.headers.get_all(header::HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            (None, _) => self.version < Version::HTTP_11,
+            (Some(host), None) => {
+                let is_name = |byte: &u8| byte.is_ascii_graphic() && !b",/@?#".contains(byte);
+                host.as_bytes().iter().all(is_name)
+            }
+            (Some(_), Some(_)) => false,
+        }
     }
 }
 
@@ -128,7 +155,7 @@ impl<'a> Route<'a> {
 pub(crate) enum Arrival<'a> {
     /// A preflight. This is its answer, and there is nothing more to it.
     Preflight(Response<Body>),
-    /// A request, let in or refused for its origin. Its visit is to be concluded either way.
+    /// A request, let in or refused for its host or its origin. Its visit is to be concluded either way.
     Visit(Visit<'a>, Result<Guest, ApiError>),
 }
 
@@ -195,14 +222,20 @@ impl Gate {
     /// Looks at a request that comes in: is it a preflight, and may its origin use the relay?
     pub(crate) fn receive<'a>(&self, head: Head<'_>, route: Route<'a>) -> Arrival<'a> {
         let origins = &self.node.origins;
-        let checked = origins.check(head.headers);
+        let checked = match head.has_one_host() {
+            true => origins.check(head.headers).map_err(ApiError::from),
+            false => Err(ApiError::bad_request(
+                "bad_host",
+                "a request has one Host header, with the name and port that it goes to",
+            )),
+        };
         // An answer that refuses the origin depends on it all the same.
         let standing = *checked.as_ref().unwrap_or(&Standing::None);
         let cors = origins.response_headers(standing, head.headers);
         if *head.method == Method::OPTIONS {
             let mut answer = match checked {
                 Ok(_) => preflight(head.headers).map(|()| Body::empty()),
-                Err(refused) => ApiError::from(refused).into_answer(),
+                Err(refused) => refused.into_answer(),
             };
             let headers = answer.headers_mut();
             headers.extend(cors);
@@ -218,7 +251,7 @@ impl Gate {
             cors: cors.collect(),
             request_id: route.request_id.then(|| request_id(head.headers)),
         };
-        Arrival::Visit(visit, guest.map_err(ApiError::from))
+        Arrival::Visit(visit, guest)
     }
 
     /// The identity a request shows. `cookie` is the name of the cookie to look for, where it is not everybody's.

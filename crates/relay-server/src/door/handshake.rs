@@ -6,8 +6,10 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Version};
 use relay_wire::websocket;
 
+use super::gate::Head;
 use crate::answer::ApiError;
 use crate::headers::{asks_for_websocket, elements, lists};
 use crate::identity::credential::SUBPROTOCOL_PREFIX;
@@ -21,15 +23,26 @@ const PROTOCOL: &str = "relay.v1";
 /// # Errors
 /// 426 for a request that is not a handshake, 400 for one that is broken or cannot be agreed on.
 pub(super) fn answer(
-    headers: &HeaderMap,
+    request: Head<'_>,
     subprotocols: &[String],
     request_id: Option<&HeaderValue>,
 ) -> Result<Bytes, ApiError> {
-    if !asks_for_websocket(headers) || !lists(headers, header::CONNECTION, "upgrade") {
+    let headers = request.headers();
+    let upgrades = asks_for_websocket(headers) && lists(headers, header::CONNECTION, "upgrade");
+    // An Upgrade in a request of HTTP/1.0 is to be passed over (RFC 9110, 7.8).
+    if !upgrades || *request.method() != Method::GET || request.version() < Version::HTTP_11 {
         return Err(ApiError::upgrade_required());
     }
-    if !lists(headers, header::SEC_WEBSOCKET_VERSION, "13") {
+    if !elements(headers, header::SEC_WEBSOCKET_VERSION).eq(["13"]) {
         return Err(ApiError::bad_websocket_version());
+    }
+    let lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if headers.contains_key(header::TRANSFER_ENCODING) || lengths.into_iter().any(|it| it != "0") {
+        // Its bytes would be read as frames.
+        return Err(ApiError::bad_request(
+            "bad_handshake",
+            "a WebSocket handshake has no body",
+        ));
     }
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)
@@ -82,10 +95,13 @@ fn subprotocol<'a>(headers: &HeaderMap, own: &'a [String]) -> Result<Option<&'a 
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
-    fn handshake(more: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+    fn handshake(more: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        let headers = request.headers_mut();
         let usual = [
             ("upgrade", "websocket"),
             ("connection", "Upgrade"),
@@ -100,7 +116,7 @@ mod tests {
                 headers.append(*name, value);
             }
         }
-        headers
+        request
     }
 
     #[test]
@@ -119,10 +135,12 @@ mod tests {
             (&["chat", "relay.token."], Err(400)),
         ] {
             let offers = offers.iter().map(|offer| (name, *offer));
-            let headers = handshake(&offers.collect::<Vec<_>>());
-            let answered = subprotocol(&headers, &own).map_err(|error| error.status().as_u16());
+            let request = handshake(&offers.collect::<Vec<_>>());
+            let headers = request.headers();
+            let answered = subprotocol(headers, &own).map_err(|error| error.status().as_u16());
             assert_eq!(answered, agreed, "{headers:?}");
-            let head = answer(&headers, &own, None).map_err(|error| error.status().as_u16());
+            let head =
+                answer(Head::of(&request), &own, None).map_err(|error| error.status().as_u16());
             let head = head.map(|head| String::from_utf8(head.to_vec()).unwrap());
             let line = |agreed| format!("Sec-WebSocket-Protocol: {agreed}\r\n");
             let said = head.map(|head| match agreed.ok().flatten() {
@@ -139,11 +157,27 @@ mod tests {
             (("upgrade", ""), 426, "upgrade"),
             (("connection", ""), 426, "connection"),
             (("sec-websocket-version", ""), 400, "sec-websocket-version"),
+            (("sec-websocket-version", "8"), 400, "sec-websocket-version"),
+            (("content-length", "5"), 400, "content-type"),
+            (("transfer-encoding", "chunked"), 400, "content-type"),
         ] {
-            let refused = answer(&handshake(&[header]), &[], None).unwrap_err();
+            let refused = answer(Head::of(&handshake(&[header])), &[], None).unwrap_err();
             let refused = refused.into_answer();
             assert_eq!(refused.status().as_u16(), status);
             assert!(refused.headers().contains_key(demanded), "{header:?}");
+        }
+        assert!(answer(Head::of(&handshake(&[("content-length", "0")])), &[], None).is_ok());
+    }
+
+    #[test]
+    fn a_handshake_is_a_get_of_http_1_1() {
+        let mut post = handshake(&[]);
+        *post.method_mut() = Method::POST;
+        let mut old = handshake(&[]);
+        *old.version_mut() = Version::HTTP_10;
+        for request in [post, old] {
+            let refused = answer(Head::of(&request), &[], None).unwrap_err();
+            assert_eq!(refused.code(), "upgrade_required", "{request:?}");
         }
     }
 }

@@ -15,6 +15,7 @@ use relay_core::cursor::Cursor;
 use relay_core::topic::Topic;
 use relay_wire::speaker::Speaker;
 use relay_wire::target;
+use tokio::time::timeout;
 
 use super::accept::Departure;
 use super::gate::{Arrival, Guest, Head, READ, Route, Visit};
@@ -23,6 +24,7 @@ use super::resume::Resume;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
 use crate::identity::Identity;
+use crate::refused::Refused;
 use crate::shard::Opening;
 
 /// What the URL of a watch request says.
@@ -110,7 +112,7 @@ impl Door {
         let upgrade = match native {
             // A handshake is a GET (RFC 6455, 4.1).
             Native::WebSocket if only_head => return Err(ApiError::upgrade_required()),
-            Native::WebSocket => Some(handshake::answer(request.headers(), &[], None)?),
+            Native::WebSocket => Some(handshake::answer(Head::of(request), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
         let admission = self
@@ -124,6 +126,7 @@ impl Door {
             Native::EventStream => Speaker::event_stream(),
             Native::Poll => Speaker::long_poll(query.topics.len()),
         };
+        let left = identity.left(self.clock.wall());
         let opening = Opening::new(speaker, identity, admission);
         let opening = match authenticated {
             true => opening,
@@ -134,10 +137,16 @@ impl Door {
             let delivery = &self.node.delivery;
             let wait = query.wait.unwrap_or(delivery.poll_wait);
             let wait = wait.min(delivery.poll_wait_max);
-            return self
-                .poll_once(opening, wait, peer)
-                .await
-                .map(Outcome::Answer);
+            let answered = self.poll_once(opening, wait, peer);
+            // Past its token's end nobody is told anything.
+            let answer = match left {
+                Some(left) => timeout(left, answered).await.unwrap_or_else(|_| {
+                    let sentence = "The token has expired; get a new one.";
+                    Err(Refused::unauthorized("token_expired", sentence).into())
+                }),
+                None => answered.await,
+            };
+            return answer.map(Outcome::Answer);
         }
         let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors(), None));
         Ok(Outcome::Leave(Departure::begin(head, opening)))

@@ -15,7 +15,8 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, Validation};
 use relay_core::id::Name;
 use relay_core::moment::WallTime;
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::key::{Algorithm, KeyError, KeyMaterial, library_algorithm};
@@ -57,6 +58,11 @@ struct Claims {
     exp: Value,
     #[serde(default)]
     nbf: Value,
+    /// Whether the token names an audience, of whatever type.
+    #[serde(default, deserialize_with = "present")]
+    aud: bool,
+    #[serde(default)]
+    iss: Value,
     topics: Option<Value>,
     publish: Option<Value>,
 }
@@ -119,6 +125,13 @@ impl Verifier {
             ));
         }
         let claims = data.claims;
+        // The library passes over an audience that is neither a text nor a list, and takes an issuer out of a list.
+        if rules.audience.is_none() && claims.aud {
+            return Err(rules.refuse(&ErrorKind::InvalidAudience));
+        }
+        if rules.issuer.is_some() && !claims.iss.is_string() {
+            return Err(rules.refuse(&ErrorKind::InvalidIssuer));
+        }
         if rules.begin(&claims.nbf)?.is_some_and(|begin| begin > now) {
             return Err(Refused::unauthorized(
                 "token_not_yet_valid",
@@ -250,6 +263,11 @@ impl fmt::Debug for Verifier {
             .field("issuer", &self.0.issuer)
             .finish_non_exhaustive()
     }
+}
+
+/// A claim that is there, whatever its value.
+fn present<'de, D: Deserializer<'de>>(claim: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(claim).map(|_| true)
 }
 
 /// A claim that is a time, in whole seconds, by `whole` where it has a fraction. One beyond all times that there are

@@ -197,6 +197,41 @@ fn regression_a_page_may_send_headers_of_its_own() {
     }
 }
 
+/// The headers that PROTOCOL names, of answers as of requests.
+#[test]
+fn every_header_that_the_protocol_names_can_be_read_by_a_page() {
+    // What pages send, what is for their browser, and what they can read without being let.
+    const OTHERS: &[&str] = &[
+        "Accept-Language",
+        "Cache-Control",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-None-Match",
+        "Last-Event-ID",
+        "Sec-WebSocket-Protocol",
+    ];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let protocol = std::fs::read_to_string(root.join("PROTOCOL.md")).unwrap();
+    let exposed = EXPOSE_HEADERS;
+    let exposed: Vec<_> = exposed.to_str().unwrap().split(", ").collect();
+    let capital =
+        |part: &str| part.len() > 1 && part.starts_with(|each: char| each.is_ascii_uppercase());
+    let known = |each: char| each.is_ascii_alphanumeric() || each == '-';
+    let words = protocol.split(|each: char| !known(each));
+    let named = words.filter(|word| {
+        let mut parts = word.split('-');
+        matches!(*word, "ETag" | "Allow") || (word.contains('-') && parts.all(capital))
+    });
+    let mut seen = 0;
+    for name in named.filter(|name| !OTHERS.contains(name) && *name != "Server-Sent") {
+        assert!(exposed.contains(&name), "{name}");
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
+}
+
 #[test]
 fn what_is_no_origin_is_told_why() {
     for (text, says) in [

@@ -62,6 +62,15 @@ async fn a_token_is_found_whatever_stands_beside_it_and_however_it_is_spelled() 
 }
 
 #[tokio::test]
+async fn a_poll_waits_no_longer_than_its_token_is_good() {
+    let relay = RelayServer::start(with_tokens()).await.unwrap();
+    let short = of("alice").expires_in(std::time::Duration::from_secs(2));
+    let request = Request::get("/v1/poll?topic=job:j&wait=60").bearer(Some(&token(&short)));
+    let answer = relay.send(request).await.unwrap();
+    is_refused(&answer, 401, "token_expired", "a poll");
+}
+
+#[tokio::test]
 async fn where_nobody_is_asked_no_credential_matters() {
     let relay = RelayServer::start(settings()).await.unwrap();
     passes(&relay, "/v1/jobs/j?token=", &[]).await;

@@ -268,6 +268,38 @@ fn a_token_that_comes_later_is_waited_for_and_a_bad_one_is_not() {
 }
 
 #[test]
+fn a_request_goes_to_one_host() {
+    let gate = gate(LISTED, &[]);
+    for (hosts, version, good) in [
+        (&["relay.example"][..], Version::HTTP_11, true),
+        (&["relay.example:8080"], Version::HTTP_11, true),
+        (&["[::1]:8080"], Version::HTTP_11, true),
+        (&[""], Version::HTTP_11, true),
+        (&[], Version::HTTP_10, true),
+        (&[], Version::HTTP_11, false),
+        (&["a", "a"], Version::HTTP_11, false),
+        (&["a", "b"], Version::HTTP_10, false),
+        (&["a, b"], Version::HTTP_11, false),
+        (&["é"], Version::HTTP_11, false),
+        (&["user@a"], Version::HTTP_11, false),
+        (&["a/b"], Version::HTTP_11, false),
+    ] {
+        for route in routes() {
+            for method in [Method::GET, Method::OPTIONS] {
+                let mut request = Request::builder().method(&method).version(version);
+                for host in hosts {
+                    request =
+                        request.header("host", HeaderValue::from_bytes(host.as_bytes()).unwrap());
+                }
+                let answer = pass(&gate, route, &request.body(()).unwrap());
+                let refused = answer.status() == StatusCode::BAD_REQUEST;
+                assert_eq!(refused, !good, "{method} {hosts:?} {version:?} {route:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn where_nobody_is_asked_no_credential_is_looked_at() {
     let keys = [("RELAY__AUTH__MODE", "anonymous")].map(|(key, value)| (key.into(), value.into()));
     let config = Config::load(None, keys.into_iter()).unwrap();

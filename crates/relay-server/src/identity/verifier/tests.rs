@@ -377,14 +377,28 @@ fn audience_and_issuer_must_be_the_configured_ones() {
         ),
         (json!("relay"), json!(null), "token_bad_issuer"),
         (json!("relay"), json!(7), "token_bad_issuer"),
+        (
+            json!("relay"),
+            json!(["https://login.example"]),
+            "token_bad_issuer",
+        ),
+        (json!(5), iss(), "token_bad_audience"),
+        (json!({}), iss(), "token_bad_audience"),
     ] {
         assert_eq!(refused(&strict, &claims(aud, iss)), code);
     }
     // Not configured: a token for somebody else is still not for the relay; any issuer will do.
-    assert_eq!(
-        refused(&verifier(), &hs256(&with("aud", json!("x")))),
-        "token_bad_audience"
-    );
+    for aud in [
+        json!("x"),
+        json!(["x"]),
+        json!([]),
+        json!(5),
+        json!({}),
+        json!(null),
+    ] {
+        let code = refused(&verifier(), &hs256(&with("aud", aud.clone())));
+        assert_eq!(code, "token_bad_audience", "{aud}");
+    }
     assert!(
         verifier()
             .verify(&hs256(&with("iss", json!("x"))), wall())
