@@ -122,6 +122,8 @@ struct JobLine {
     owner: String,
     known_from: Seq,
     lost_to: Seq,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first_at: Option<i64>,
     updates: usize,
 }
 
@@ -145,13 +147,13 @@ impl UpdateLine {
         let text = self.body.get().as_bytes();
         Ok(match &self.milestone {
             Some(name) => {
-                let data = MilestoneData::parse(text)?;
+                let data = MilestoneData::restore(text)?;
                 let (name, ts) = (Name::parse(name)?, data.ts());
                 let data = Bytes::from(data.into_json());
                 (Body::Milestone { name, data }, ts)
             }
             None => {
-                let document = JobDocument::parse(text, job, owner)?;
+                let document = JobDocument::restore(text, job, owner)?;
                 let ts = document.ts();
                 (Body::state(document), ts)
             }
@@ -292,6 +294,7 @@ fn write(history: &History, complete: bool, out: &mut impl Write) -> io::Result<
             owner: owner.as_str().to_owned(),
             known_from: memory.known_from,
             lost_to: memory.lost_to,
+            first_at: memory.first_at.map(WallTime::as_unix_micros),
             updates: memory.publications.len(),
         };
         write_line(&job, out)?;
@@ -365,6 +368,7 @@ impl Reader<'_> {
         let mut memory = JobMemory {
             known_from: line.known_from,
             lost_to: line.lost_to,
+            first_at: line.first_at.map(WallTime::from_unix_micros),
             publications: Vec::new(),
         };
         self.next_key += 1;
@@ -375,7 +379,11 @@ impl Reader<'_> {
                 return Err(self.broken(Problem::Number { seq, high }));
             }
             match self.publication(update, epoch, &job, &owner)? {
-                Some(publication) => memory.publications.push(Arc::new(publication)),
+                Some(mut publication) => {
+                    let own = publication.worker_at.unwrap_or(publication.stored_at);
+                    publication.first_at = *memory.first_at.get_or_insert(own);
+                    memory.publications.push(Arc::new(publication));
+                }
                 None => {
                     memory.known_from = memory.known_from.max(seq);
                     memory.lost_to = memory.lost_to.max(seq);
@@ -409,6 +417,7 @@ impl Reader<'_> {
             owner: owner.clone(),
             parent: update.parent.map(|it| self.name(&it)).transpose()?,
             body,
+            first_at: WallTime::default(),
             received_at: Moment::default(),
             worker_at,
             stored_at: WallTime::from_unix_micros(update.stored_at),

@@ -10,6 +10,7 @@ mod field;
 mod merge;
 mod milestone;
 mod refusal;
+mod rule;
 mod salvage;
 #[cfg(test)]
 mod schema;
@@ -18,6 +19,7 @@ mod text;
 mod value;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::id::{JobId, Name, Owner};
 use crate::moment::WallTime;
@@ -25,11 +27,13 @@ use crate::moment::WallTime;
 pub use merge::merge_patch;
 pub use milestone::MilestoneData;
 pub use refusal::{Problem, Quoted, Refusal};
+pub use rule::readable;
 pub(crate) use salvage::Known;
 pub use status::Status;
 
 use field::Field;
-use text::{Member, push_compact, read_object, text_of};
+use rule::push_valid;
+use text::{Member, read_object, text_of};
 
 /// The deepest nesting taken. serde_json's own limit does not count inside raw values.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -42,13 +46,17 @@ pub(crate) const MAX_DEPTH: usize = 64;
 /// their bytes.
 ///
 /// Without a `progress` there is one all the same if it can be known: 100 when the job is completed,
-/// else `current` of `total`, rounded down to hundredths and at most 100.
+/// else `current` of `total`, rounded down to hundredths and at most 100, else what the attempt had come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobDocument {
     /// The canonical text.
     json: String,
+    /// Where in the text a `progress` goes that is taken over.
+    progress_place: usize,
     /// Where in the text an estimated `eta_seconds` goes.
     eta_place: usize,
+    /// Where in the text the value of `created_at` stands; empty, where the member goes.
+    created_at: Range<usize>,
     status: Status,
     attempt: u32,
     progress: Option<f64>,
@@ -69,7 +77,7 @@ impl JobDocument {
         let mut sent = Sent::sort(&members);
         sent.agrees("job_id", Field::JobId, job)?;
         sent.agrees("owner", Field::Owner, owner)?;
-        Ok(Draft::check(&mut sent)?.write(&sent, job, owner, text.len()))
+        Draft::check(&mut sent)?.write(&sent, job, owner, text.len())
     }
 
     /// Where the job stands.
@@ -120,7 +128,43 @@ impl JobDocument {
         let seconds = (seconds * 10.0).round() / 10.0;
         let text = format!(",\"eta_seconds\":{seconds},\"eta_estimated\":true");
         self.json.insert_str(self.eta_place, &text);
+        self.created_at.start += text.len();
+        self.created_at.end += text.len();
         self.eta_seconds = Some(seconds);
+    }
+
+    /// The `created_at` as it is written, with its quotes.
+    pub(crate) fn created_at(&self) -> Option<&str> {
+        let text = self.json.get(self.created_at.clone())?;
+        Some(text).filter(|text| !text.is_empty())
+    }
+
+    /// Takes over what earlier states of the attempt said: `progress` where this one has none, and `created_at`
+    /// in any case.
+    pub(crate) fn carry(&mut self, progress: Option<f64>, created_at: Option<&str>) {
+        if let Some(first) = created_at
+            && self.created_at() != Some(first)
+        {
+            let Range { start, end } = self.created_at;
+            let key = match start == end {
+                true => ",\"created_at\":",
+                false => "",
+            };
+            self.json
+                .replace_range(start..end, &format!("{key}{first}"));
+            let start = start + key.len();
+            self.created_at = start..start + first.len();
+        }
+        if let Some(progress) = progress
+            && self.progress.is_none()
+        {
+            let text = format!(",\"progress\":{progress}");
+            self.json.insert_str(self.progress_place, &text);
+            self.eta_place += text.len();
+            self.created_at.start += text.len();
+            self.created_at.end += text.len();
+            self.progress = Some(progress);
+        }
     }
 
     /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of
@@ -250,7 +294,9 @@ impl<'a> Draft<'a> {
         }
         let document = JobDocument {
             json: String::new(),
+            progress_place: 0,
             eta_place: 0,
+            created_at: 0..0,
             status,
             attempt,
             progress,
@@ -280,23 +326,30 @@ impl<'a> Draft<'a> {
         job: &JobId,
         owner: &Owner,
         sent_bytes: usize,
-    ) -> JobDocument {
+    ) -> Result<JobDocument, Refusal> {
         let mut out = String::with_capacity(sent_bytes + 160);
         for field in Field::ALL {
-            self.write_field(&mut out, *field, sent, job, owner);
-            if *field == Field::EtaEstimated {
-                self.document.eta_place = out.len();
+            self.write_field(&mut out, *field, sent, job, owner)?;
+            let written = out.len();
+            match field {
+                Field::Progress => self.document.progress_place = written,
+                Field::EtaEstimated => self.document.eta_place = written,
+                Field::CreatedAt => {
+                    let length = sent.raw(Field::CreatedAt).map_or(0, str::len);
+                    self.document.created_at = written - length..written;
+                }
+                _ => {}
             }
         }
         for member in &sent.unknown {
             out.push(',');
             out.push_str(member.key);
             out.push(':');
-            push_compact(&mut out, member.value);
+            push_valid(&mut out, member.key.trim_matches('"'), member.value)?;
         }
         out.push('}');
         self.document.json = out;
-        self.document
+        Ok(self.document)
     }
 
     fn write_field(
@@ -306,19 +359,19 @@ impl<'a> Draft<'a> {
         sent: &Sent<'_>,
         job: &JobId,
         owner: &Owner,
-    ) {
+    ) -> Result<(), Refusal> {
         let raw = sent.raw(field);
         match field {
             Field::JobId => push_name(out, '{', field, job.as_str()),
             Field::Owner => push_name(out, ',', field, owner.as_str()),
             Field::Status => push_name(out, ',', field, self.document.status.as_str()),
-            Field::StatusDetail => push_field(out, field, raw.or(self.synonym)),
+            Field::StatusDetail => push_field(out, field, raw.or(self.synonym))?,
             Field::Attempt if raw.is_some() || self.document.attempt != 1 => {
-                push_field(out, field, Some(&self.document.attempt.to_string()));
+                push_field(out, field, Some(&self.document.attempt.to_string()))?;
             }
             Field::Progress => match (raw, self.document.progress) {
-                (None, Some(derived)) => push_field(out, field, Some(&derived.to_string())),
-                _ => push_field(out, field, raw),
+                (None, Some(derived)) => push_field(out, field, Some(&derived.to_string()))?,
+                _ => push_field(out, field, raw)?,
             },
             // Without a number of seconds it says nothing, and an estimate would bring its own.
             Field::EtaEstimated if self.document.eta_seconds.is_none() => {}
@@ -327,10 +380,11 @@ impl<'a> Draft<'a> {
                     push_name(out, ',', field, parent.as_str());
                 }
             }
-            Field::Tasks => push_field(out, field, self.tasks.as_deref()),
-            Field::Error => push_field(out, field, self.error.as_deref()),
-            _ => push_field(out, field, raw),
+            Field::Tasks => push_field(out, field, self.tasks.as_deref())?,
+            Field::Error => push_field(out, field, self.error.as_deref())?,
+            _ => push_field(out, field, raw)?,
         }
+        Ok(())
     }
 }
 
@@ -369,12 +423,13 @@ fn push_name(out: &mut String, separator: char, field: Field, text: &str) {
     out.push('"');
 }
 
-fn push_field(out: &mut String, field: Field, raw: Option<&str>) {
-    if let Some(raw) = raw {
-        out.push(',');
-        push_key(out, field);
-        push_compact(out, raw);
-    }
+fn push_field(out: &mut String, field: Field, raw: Option<&str>) -> Result<(), Refusal> {
+    let Some(raw) = raw else {
+        return Ok(());
+    };
+    out.push(',');
+    push_key(out, field);
+    push_valid(out, field.as_str(), raw)
 }
 
 fn push_key(out: &mut String, field: Field) {

@@ -16,9 +16,12 @@ pub struct Guard {
     /// The highest attempt seen; 0 before the first state.
     attempt: u32,
     ended: bool,
-    /// The highest progress of this attempt; a state without one leaves it.
+    /// The highest progress of this attempt, [`UNKNOWN`] before the first; a state without one leaves it.
     progress: f64,
 }
+
+/// Below any progress there is.
+const UNKNOWN: f64 = -1.0;
 
 /// What the guard says to a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +53,7 @@ impl Guard {
         Self {
             attempt: 0,
             ended: false,
-            progress: 0.0,
+            progress: UNKNOWN,
         }
     }
 
@@ -81,9 +84,9 @@ impl Guard {
         if verdict.is_accepted() {
             if doc.attempt() > self.attempt {
                 self.attempt = doc.attempt();
-                self.progress = 0.0;
+                self.progress = UNKNOWN;
             }
-            self.progress = doc.progress().unwrap_or(0.0).max(self.progress);
+            self.progress = doc.progress().unwrap_or(UNKNOWN).max(self.progress);
             self.ended = doc.status().is_terminal();
         }
         verdict
@@ -92,6 +95,11 @@ impl Guard {
     /// Whether the job has ended, so that only a higher attempt may follow.
     pub(crate) const fn is_terminal(&self) -> bool {
         self.ended
+    }
+
+    /// The highest progress accepted of this attempt.
+    pub(crate) fn progress(&self) -> Option<f64> {
+        Some(self.progress).filter(|progress| *progress >= 0.0)
     }
 
     /// The highest attempt accepted; 0 before the first state.

@@ -140,6 +140,8 @@ enum Change {
         eta: EtaEstimator,
         said: u64,
         reopened: bool,
+        /// Another than before.
+        created_at: Option<Box<str>>,
     },
     Milestone,
 }
@@ -171,6 +173,8 @@ pub struct JobMemory {
     pub known_from: Seq,
     /// Up to where milestones are lost, or may be.
     pub lost_to: Seq,
+    /// When its first update was.
+    pub first_at: Option<WallTime>,
     /// Its state and its history, by number.
     pub publications: Vec<Arc<Publication>>,
 }
@@ -195,7 +199,26 @@ pub struct Job {
     lost_to: Seq,
     /// Hash of the worker's bytes behind `state`, to know a repetition.
     said: u64,
+    /// The first `created_at` of the attempt, as its worker wrote it, else of one before.
+    created_at: Option<Box<str>>,
+    /// When its first update was.
+    first_at: Option<WallTime>,
+    /// What is known of it beside the updates that it is rebuilt from.
+    inherited: Option<Box<Inherited>>,
 }
+
+/// What a job that is rebuilt takes over from the one that was known, because the store may have let go of it.
+#[derive(Debug, Clone)]
+pub struct Inherited {
+    owner: Owner,
+    first_at: Option<WallTime>,
+    attempt: u32,
+    progress: Option<f64>,
+    created_at: Option<Box<str>>,
+}
+
+/// A time in a document that is longer is not taken over.
+const MAX_TIME_BYTES: usize = 64;
 
 impl Job {
     /// A job about which everything above `known_from` will be applied.
@@ -212,6 +235,28 @@ impl Job {
             known_from,
             lost_to: Seq::ZERO,
             said: 0,
+            created_at: None,
+            first_at: None,
+            inherited: None,
+        }
+    }
+
+    /// What is known of the job, for a copy of it that is rebuilt from the store.
+    pub fn legacy(&self) -> Inherited {
+        Inherited {
+            owner: self.owner.clone(),
+            attempt: self.guard.attempt(),
+            progress: self.guard.progress(),
+            created_at: self.created_at.clone(),
+            first_at: self.first_at,
+        }
+    }
+
+    /// Takes over, before the first update, what was known of the job, if it is the same owner's.
+    pub fn inherit(&mut self, known: Inherited) {
+        if known.owner == self.owner {
+            self.first_at = known.first_at;
+            self.inherited = Some(Box::new(known));
         }
     }
 
@@ -326,16 +371,19 @@ impl Job {
             change,
             dropped: _,
         } = judged;
+        self.first_at.get_or_insert(publication.first_at);
         match change {
             Change::State {
                 guard,
                 eta,
                 said,
                 reopened,
+                created_at,
             } => {
                 self.guard = guard;
                 self.eta = eta;
                 self.said = said;
+                self.created_at = created_at.or(self.created_at.take());
                 self.parent.clone_from(&publication.parent);
                 let previous = self.state.replace(publication.clone());
                 // The ending of an attempt that is being tried again is history, and still owed to whoever
@@ -407,6 +455,8 @@ impl Job {
             EtaEstimator::default()
         };
         estimate(&mut eta, &mut document, place.received_at);
+        // An estimate rests on what the worker said, so it comes before what is taken over.
+        let created_at = self.carry(&mut document, &guard);
         let (parent, ts) = (document.parent_id().cloned(), document.ts());
         Ok(Judged {
             publication: self.publication(Body::state(document), parent, ts, place),
@@ -415,9 +465,28 @@ impl Job {
                 eta,
                 said: hash(payload),
                 reopened,
+                created_at,
             },
             dropped,
         })
+    }
+
+    /// Puts into a state what is known from those before it; its `created_at`, if that is the first. `guard` is
+    /// the one that has admitted it.
+    fn carry(&self, document: &mut JobDocument, guard: &Guard) -> Option<Box<str>> {
+        let inherited = self.inherited.as_deref();
+        let of_attempt = inherited.filter(|it| it.attempt == guard.attempt());
+        let progress = guard.progress().or(of_attempt.and_then(|it| it.progress));
+        let begins = guard.attempt() != self.guard.attempt();
+        let own = document
+            .created_at()
+            .filter(|text| text.len() <= MAX_TIME_BYTES);
+        let known = of_attempt.and_then(|it| it.created_at.as_deref());
+        let known = known.or(self.created_at.as_deref());
+        let is_first = own.is_some() && (begins || known.is_none());
+        let first = if is_first { own.map(Box::from) } else { None };
+        document.carry(progress, known.filter(|_| !is_first));
+        first
     }
 
     fn judge_milestone(
@@ -533,6 +602,8 @@ impl Job {
     pub fn merge(&mut self, rebuilt: Self, bounds: &JobBounds) {
         let known = std::mem::replace(self, rebuilt);
         self.key = known.key;
+        self.inherited = None;
+        self.created_at = self.created_at.take().or(known.created_at);
         let Some(state) = self.state.clone() else {
             return;
         };
@@ -556,6 +627,7 @@ impl Job {
         JobMemory {
             known_from: self.known_from,
             lost_to: self.lost_to,
+            first_at: self.first_at,
             publications: self.publications(),
         }
     }
@@ -573,6 +645,7 @@ impl Job {
     ) -> Result<Self, Refusal> {
         let mut job = Self::new(key, id, owner, memory.known_from);
         job.lost_to = memory.lost_to;
+        job.first_at = memory.first_at;
         let mut history = memory.publications;
         if let Some(at) = history.iter().rposition(|each| each.is_state()) {
             let state = history.remove(at);
@@ -584,6 +657,7 @@ impl Job {
             // The first state a guard sees is accepted.
             let verdict = job.guard.admit(&document);
             debug_assert!(verdict.is_accepted(), "nothing came before it");
+            job.created_at = document.created_at().map(Box::from);
         }
         job.history = history.into();
         Ok(job)
@@ -614,6 +688,7 @@ impl Job {
             owner: self.owner.clone(),
             parent,
             body,
+            first_at: (self.first_at).unwrap_or(worker_at.unwrap_or(place.stored_at)),
             received_at: place.received_at,
             worker_at,
             stored_at: place.stored_at,

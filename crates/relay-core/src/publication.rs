@@ -38,6 +38,8 @@ pub struct Publication {
     pub parent: Option<Name>,
     /// State, milestone, or the end of the job's history.
     pub body: Body,
+    /// When the first update of its job was that is known: by its worker's clock, else the bus's.
+    pub first_at: WallTime,
     /// When this node took it in.
     pub received_at: Moment,
     /// The worker's clock at publishing, if it said.

@@ -97,6 +97,7 @@ fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
         owner: Owner::nobody(),
         parent: None,
         body,
+        first_at: WallTime::default(),
         received_at: Moment::default(),
         worker_at: None,
         stored_at: WallTime::default(),

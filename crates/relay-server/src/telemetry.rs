@@ -277,8 +277,8 @@ impl Telemetry {
             dialect_failures: counters(
                 r,
                 "relay_dialect_failures_total",
-                "Runs of a dialect's mappings that failed, so that nothing was sent",
-                &["dialect", "mapping"],
+                "Runs of a dialect's mappings that failed, or had nothing to read, so that nothing was sent, by reason",
+                &["dialect", "mapping", "reason"],
             )?,
             dialect_connections: int_gauges(
                 r,
@@ -387,7 +387,7 @@ impl Telemetry {
         Box::new(MappingMeter::new(
             labels,
             self.dialect_runs.with_label_values(&labels),
-            self.dialect_failures.with_label_values(&labels),
+            self.dialect_failures.clone(),
         ))
     }
 

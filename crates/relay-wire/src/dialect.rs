@@ -203,6 +203,13 @@ impl Dialect {
         }
     }
 
+    /// Counts that a frame is not sent, because what it is about cannot be read.
+    pub(crate) fn unmapped(&self, frame: Frame, failure: &Failure) {
+        if let Some(mapping) = self.frames.get(&frame) {
+            mapping.failed(failure);
+        }
+    }
+
     /// What a client's message asks. `None`: the mapping failed on it.
     pub(crate) fn instructions(
         &self,

@@ -127,6 +127,9 @@ impl Hub {
     pub(super) fn rebuild(&self, job: &JobId) -> Rebuild {
         let mut table = self.table();
         let known = table.job(job).map(|job| job.key);
+        // Of which only the last state was read, the store knows more.
+        let whole = table.get(job).filter(|entry| !entry.partial);
+        let inherited = whole.and_then(|entry| entry.job.as_deref().map(Job::legacy));
         Rebuild {
             id: job.clone(),
             key: known.unwrap_or_else(|| table.new_key()),
@@ -134,6 +137,7 @@ impl Hub {
             now: self.clock.now(),
             bounds: table.bounds(),
             per_subject: self.settings.per_job,
+            inherited,
         }
     }
 

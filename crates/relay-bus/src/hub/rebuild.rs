@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use hashbrown::HashMap;
 use relay_core::id::{JobId, Name};
-use relay_core::job::{Declined, Job, JobBounds, Place, Sender};
+use relay_core::job::{Declined, Inherited, Job, JobBounds, Place, Sender};
 use relay_core::moment::Moment;
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;
@@ -33,6 +33,8 @@ pub(super) struct Rebuild {
     pub(super) bounds: JobBounds,
     /// Messages that the store keeps of a subject.
     pub(super) per_subject: usize,
+    /// What is known of the job already, for what the store has let go of.
+    pub(super) inherited: Option<Inherited>,
 }
 
 /// What the store has of one job.
@@ -140,6 +142,9 @@ impl Rebuild {
             first.doubt(discarded);
         }
         first.belongs_to(first_parent(updates, &self.bounds));
+        if let Some(known) = self.inherited.clone() {
+            first.inherit(known);
+        }
         first
     }
 }

@@ -533,6 +533,7 @@ impl Table {
             owner: last.owner.clone(),
             parent: last.parent.clone(),
             body: Body::Gone,
+            first_at: last.first_at,
             received_at: last.received_at,
             worker_at: None,
             stored_at: last.stored_at,

@@ -20,6 +20,7 @@ fn publication(job: u64, seq: u64, body: Body) -> Message {
         owner: Owner::nobody(),
         parent: None,
         body,
+        first_at: WallTime::default(),
         received_at: Moment::default(),
         worker_at: None,
         stored_at: WallTime::default(),

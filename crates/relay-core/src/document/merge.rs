@@ -8,6 +8,7 @@
 use hashbrown::HashMap;
 
 use super::refusal::Refusal;
+use super::rule::push_valid;
 use super::status::Status;
 use super::text::{Member, push_compact, read_members, read_object, text_of};
 use super::value;
@@ -20,9 +21,17 @@ use super::value;
 /// another `attempt`.
 ///
 /// # Errors
-/// When either is not a JSON object, or has a name twice.
+/// When either is not a JSON object, or the patch is not what every reader can read.
 pub fn merge_patch(last_state_json: &[u8], patch: &[u8]) -> Result<Vec<u8>, Refusal> {
     let patch = read_object(text_of(patch)?, "a merge patch")?;
+    for member in &patch {
+        // Of a name that is there twice a merge would leave one, and nobody would know which.
+        push_valid(
+            &mut String::new(),
+            member.key.trim_matches('"'),
+            member.value,
+        )?;
+    }
     let mut last = read_object(text_of(last_state_json)?, "a state")?;
     let outdated = outdated(&last, &patch);
     last.retain(|member| !outdated.contains(&&*member.name));
@@ -69,7 +78,6 @@ fn merge_objects(
     base: &[Member<'_>],
     patch: &[Member<'_>],
 ) -> Result<(), Refusal> {
-    // Of a name repeated inside a nested patch the last counts, as most readers have it.
     let places: HashMap<&str, usize> = (patch.iter().enumerate())
         .map(|(at, member)| (&*member.name, at))
         .collect();
@@ -233,9 +241,7 @@ mod tests {
         assert_eq!(refused("3"), "not_an_object");
         assert_eq!(refused(r#"{"a":1,"a":2}"#), "duplicate_field");
         assert_eq!(refused("{"), "bad_json");
-        assert_eq!(
-            merge(r#"{"a":{"b":1}}"#, r#"{"a":{"b":2,"b":3}}"#),
-            r#"{"a":{"b":3}}"#
-        );
+        assert_eq!(refused(r#"{"a":{"b":2,"b":3}}"#), "duplicate_field");
+        assert_eq!(refused(r#"{"a":["\ud83d"]}"#), "bad_field");
     }
 }

@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 use crate::moment::WallTime;
 
 use super::refusal::Refusal;
-use super::text::{check_json, push_compact, read_members, text_of};
+use super::rule::{push_mended, push_valid};
+use super::text::{check_json, read_members, text_of};
 use super::value;
 
 /// The data of a milestone, as its worker wrote it but for white space between tokens.
@@ -28,7 +29,7 @@ impl MilestoneData {
     /// Takes any JSON value; nothing at all is `null`.
     ///
     /// # Errors
-    /// When the payload is not JSON in UTF-8, or nested deeper than 64 levels.
+    /// When the payload is not JSON in UTF-8, nested deeper than 64 levels, or not what every reader can read.
     pub fn parse(payload: &[u8]) -> Result<Self, Refusal> {
         if payload.trim_ascii().is_empty() {
             return Self::from_json("null");
@@ -36,9 +37,26 @@ impl MilestoneData {
         Self::from_json(check_json(text_of(payload)?)?)
     }
 
+    /// Takes what was accepted before, be it by an older version that took more.
+    ///
+    /// # Errors
+    /// When the payload is not JSON.
+    pub fn restore(payload: &[u8]) -> Result<Self, Refusal> {
+        Self::parse(payload).or_else(|_| {
+            let raw = check_json(text_of(payload)?)?;
+            let mut line = String::with_capacity(raw.len());
+            push_mended(&mut line, "data", raw, &mut |_| {});
+            Self::from_line(raw, line)
+        })
+    }
+
     fn from_json(raw: &str) -> Result<Self, Refusal> {
         let mut line = String::with_capacity(raw.len());
-        push_compact(&mut line, raw);
+        push_valid(&mut line, "data", raw)?;
+        Self::from_line(raw, line)
+    }
+
+    fn from_line(raw: &str, line: String) -> Result<Self, Refusal> {
         Ok(Self {
             ts: worker_time(raw),
             data: RawValue::from_string(line).map_err(Refusal::not_json)?,
@@ -101,6 +119,10 @@ mod tests {
             ("1 2", "bad_json"),
             ("nope", "bad_json"),
             (&"[".repeat(65), "too_deep"),
+            (r#"{"a":["\udc00"]}"#, "bad_field"),
+            (r#"{"a":{"b":1e400}}"#, "bad_field"),
+            (r#"{"a":{"b":1,"\u0062":2}}"#, "duplicate_field"),
+            ("1e400", "bad_field"),
         ] {
             assert_eq!(
                 MilestoneData::parse(payload.as_bytes()).unwrap_err().code(),
@@ -111,6 +133,12 @@ mod tests {
             MilestoneData::parse(b"\xff").unwrap_err().code(),
             "bad_json"
         );
+    }
+
+    #[test]
+    fn what_an_older_version_took_is_restored_with_what_is_wrong_replaced() {
+        let restored = MilestoneData::restore(br#"{"a":"\ud83d","n":[1e400]}"#).unwrap();
+        assert_eq!(restored.as_json(), r#"{"a":"\ufffd","n":[null]}"#);
     }
 
     #[test]

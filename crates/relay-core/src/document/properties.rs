@@ -71,7 +71,7 @@ proptest! {
             prop_assert!(!doc.as_json().contains('\n'));
             for (name, value) in &fields {
                 let mut line = String::new();
-                push_compact(&mut line, value);
+                crate::document::text::push_compact(&mut line, value);
                 if Field::named(name).is_none() {
                     prop_assert_eq!(field(&doc, name), Some(&*line));
                 }

@@ -11,6 +11,7 @@ use std::fmt;
 use crate::id::{Name, NameError};
 
 use super::MAX_DEPTH;
+use super::rule::shown;
 
 /// How much of a refused value a message repeats.
 pub(crate) const MAX_QUOTED_CHARS: usize = 40;
@@ -49,10 +50,10 @@ pub enum Refusal {
     /// Brackets within brackets.
     #[error("the payload is nested deeper than {MAX_DEPTH} levels; flatten it")]
     TooDeep,
-    /// A name twice at the top, so that nobody can say which value counts.
+    /// A name twice in one object, so that nobody can say which value counts.
     #[error("{field}: appears twice; keep one")]
     DuplicateField {
-        /// The name.
+        /// The name, such as `progress` or `meta.a`.
         field: Box<str>,
     },
     /// The one field each state must have.
@@ -99,7 +100,11 @@ impl Refusal {
         match self {
             Self::Empty | Self::NotUtf8 { .. } | Self::NotJson { .. } => "bad_json",
             Self::NotAnObject { .. } => "not_an_object",
-            Self::TooDeep => "too_deep",
+            Self::TooDeep
+            | Self::Field {
+                problem: Problem::TooDeep,
+                ..
+            } => "too_deep",
             Self::DuplicateField { .. } => "duplicate_field",
             Self::MissingStatus => "missing_status",
             Self::Field { .. } => "bad_field",
@@ -122,7 +127,7 @@ impl Refusal {
         let problem = Problem::BrokenText {
             found: Quoted::new(key),
         };
-        Self::field_problem(Quoted::new(key.trim_matches('"')).to_string(), problem)
+        Self::field_problem(shown(key).to_string(), problem)
     }
 
     /// Whether it is about the size of one field.
@@ -169,6 +174,15 @@ pub enum Problem {
         /// The word or number.
         found: Quoted,
     },
+    /// Bytes that are not text.
+    #[error("is not UTF-8; send JSON as UTF-8")]
+    NotUtf8,
+    /// A number that no double holds, which some readers reject and others call infinite.
+    #[error("{found} is beyond what a double holds; send a smaller number, or a string")]
+    BeyondDouble {
+        /// The number.
+        found: Quoted,
+    },
     /// A status word the relay does not know.
     #[error("{found} is not a known status; use queued, running, completed, failed or cancelled")]
     UnknownStatus {
@@ -189,8 +203,8 @@ pub enum Problem {
         /// What a name may be.
         source: NameError,
     },
-    /// A string whose escapes make no character, such as half a surrogate pair.
-    #[error("{found} holds an escape that is not a character")]
+    /// A string with half a surrogate pair, which is not a character.
+    #[error("{found} holds an escape that is not a character, such as half a surrogate pair")]
     BrokenText {
         /// The string.
         found: Quoted,

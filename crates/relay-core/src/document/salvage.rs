@@ -15,9 +15,11 @@ use crate::id::{JobId, Name, Owner};
 
 use super::field::Field;
 use super::refusal::{Problem, Quoted, Refusal};
+use super::rule::{push_mended, shown};
+use super::status::Status;
 use super::text::{
     Member, check_depth, check_json, is_not_finite, read_elements, read_members, string_end,
-    unescape,
+    unescape, without_mark,
 };
 use super::{Draft, JobDocument, Sent, value};
 
@@ -51,24 +53,23 @@ pub(crate) struct Salvaged {
     pub(crate) dropped: Vec<Refusal>,
 }
 
-/// Notes of what is lost.
-struct Lost(Vec<Refusal>);
+/// Notes of what is lost, the first of them.
+#[derive(Default)]
+struct Lost {
+    wrong: Vec<Refusal>,
+    too_large: Vec<Refusal>,
+}
 
 impl Lost {
     fn note(&mut self, key: &str, problem: Problem) {
-        self.refuse(|| Refusal::field_problem(shown(key), problem));
+        self.refuse(|| Refusal::field_problem(shown(key).to_string(), problem));
     }
 
     fn refuse(&mut self, refusal: impl FnOnce() -> Refusal) {
-        if self.0.len() < MAX_LOST {
-            self.0.push(refusal());
+        if self.wrong.len() < MAX_LOST {
+            self.wrong.push(refusal());
         }
     }
-}
-
-/// A name for a message, from what was sent.
-fn shown(key: &str) -> String {
-    Quoted::new(key.trim_matches('"')).to_string()
 }
 
 /// A member of the ending that is kept, with what is kept of its value.
@@ -88,15 +89,41 @@ impl JobDocument {
         known: Known<'_>,
         limit: usize,
     ) -> Option<Salvaged> {
+        Self::mend(payload, job, owner, known, limit, Status::is_terminal)
+    }
+
+    /// Reads a document that was accepted before, be it by an older version that took more.
+    ///
+    /// # Errors
+    /// When it is not a whole object with a known status.
+    pub fn restore(payload: &[u8], job: &JobId, owner: &Owner) -> Result<Self, Refusal> {
+        let known = Known {
+            attempt: 1,
+            parent: None,
+        };
+        Self::parse(payload, job, owner).or_else(|refusal| {
+            let mended = Self::mend(payload, job, owner, known, usize::MAX, |_| true);
+            mended.map(|mended| mended.document).ok_or(refusal)
+        })
+    }
+
+    fn mend(
+        payload: &[u8],
+        job: &JobId,
+        owner: &Owner,
+        known: Known<'_>,
+        limit: usize,
+        is_wanted: impl Fn(Status) -> bool,
+    ) -> Option<Salvaged> {
         if payload.len() > MAX_BYTES {
             return None;
         }
         let text = String::from_utf8_lossy(payload);
-        let mut lost = Lost(Vec::new());
-        let mut kept = keep_last_of_each(split(&text)?, &mut lost);
+        let mut lost = Lost::default();
+        let mut kept = keep_last_of_each(split(without_mark(&text))?, &mut lost);
         let status = kept.iter().find(|member| member.name == "status")?;
         let (status, _) = value::status(&status.value).ok()?;
-        if !status.is_terminal() {
+        if !is_wanted(status) {
             return None;
         }
         let says = |field: Field| {
@@ -104,13 +131,19 @@ impl JobDocument {
             members.any(|member| member.name == field.as_str())
         };
         let (says_attempt, says_parent) = (says(Field::Attempt), says(Field::ParentId));
+        if matches!(text, Cow::Owned(_)) {
+            let replaced = |member: &&Kept<'_>| member.value.contains('\u{fffd}');
+            for member in kept.iter().filter(replaced) {
+                lost.note(member.key, Problem::NotUtf8);
+            }
+        }
         kept.retain_mut(|member| clean(member, &mut lost));
         if payload.len() > limit {
             shrink(&mut kept, limit, &mut lost);
         }
         let members: Vec<_> = kept.iter().map(Kept::as_member).collect();
         let mut sent = Sent::sort(&members);
-        sent.dropped = Some(lost.0);
+        sent.dropped = Some(Vec::new());
         sent.agrees("job_id", Field::JobId, job).ok()?;
         sent.agrees("owner", Field::Owner, owner).ok()?;
         let mut draft = Draft::check(&mut sent).ok()?;
@@ -120,8 +153,10 @@ impl JobDocument {
         if says_parent && sent.raw(Field::ParentId).is_none() {
             draft.document.parent_id = known.parent.cloned();
         }
-        let dropped = sent.dropped.take().unwrap_or_default();
-        let mut document = draft.write(&sent, job, owner, text.len().min(limit));
+        let mut dropped = sent.dropped.take().unwrap_or_default();
+        dropped.append(&mut lost.wrong);
+        dropped.append(&mut lost.too_large);
+        let mut document = draft.write(&sent, job, owner, text.len().min(limit)).ok()?;
         document.name_lost(&dropped);
         Some(Salvaged { document, dropped })
     }
@@ -254,7 +289,7 @@ fn keep_last_of_each<'a>(members: Vec<(&'a str, &'a str)>, lost: &mut Lost) -> V
         at += 1;
         if !counts {
             lost.refuse(|| Refusal::DuplicateField {
-                field: shown(member.key).into(),
+                field: shown(member.key).to_string().into(),
             });
         }
         counts
@@ -279,14 +314,17 @@ fn clean(member: &mut Kept<'_>, lost: &mut Lost) -> bool {
         lost.note(member.key, problem);
         return false;
     }
+    let mut line = String::with_capacity(raw.len());
+    let field = member.key.trim_matches('"');
+    push_mended(&mut line, field, raw, &mut |refusal| {
+        lost.refuse(|| refusal)
+    });
     let cleaned = match &*member.name {
-        "error" => clean_error(raw, lost),
-        "tasks" => clean_tasks(raw, lost),
+        "error" => clean_error(&line, lost),
+        "tasks" => clean_tasks(&line, lost),
         _ => None,
     };
-    if let Some(cleaned) = cleaned {
-        member.value = Cow::Owned(cleaned);
-    }
+    member.value = Cow::Owned(cleaned.unwrap_or(line));
     true
 }
 
@@ -366,7 +404,11 @@ fn shrink(kept: &mut Vec<Kept<'_>>, limit: usize, lost: &mut Lost) {
             continue;
         }
         let (before, bytes) = (size(member), member.value.len());
-        lost.note(member.key, Problem::TooLarge { bytes, limit });
+        if lost.too_large.len() < MAX_LOST {
+            let field = shown(member.key).to_string();
+            let problem = Problem::TooLarge { bytes, limit };
+            lost.too_large.push(Refusal::field_problem(field, problem));
+        }
         let short = match &*member.name {
             "message" => short_text(&member.value),
             "error" => short_error(&member.value),

@@ -75,7 +75,7 @@ fn each_field_is_read_and_written_in_its_place() {
 
 #[test]
 fn unknown_fields_keep_every_byte() {
-    let tail = r#""a":1.0,"b":123456789012345678901234567890,"c":1E+400,"d":-0,"\u0065":"\ud83d\u00e9/\/","f":null}"#;
+    let tail = r#""a":1.0,"b":123456789012345678901234567890,"c":1E+300,"d":-0,"\u0065":"\ud83d\ude00\u00e9/\/","f":null}"#;
     let text = canonical(&format!("{{\"status\":\"running\",{tail}"));
     assert_eq!(text, format!("{{\"status\":\"running\",{tail}"));
 }
@@ -200,7 +200,7 @@ fn a_wrong_field_is_named_with_what_was_meant() {
         ),
         (
             r#""progress":1e999"#,
-            "progress: 1e999 is not a JSON number; send a finite number or leave the field out",
+            "progress: 1e999 is beyond what a double holds; send a smaller number, or a string",
         ),
         (
             r#""current":-3,"total":4"#,
@@ -269,7 +269,7 @@ fn a_wrong_field_is_named_with_what_was_meant() {
         ),
         (
             r#""message":"\ud800""#,
-            r#"message: "\ud800" holds an escape that is not a character"#,
+            r#"message: "\ud800" holds an escape that is not a character, such as half a surrogate pair"#,
         ),
     ] {
         let refusal = parse(&format!("{{\"status\":\"running\",{fields}}}")).unwrap_err();
@@ -359,8 +359,26 @@ fn what_is_no_state_is_refused_with_its_reason() {
         (
             &deep,
             "too_deep",
-            None,
-            "the payload is nested deeper than 64 levels; flatten it",
+            Some("x"),
+            "x: is nested deeper than 64 levels; flatten it",
+        ),
+        (
+            r#"{"status":"running","a":{"b":[0,{"c":1,"c":2}]}}"#,
+            "duplicate_field",
+            Some("a.b[1].c"),
+            "a.b[1].c: appears twice; keep one",
+        ),
+        (
+            r#"{"status":"running","error":{"x":"\ud83d"}}"#,
+            "bad_field",
+            Some("error.x"),
+            r#"error.x: "\ud83d" holds an escape that is not a character, such as half a surrogate pair"#,
+        ),
+        (
+            r#"{"status":"running","result":[1e400]}"#,
+            "bad_field",
+            Some("result[0]"),
+            "result[0]: 1e400 is beyond what a double holds; send a smaller number, or a string",
         ),
     ] {
         let refusal = parse(payload).unwrap_err();
@@ -371,6 +389,15 @@ fn what_is_no_state_is_refused_with_its_reason() {
     let (job, owner) = (Name::parse("j1").unwrap(), Name::nobody());
     let refusal = JobDocument::parse(b"{\"a\":\"\xff\"}", &job, &owner).unwrap_err();
     assert!(matches!(refusal, Refusal::NotUtf8 { offset: 6 }));
+}
+
+#[test]
+fn a_byte_order_mark_in_front_is_not_a_part_of_the_document() {
+    assert_eq!(
+        canonical("\u{feff}{\"status\":\"running\"}"),
+        r#"{"status":"running"}"#
+    );
+    assert!(parse("{\u{feff}\"status\":\"running\"}").is_err());
 }
 
 #[test]

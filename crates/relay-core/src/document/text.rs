@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::MAX_DEPTH;
 use super::refusal::{Problem, Quoted, Refusal, kind_of};
+use super::rule::shown;
 
 /// One member of an object.
 #[derive(Debug)]
@@ -30,11 +31,17 @@ pub(super) fn text_of(payload: &[u8]) -> Result<&str, Refusal> {
     let text = std::str::from_utf8(payload).map_err(|e| Refusal::NotUtf8 {
         offset: e.valid_up_to(),
     })?;
+    let text = without_mark(text);
     if text.trim_ascii().is_empty() {
         return Err(Refusal::Empty);
     }
-    check_depth(payload)?;
+    check_depth(text.as_bytes())?;
     Ok(text)
+}
+
+/// `text` without the byte order mark that some editors put in front.
+pub(super) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// The members of the object `text`, in their order; a name occurs once.
@@ -53,7 +60,7 @@ pub(super) fn read_object<'a>(
     match first_duplicate(&members) {
         None => Ok(members),
         Some(member) => Err(Refusal::DuplicateField {
-            field: quoted_name(member).into(),
+            field: shown(member.key).to_string().into(),
         }),
     }
 }
@@ -148,10 +155,16 @@ pub(super) fn check_depth(bytes: &[u8]) -> Result<(), Refusal> {
         return Ok(());
     }
     let (mut depth, mut at) = (0usize, 0);
+    // The last text of the outermost object, which is the name of the member where it becomes too deep.
+    let mut name = 0..0;
     while at < bytes.len() {
         match bytes[at] {
             b'"' => {
-                at = string_end(bytes, at);
+                let end = string_end(bytes, at);
+                if depth == 1 {
+                    name = at..end;
+                }
+                at = end;
                 continue;
             }
             b'{' | b'[' => depth += 1,
@@ -159,16 +172,15 @@ pub(super) fn check_depth(bytes: &[u8]) -> Result<(), Refusal> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err(Refusal::TooDeep);
+            let name = bytes.get(name).filter(|name| !name.is_empty());
+            let name = name.and_then(|name| std::str::from_utf8(name).ok());
+            return Err(name.map_or(Refusal::TooDeep, |name| {
+                Refusal::field_problem(shown(name).to_string(), Problem::TooDeep)
+            }));
         }
         at += 1;
     }
     Ok(())
-}
-
-/// The name for a message: short, and with its escapes, so that it cannot break a line.
-fn quoted_name(member: &Member<'_>) -> String {
-    Quoted::new(member.key.trim_matches('"')).to_string()
 }
 
 fn first_duplicate<'m, 'a>(members: &'m [Member<'a>]) -> Option<&'m Member<'a>> {
@@ -188,7 +200,7 @@ fn explain(text: &str, members: &[Member<'_>], error: serde_json::Error) -> Refu
     let word = word_at(text, error.line(), error.column());
     match members.last() {
         Some(open) if open.value.is_empty() && is_not_finite(word) => Refusal::field_problem(
-            quoted_name(open),
+            shown(open.key).to_string(),
             Problem::NotFinite {
                 found: Quoted::new(word),
             },

@@ -10,6 +10,7 @@ use crate::id::Name;
 use crate::moment::WallTime;
 
 use super::refusal::{Problem, Quoted, Refusal};
+use super::rule::is_finite;
 use super::status::Status;
 use super::text::{Member, push_compact, read_elements, read_members, unescape};
 
@@ -32,8 +33,8 @@ pub(super) fn number(raw: &str, meant: &'static str) -> Result<f64, Problem> {
     }
     match raw.parse::<f64>() {
         // Adding zero turns -0 into 0, so that nobody sees a sign.
-        Ok(number) if number.is_finite() => Ok(number + 0.0),
-        _ => Err(Problem::NotFinite {
+        Ok(number) if is_finite(raw) => Ok(number + 0.0),
+        _ => Err(Problem::BeyondDouble {
             found: Quoted::new(raw),
         }),
     }

@@ -202,3 +202,232 @@ fn an_ending_said_twice_is_a_repetition_and_another_one_is_late() {
     let late = state(&mut job, 3, other);
     assert!(matches!(late, Err(Declined::Stale(Stale::AfterEnding))));
 }
+
+/// What the job's state is now, behind `job_id` and `owner`.
+fn told(job: &Job) -> String {
+    let Some(Body::State { json, .. }) = job.state().map(|state| &state.body) else {
+        return String::new();
+    };
+    let text = std::str::from_utf8(json).unwrap();
+    let rest = text
+        .strip_prefix(r#"{"job_id":"j1","owner":"alice","#)
+        .unwrap();
+    // What is taken over is a document that any reader takes.
+    JobDocument::parse(json, &job.id, &job.owner).unwrap();
+    format!("{{{rest}")
+}
+
+#[test]
+fn a_state_without_progress_has_what_the_attempt_had_come_to() {
+    let mut job = job();
+    for (seq, said, is) in [
+        (1, r#"{"status":"queued"}"#, r#"{"status":"queued"}"#),
+        (
+            2,
+            r#"{"status":"running","current":8,"total":10}"#,
+            r#"{"status":"running","progress":80,"current":8,"total":10}"#,
+        ),
+        (
+            3,
+            r#"{"status":"running","stage":"s","x":1}"#,
+            r#"{"status":"running","progress":80,"stage":"s","x":1}"#,
+        ),
+        (
+            4,
+            r#"{"status":"failed","attempt":1,"x":1}"#,
+            r#"{"status":"failed","attempt":1,"progress":80,"x":1}"#,
+        ),
+        (
+            5,
+            r#"{"status":"queued","attempt":2}"#,
+            r#"{"status":"queued","attempt":2}"#,
+        ),
+        (
+            6,
+            r#"{"status":"running","attempt":2,"progress":12.50}"#,
+            r#"{"status":"running","attempt":2,"progress":12.50}"#,
+        ),
+        (
+            7,
+            r#"{"status":"cancelled","attempt":2}"#,
+            r#"{"status":"cancelled","attempt":2,"progress":12.5}"#,
+        ),
+        (
+            8,
+            r#"{"status":"failed","attempt":3,"progress":7}"#,
+            r#"{"status":"failed","attempt":3,"progress":7}"#,
+        ),
+        (
+            9,
+            r#"{"status":"running","attempt":4,"progress":40}"#,
+            r#"{"status":"running","attempt":4,"progress":40}"#,
+        ),
+        (
+            10,
+            r#"{"status":"failed","attempt":4,"progress":5}"#,
+            r#"{"status":"failed","attempt":4,"progress":5}"#,
+        ),
+        (
+            11,
+            r#"{"status":"running","attempt":5,"progress":40}"#,
+            r#"{"status":"running","attempt":5,"progress":40}"#,
+        ),
+        (
+            12,
+            r#"{"status":"completed","attempt":5}"#,
+            r#"{"status":"completed","attempt":5,"progress":100}"#,
+        ),
+    ] {
+        state(&mut job, seq, said).unwrap();
+        assert_eq!(told(&job), is, "{said}");
+    }
+    assert_eq!(
+        job.state()
+            .and_then(|state| state.share())
+            .unwrap()
+            .progress,
+        100.0
+    );
+}
+
+#[test]
+fn the_first_created_at_of_an_attempt_stays() {
+    let mut job = job();
+    let (first, other) = ("2026-11-21T10:00:00Z", "2026-11-21T12:00:00.5+02:00");
+    for (seq, said, is) in [
+        (
+            1,
+            r#"{"status":"queued"}"#.to_owned(),
+            r#"{"status":"queued"}"#.to_owned(),
+        ),
+        (
+            2,
+            format!(r#"{{"status":"running","created_at":"{first}","x":1}}"#),
+            format!(r#"{{"status":"running","created_at":"{first}","x":1}}"#),
+        ),
+        (
+            3,
+            r#"{"status":"running","progress":5,"meta":{}}"#.to_owned(),
+            format!(r#"{{"status":"running","progress":5,"created_at":"{first}","meta":{{}}}}"#),
+        ),
+        (
+            4,
+            format!(r#"{{"status":"running","created_at":"{other}","x":1}}"#),
+            format!(r#"{{"status":"running","progress":5,"created_at":"{first}","x":1}}"#),
+        ),
+        (
+            5,
+            format!(r#"{{"status":"failed","created_at":null,"ts":"{other}"}}"#),
+            format!(r#"{{"status":"failed","progress":5,"created_at":"{first}","ts":"{other}"}}"#),
+        ),
+        (
+            6,
+            r#"{"status":"running","attempt":2}"#.to_owned(),
+            format!(r#"{{"status":"running","attempt":2,"created_at":"{first}"}}"#),
+        ),
+        (
+            7,
+            format!(r#"{{"status":"running","attempt":3,"created_at":"{other}"}}"#),
+            format!(r#"{{"status":"running","attempt":3,"created_at":"{other}"}}"#),
+        ),
+        (
+            8,
+            r#"{"status":"completed","attempt":3}"#.to_owned(),
+            format!(
+                r#"{{"status":"completed","attempt":3,"progress":100,"created_at":"{other}"}}"#
+            ),
+        ),
+    ] {
+        state(&mut job, seq, &said).unwrap();
+        assert_eq!(told(&job), is, "{said}");
+    }
+}
+
+#[test]
+fn an_estimate_and_what_is_taken_over_stand_beside_each_other() {
+    let mut job = job();
+    let created = r#""created_at":"2026-11-21T10:00:00Z""#;
+    let mut at = |seq: u64, text: &str| {
+        let place = Place {
+            received_at: Moment::from_micros(seq * 10_000_000),
+            ..place(seq)
+        };
+        let payload = Bytes::copy_from_slice(text.as_bytes());
+        job.apply(Subject::State, &payload, place, &BOUNDS).unwrap();
+        told(&job)
+    };
+    at(
+        1,
+        &format!(r#"{{"status":"running","progress":10,{created}}}"#),
+    );
+    for seq in 2..6 {
+        at(
+            seq,
+            &format!(r#"{{"status":"running","progress":{}}}"#, seq * 10),
+        );
+    }
+    let told = at(6, r#"{"status":"running","message":"m","x":1}"#);
+    let estimate = told.split_once(r#","eta_seconds":"#).unwrap();
+    assert_eq!(
+        estimate.0,
+        r#"{"status":"running","progress":50,"message":"m""#
+    );
+    assert!(
+        estimate
+            .1
+            .ends_with(&format!(r#","eta_estimated":true,{created},"x":1}}"#))
+    );
+}
+
+#[test]
+fn a_job_that_is_rebuilt_from_its_ending_alone_keeps_what_was_known() {
+    let mut known = job();
+    let created = r#""created_at":"2026-11-21T10:00:00Z""#;
+    state(
+        &mut known,
+        1,
+        &format!(r#"{{"status":"running","progress":80,{created}}}"#),
+    )
+    .unwrap();
+    let mut rebuilt = job();
+    rebuilt.inherit(known.legacy());
+    state(&mut rebuilt, 5, FAILED).unwrap();
+    known.merge(rebuilt, &BOUNDS);
+    assert_eq!(
+        told(&known),
+        format!(r#"{{"status":"failed","progress":80,{created}}}"#)
+    );
+    state(&mut known, 6, AGAIN).unwrap();
+    assert_eq!(
+        told(&known),
+        format!(r#"{{"status":"running","attempt":2,{created}}}"#)
+    );
+    // Who has never known it cannot say more than the store.
+    let mut stranger = job();
+    state(&mut stranger, 5, FAILED).unwrap();
+    assert_eq!(told(&stranger), FAILED);
+}
+
+#[test]
+fn the_time_of_the_first_update_stays() {
+    let mut job = job();
+    let at = |job: &Job| job.state().unwrap().first_at.to_rfc3339().unwrap();
+    state(
+        &mut job,
+        1,
+        r#"{"status":"queued","ts":"2026-11-21T10:00:00Z"}"#,
+    )
+    .unwrap();
+    state(
+        &mut job,
+        2,
+        r#"{"status":"running","ts":"2026-11-21T10:00:05Z"}"#,
+    )
+    .unwrap();
+    assert_eq!(at(&job), "2026-11-21T10:00:00.000Z");
+    let memory = job.memory();
+    let restored = Job::restore(JobKey(2), job.id.clone(), job.owner.clone(), memory);
+    let mut restored = restored.unwrap();
+    state(&mut restored, 3, FAILED).unwrap();
+    assert_eq!(at(&restored), "2026-11-21T10:00:00.000Z");
+}

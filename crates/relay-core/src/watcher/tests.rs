@@ -96,6 +96,7 @@ fn update(job: u64, owner: &str, seq: u64, status: Option<Status>) -> Arc<Public
         owner: Name::parse(owner).unwrap(),
         parent: None,
         body,
+        first_at: WallTime::default(),
         received_at: START,
         worker_at: None,
         stored_at: WallTime::default(),

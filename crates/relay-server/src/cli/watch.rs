@@ -16,14 +16,16 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use http::StatusCode;
 use relay_core::backoff::Backoff;
 use relay_core::id::Name;
 use relay_core::topic::{Topic, TopicError};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use self::board::{Board, Ending};
-use self::frame::Frame;
+use self::frame::{Frame, Unreadable};
 use self::link::{Link, Lost, OpenError};
 use self::view::{View, Wanted, view};
 use super::http_client::{Call, ServerArgs, Token, call};
@@ -308,8 +310,9 @@ impl Watch {
     /// Takes in one frame.
     async fn hear(&mut self, text: &str) -> Result<Option<Pause>, Outcome> {
         self.view.frame(text)?;
-        let Ok(frame) = serde_json::from_str::<Frame>(text) else {
-            return Ok(None);
+        let frame = match Frame::read(text) {
+            Ok(frame) => frame,
+            Err(unreadable) => return Ok(Some(self.ask_anew(&unreadable))),
         };
         if let Some(cursor) = frame.cursor() {
             self.cursor = Some(Cursor::Seen(cursor.to_owned()));
@@ -322,7 +325,10 @@ impl Watch {
                 ..
             } => {
                 if recovered {
-                    self.ask_for_what_the_cursor_left_out(&topic).await?;
+                    let asked = self.ask_for_what_the_cursor_left_out(&topic).await?;
+                    if let Err(pause) = asked {
+                        return Ok(Some(pause));
+                    }
                 } else if jobs == 0 {
                     self.board.forgotten(&topic);
                 }
@@ -349,6 +355,12 @@ impl Watch {
         Ok(None)
     }
 
+    /// A frame that cannot be read may have been an ending: all is asked for anew, as a snapshot.
+    fn ask_anew(&mut self, unreadable: &Unreadable) -> Pause {
+        self.cursor = None;
+        (format!("{unreadable}; asking for the states anew"), None)
+    }
+
     fn state(&mut self, job: frame::Job, stale: bool) -> io::Result<()> {
         let news = self.board.state(job.clone());
         self.view.stale(stale)?;
@@ -373,34 +385,45 @@ impl Watch {
 
     /// A watch that starts at somebody's cursor hears only what is newer. Of a job that had ended by then
     /// there is nothing newer, so its state is asked for: nobody should wait for an ending that is past.
-    async fn ask_for_what_the_cursor_left_out(&mut self, topic: &str) -> Result<(), Outcome> {
+    async fn ask_for_what_the_cursor_left_out(
+        &mut self,
+        topic: &str,
+    ) -> Result<Result<(), Pause>, Outcome> {
         #[derive(Deserialize)]
-        struct Polled {
-            frames: Vec<Frame>,
+        struct Polled<'a> {
+            #[serde(borrow)]
+            frames: Vec<&'a RawValue>,
         }
         let id = topic.split_once(':').map_or("", |(_, id)| id);
         if !self.board.waits_for_endings() || self.board.knows(id) {
-            return Ok(());
+            return Ok(Ok(()));
         }
         let mut request = Call::get(format!("/v1/poll?topic={topic}&wait=2"));
         request.token = self
             .server
             .token()
             .map_err(|error| Outcome::Refused(error.to_string()))?;
-        let Ok(answer) = call(&self.server.url, request, ASK_WITHIN).await else {
-            return Ok(());
+        let answer = match call(&self.server.url, request, ASK_WITHIN).await {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Err((error.to_string(), None))),
         };
-        let Ok(polled) = serde_json::from_slice::<Polled>(&answer.body) else {
-            return Ok(());
+        if answer.status != StatusCode::OK {
+            return Ok(Err((answer.sentence(), answer.retry_after())));
+        }
+        let polled = match serde_json::from_slice::<Polled<'_>>(&answer.body) {
+            Ok(polled) => polled,
+            Err(error) => return Ok(Err(self.ask_anew(&error.into()))),
         };
         for frame in polled.frames {
-            if let Frame::State { job, stale, .. } = frame
-                && !self.board.knows(&job.job_id)
-            {
-                self.state(job, stale)?;
+            match Frame::read(frame.get()) {
+                Ok(Frame::State { job, stale, .. }) if !self.board.knows(&job.job_id) => {
+                    self.state(job, stale)?;
+                }
+                Ok(_) => {}
+                Err(unreadable) => return Ok(Err(self.ask_anew(&unreadable))),
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }
 

@@ -14,6 +14,7 @@ use relay_core::watcher::session::CloseReason;
 
 use super::{assert_written, page};
 use crate::telemetry::Telemetry;
+use relay_wire::dialect::Failure;
 
 const PAGE: &str = "docs/reference/metrics.md";
 
@@ -151,7 +152,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.gap("outbox");
     telemetry.resume(true);
     telemetry.client_error("bad_json");
-    let _ = telemetry.mapping("a", "b");
+    telemetry.mapping("a", "b").failed(&Failure::Halt);
     let _ = telemetry.dialect_connections("a");
     telemetry.quality_change(Grade::Good);
     telemetry.check("answered");

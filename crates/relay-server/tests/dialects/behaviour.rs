@@ -250,7 +250,8 @@ async fn a_mapping_that_fails_on_one_job_is_counted_logged_once_and_hurts_nobody
     let state = json!({"status": "running", "meta": {"a": {"b": 7}}});
     relay.publish("good", "a", &state).await.unwrap();
     assert_eq!(good.next().await, Heard::Text("7".to_owned()));
-    let failures = "relay_dialect_failures_total{dialect=\"mine\",mapping=\"frames.state\"}";
+    let failures =
+        "relay_dialect_failures_total{dialect=\"mine\",mapping=\"frames.state\",reason=\"error\"}";
     // The second one of the bad job may have been held back by its pace.
     until(&relay, failures, 2.0).await;
     assert_eq!(relay.logs().matches("a mapping failed").count(), 1);

@@ -103,7 +103,7 @@ async fn what_an_answer_asks_for_is_what_its_client_may() {
         assert_eq!(socket.next().await, Heard::Text(expected.to_owned()));
     }
     // An answer that asks again would go on for ever.
-    let failures = "relay_dialect_failures_total{dialect=\"mine\",mapping=\"messages.answer\"}";
+    let failures = "relay_dialect_failures_total{dialect=\"mine\",mapping=\"messages.answer\",reason=\"not_an_instruction\"}";
     assert_eq!(relay.metrics().await.unwrap().get(failures), Some(2.0));
 }
 

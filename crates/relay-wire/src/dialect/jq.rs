@@ -89,6 +89,21 @@ pub enum Failure {
 #[derive(Debug, Clone)]
 pub struct Input(Val);
 
+impl Failure {
+    /// The reason as one word, for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooDeep => "too_deep",
+            Self::Encode(_) | Self::Input(_) => "unreadable",
+            Self::Jq(_) => "error",
+            Self::Halt => "halt",
+            Self::TooMuch => "too_much",
+            Self::NotJson(_) => "not_json",
+            Self::NotAnInstruction(_) => "not_an_instruction",
+        }
+    }
+}
+
 impl Input {
     /// Reads JSON.
     ///

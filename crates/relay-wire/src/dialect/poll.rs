@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::jq::{Input, Mapping};
+use super::jq::{Failure, Input, Mapping};
 use super::past::{Milestone, Past};
 use super::template::{BadTopic, NoTopic, Template};
 use super::{Dialect, Params};
@@ -70,10 +70,17 @@ struct Context<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'a str>,
     view: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_at: Option<String>,
     at: Option<String>,
     ms: i64,
     milestones: Vec<Milestone<'a>>,
     milestones_lost: bool,
+}
+
+/// What a mapping is to read; where that cannot be read, it counts as a failure of the mapping.
+fn counted(mapping: &Mapping, input: Result<Input, Failure>) -> Option<Input> {
+    input.inspect_err(|failure| mapping.failed(failure)).ok()
 }
 
 /// One of the jobs a list has.
@@ -81,6 +88,7 @@ struct Context<'a> {
 struct Listed<'a> {
     job: &'a RawValue,
     status: Option<&'a str>,
+    first_at: Option<String>,
     at: Option<String>,
     ms: i64,
 }
@@ -118,7 +126,7 @@ impl Poll {
 
     /// The body for how the jobs of a topic stand. `None`: the mapping failed on it.
     pub fn summary(&self, topic: &Topic, tally: &Tally, at: WallTime) -> Option<Vec<u8>> {
-        let input = Input::of(&frame::standing(topic, tally)).ok()?;
+        let input = counted(&self.body, Input::of(&frame::standing(topic, tally)))?;
         self.run(&self.body, &input, at)
     }
 
@@ -141,12 +149,13 @@ impl Poll {
             if left == 0 {
                 break;
             }
-            let detail = Input::parse(json).ok()?.text("status_detail");
+            let detail = counted(&self.body, Input::parse(json))?.text("status_detail");
             let words = &self.dialect.words;
             let told_at = state.worker_at.unwrap_or(state.stored_at);
             jobs.push(Listed {
                 job: serde_json::from_slice(json).ok()?,
                 status: words.get(words.index(*status, detail.as_deref())),
+                first_at: state.first_at.to_rfc3339(),
                 at: told_at.to_rfc3339(),
                 ms: told_at.as_unix_micros() / 1000,
             });
@@ -157,7 +166,7 @@ impl Poll {
             jobs,
             total,
         };
-        self.run(&self.body, &Input::of(&list).ok()?, at)
+        self.run(&self.body, &counted(&self.body, Input::of(&list))?, at)
     }
 
     /// The status and the body for a topic of which nothing is known, where the file has them.
@@ -168,14 +177,14 @@ impl Poll {
             Topic::User(_) | Topic::Group(_) => None,
         };
         let input = json!({"type": "unknown", "topic": topic.to_string(), "job_id": job});
-        let input = Input::of(&input).ok();
+        let input = counted(&unknown.body, Input::of(&input));
         let body = input.and_then(|input| self.run(&unknown.body, &input, at));
         Some((unknown.status, body))
     }
 
     /// Runs a mapping that does not speak of one job's state.
     fn run(&self, mapping: &Mapping, input: &Input, at: WallTime) -> Option<Vec<u8>> {
-        let relay = Input::of(&self.context(None, at, None)).ok()?;
+        let relay = counted(mapping, Input::of(&self.context(None, at, None)))?;
         let texts = self.dialect.run(mapping, input, &relay)?;
         texts.into_iter().next()
     }
@@ -193,7 +202,7 @@ impl Poll {
 
     fn encode(&self, state: &Publication, past: Option<&Past>) -> Encoded {
         let json = frame::without_place(state);
-        let texts = Input::parse(&json).ok().and_then(|input| {
+        let texts = counted(&self.body, Input::parse(&json)).and_then(|input| {
             let relay = self.of_state(state, &input, past)?;
             self.dialect.run(&self.body, &input, &relay)
         });
@@ -215,7 +224,9 @@ impl Poll {
         let words = &self.dialect.words;
         let at = state.worker_at.unwrap_or(state.stored_at);
         let status = words.get(words.index(*status, detail.as_deref()));
-        Input::of(&self.context(status, at, past)).ok()
+        let mut context = self.context(status, at, past);
+        context.first_at = state.first_at.to_rfc3339();
+        counted(&self.body, Input::of(&context))
     }
 
     fn context<'a>(
@@ -227,6 +238,7 @@ impl Poll {
         Context {
             status,
             view: &self.view,
+            first_at: None,
             at: at.to_rfc3339(),
             ms: at.as_unix_micros() / 1000,
             milestones: past.map(Past::milestones).unwrap_or_default(),

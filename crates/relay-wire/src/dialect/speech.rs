@@ -402,7 +402,9 @@ impl Speech {
         outcome: &impl Serialize,
         about: &About<'_>,
     ) -> Vec<Instruction> {
-        let outcome = Input::of(outcome).ok();
+        let outcome = Input::of(outcome)
+            .inspect_err(|failure| self.dialect().unmapped(Frame::Answer, failure))
+            .ok();
         match outcome.zip(context(&self.endpoint, &self.params, about, None)) {
             Some((outcome, context)) => {
                 let carrier = self.endpoint.voice.carrier;
@@ -443,7 +445,9 @@ pub(crate) fn words(
     if !dialect.speaks(kind) {
         return Vec::new();
     }
-    let input = Input::of(input).ok();
+    let input = Input::of(input)
+        .inspect_err(|failure| dialect.unmapped(kind, failure))
+        .ok();
     match input.zip(context(endpoint, params, about, name)) {
         Some((input, context)) => dialect.map(kind, &input, &context),
         None => Vec::new(),

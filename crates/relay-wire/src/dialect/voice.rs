@@ -62,6 +62,7 @@ struct Context<'a> {
     transport: &'static str,
     view: &'a str,
     identifier: Option<&'a str>,
+    first_at: Option<String>,
     at: Option<String>,
     ms: i64,
     milestones: Vec<Milestone<'a>>,
@@ -140,7 +141,10 @@ impl Voice {
             }));
             let texts = match (input, relay) {
                 (Ok(input), Ok(relay)) => self.dialect.map(Frame::Aggregate, &input, &relay),
-                _ => Vec::new(),
+                (Err(failure), _) | (_, Err(failure)) => {
+                    self.dialect.unmapped(Frame::Aggregate, &failure);
+                    Vec::new()
+                }
             };
             Encoded {
                 bytes: wrap(texts),
@@ -170,8 +174,10 @@ impl Voice {
         let json = frame::without_place(publication);
         let input = match Input::parse(&json) {
             Ok(input) => input,
-            // What the relay accepted is JSON and not too deep.
-            Err(_) => return (Vec::new(), 0),
+            Err(failure) => {
+                dialect.unmapped(frame, &failure);
+                return (Vec::new(), 0);
+            }
         };
         let index = match &publication.body {
             Body::State { status, .. } => {
@@ -197,6 +203,7 @@ impl Voice {
             transport: self.carrier.as_str(),
             view: &self.view,
             identifier,
+            first_at: publication.first_at.to_rfc3339(),
             at: at.to_rfc3339(),
             ms: at.as_unix_micros() / 1000,
             milestones: past.map(Past::milestones).unwrap_or_default(),
@@ -204,7 +211,10 @@ impl Voice {
         });
         match relay {
             Ok(relay) => (dialect.map(frame, &input, &relay), index),
-            Err(_) => (Vec::new(), index),
+            Err(failure) => {
+                dialect.unmapped(frame, &failure);
+                (Vec::new(), index)
+            }
         }
     }
 }

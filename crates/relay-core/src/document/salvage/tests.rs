@@ -118,9 +118,29 @@ fn what_is_wrong_about_the_place_of_a_job_is_taken_from_what_is_known() {
 }
 
 #[test]
+fn what_a_reader_cannot_read_is_replaced_and_named_with_its_path() {
+    assert_eq!(
+        ending(
+            r#"{"status":"failed","message":"m\ud83d","meta":{"n":1e400,"a":1,"a":2},"error":{"code":"\ud83d"},"tasks":[{"name":"\udc00"}],"\ud800":1}"#
+        ),
+        concat!(
+            r#","message":"m\ufffd","tasks":[{"name":"\ufffd"}],"error":{"code":"\ufffd"},"meta":{"n":null,"a":2},"#,
+            r#""dropped_fields":["\\ud800","message","meta.n","meta.a","error.code","tasks[0].name"]}"#
+        )
+    );
+    assert_eq!(
+        ending("\u{feff}{\"status\":\"failed\",\"x\":1e999}"),
+        r#","x":null,"dropped_fields":["x"]}"#
+    );
+}
+
+#[test]
 fn what_is_not_utf_8_is_replaced() {
     let salvaged = salvage(b"{\"status\":\"failed\",\"message\":\"caf\xe9\"}").unwrap();
-    assert!(salvaged.document.as_json().contains("caf\u{fffd}"));
+    assert_eq!(
+        salvaged.document.as_json(),
+        "{\"job_id\":\"j1\",\"owner\":\"alice\",\"status\":\"failed\",\"message\":\"caf\u{fffd}\",\"dropped_fields\":[\"message\"]}"
+    );
 }
 
 #[test]
@@ -164,6 +184,17 @@ fn white_space_is_not_too_large() {
 }
 
 #[test]
+fn half_a_character_anywhere_is_one_loss_of_many() {
+    let many: String = (0..5_000).map(|_| "\"\\ud83d\",").collect();
+    let salvaged = salvage(format!("{{\"x\":[{many}0],\"status\":\"failed\"}}").as_bytes());
+    assert_eq!(
+        salvaged.unwrap().dropped.len(),
+        MAX_LOST + 1,
+        "and that it is too large"
+    );
+}
+
+#[test]
 fn a_great_many_members_are_bounded() {
     let many: String = (0..100_000).map(|n| format!("\"f{n}\":!,")).collect();
     let salvaged = salvage(format!("{{{many}\"status\":\"failed\"}}").as_bytes()).unwrap();
@@ -198,6 +229,17 @@ fn what_is_not_a_whole_object_with_a_known_ending_is_not_taken() {
         "x".repeat(MAX_BYTES)
     );
     assert!(salvage(huge.as_bytes()).is_none());
+}
+
+#[test]
+fn what_an_older_version_took_is_restored() {
+    let (job, owner) = (Name::parse("j1").unwrap(), Name::parse("alice").unwrap());
+    let text = br#"{"job_id":"j1","owner":"alice","status":"running","progress":5,"x":"\ud83d"}"#;
+    let restored = JobDocument::restore(text, &job, &owner).unwrap();
+    assert_eq!(
+        restored.as_json(),
+        r#"{"job_id":"j1","owner":"alice","status":"running","progress":5,"x":"\ufffd","dropped_fields":["x"]}"#
+    );
 }
 
 #[test]

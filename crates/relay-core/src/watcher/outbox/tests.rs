@@ -34,6 +34,7 @@ fn publication(job: u64, seq: u64, body: Body) -> Arc<Publication> {
         owner: Owner::nobody(),
         parent: None,
         body,
+        first_at: WallTime::default(),
         received_at: START,
         worker_at: None,
         stored_at: WallTime::default(),

@@ -5,6 +5,7 @@
 //!
 //! Invariant: text that a job gives for a terminal has passed through [`printable`].
 
+use relay_core::document::readable;
 use relay_core::moment::WallTime;
 use serde::Deserialize;
 use serde_json::Value;
@@ -69,7 +70,23 @@ pub(crate) enum Frame {
     Other,
 }
 
+/// A frame that is not one, or not one of this protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("a frame of the server cannot be read: {0}")]
+pub(crate) struct Unreadable(#[from] serde_json::Error);
+
 impl Frame {
+    /// Reads a frame, also one whose document not every reader can read: some older servers sent such.
+    ///
+    /// # Errors
+    /// When it is not a frame all the same.
+    pub(crate) fn read(text: &str) -> Result<Self, Unreadable> {
+        serde_json::from_str(text).or_else(|error| match readable(text) {
+            Some(text) => Ok(serde_json::from_str(&text)?),
+            None => Err(error.into()),
+        })
+    }
+
     /// The cursor the frame carries, good for all topics of the connection.
     pub(crate) fn cursor(&self) -> Option<&str> {
         match self {
@@ -209,6 +226,28 @@ mod tests {
             serde_json::from_str(r#"{"type":"hello","version":"9","new":{}}"#).unwrap();
         assert!(matches!(frame, Frame::Hello {}));
         assert_eq!(job(r#"{"status":"paused"}"#).status, Status::Running);
+    }
+
+    #[test]
+    fn a_document_that_not_every_reader_can_read_is_read() {
+        for fields in [
+            r#""meta":{"n":1e400}"#,
+            r#""message":"a","message":"b""#,
+            r#""error":{"message":"x","message":"y"}"#,
+            r#""progress":1e999,"stage":"\ud83d""#,
+            r#""\ud83d":1,"tasks":[{"name":"\udc00"}]"#,
+        ] {
+            let text = format!(
+                "{{\"type\":\"state\",\"cursor\":\"c\",\"job\":{{\"job_id\":\"a\",\"status\":\"failed\",{fields}}}}}"
+            );
+            let frame = Frame::read(&text).unwrap();
+            let Frame::State { job, .. } = frame else {
+                panic!("{text}");
+            };
+            assert_eq!(job.status, Status::Failed, "{text}");
+        }
+        assert!(Frame::read(r#"{"type":"state","job":{"job_id":7}}"#).is_err());
+        assert!(Frame::read("{").is_err());
     }
 
     #[test]

@@ -149,6 +149,52 @@ async fn a_cursor_of_ours_that_is_no_good_any_more_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_frame_that_cannot_be_read_is_asked_for_anew() {
+    let (listener, mut watch) = listener("job:a").await;
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let mut peer = Peer::accept(&listener).await;
+        peer.state("a", "running", "c1").await;
+        let job = json!({"job_id": "a", "status": "failed", "message": 7});
+        peer.say(json!({"type": "state", "cursor": "c2", "job": job}))
+            .await;
+        let mut peer = Peer::accept(&listener).await;
+        assert_eq!(peer.1, "/v1/ws?topic=job:a", "as a snapshot");
+        peer.state("a", "failed", "c2").await;
+        while let Some(Ok(_)) = peer.0.next().await {}
+    });
+    assert_eq!(watch.run().await, Outcome::Ended(Ending::Failed));
+    server.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_a_job_whose_document_not_every_reader_can_read() {
+    for (fields, ending) in [
+        (
+            r#""status":"completed","meta":{"n":1e400}"#,
+            Ending::Completed,
+        ),
+        (
+            r#""status":"failed","error":{"message":"x","message":"y"}"#,
+            Ending::Failed,
+        ),
+    ] {
+        let (listener, mut watch) = listener("job:a").await;
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut peer = Peer::accept(&listener).await;
+            let text = format!(
+                "{{\"type\":\"state\",\"cursor\":\"c\",\"job\":{{\"job_id\":\"a\",{fields}}}}}"
+            );
+            peer.0.send(Message::text(text)).await.unwrap();
+            while let Some(Ok(_)) = peer.0.next().await {}
+        });
+        assert_eq!(watch.run().await, Outcome::Ended(ending));
+        server.join_next().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_ending_before_the_given_cursor_is_asked_for() {
     let (listener, mut watch) = listener("job:a --cursor c9").await;
     let mut server = JoinSet::new();

@@ -354,7 +354,7 @@ fn context(
         json!([{"name": "clip_completed", "data": past, "at": "2026-11-21T10:00:00Z", "ms": 1}]);
     Input::of(&json!({
         "status": word, "from": "processing", "snapshot": false, "transport": transport, "view": view,
-        "at": "2026-11-21T10:00:00Z", "ms": 1, "identifier": null, "params": {}, "user": null,
+        "first_at": "2026-11-21T10:00:00Z", "at": "2026-11-21T10:00:00Z", "ms": 1, "identifier": null, "params": {}, "user": null,
         "milestones": milestones, "milestones_lost": false,
     }))
     .unwrap()

@@ -23,6 +23,7 @@ fn publication(body: Body) -> Publication {
         owner: Owner::parse("alice").unwrap(),
         parent: None,
         body,
+        first_at: WallTime::default(),
         received_at: Moment::default(),
         worker_at: None,
         stored_at: WallTime::from_unix_micros(0),
