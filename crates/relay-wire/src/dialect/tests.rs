@@ -1,6 +1,7 @@
 //! What holds for every dialect, and what is said of a file that is wrong.
 
 mod promises;
+mod readers;
 
 use relay_core::watcher::outbox::OutboxBounds;
 use relay_core::watcher::session::SessionBounds;
