@@ -1,6 +1,6 @@
 //! The two clocks, read in one place: monotonic for durations, wall for what people and workers see.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use relay_core::moment::{Moment, WallTime};
 use tokio::time::Instant;
@@ -27,6 +27,15 @@ impl Clock {
     /// The instant at which [`Clock::now`] will be `at`.
     pub fn instant(&self, at: Moment) -> Instant {
         self.start + (at - Moment::default())
+    }
+
+    /// How long ago that was, by the wall clock; nothing if it is yet to come.
+    pub(crate) fn age_of(&self, at: WallTime) -> Duration {
+        let micros = self
+            .wall()
+            .as_unix_micros()
+            .saturating_sub(at.as_unix_micros());
+        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
     }
 
     /// The wall clock.

@@ -14,6 +14,7 @@
 //! Invariant: a shard's inbox holds publications and answers in the order in which the table saw them.
 
 mod ahead;
+mod endings;
 mod history;
 mod intake;
 mod join;
@@ -119,6 +120,8 @@ pub struct HubStats {
     pub repairs: usize,
     /// Repairs that are over, by what came of them.
     pub repaired: Vec<(&'static str, u64)>,
+    /// Endings that were stored again because their worker went on, by what came of it.
+    pub endings: Vec<(&'static str, u64)>,
     /// Jobs evicted since the start.
     pub evicted: u64,
     /// How long the last update took from the bus to here, as far as the two clocks agree.
@@ -152,6 +155,8 @@ pub struct Hub {
     work: Notify,
     /// Told when [`Hub::run`] shall compare watched jobs with the store.
     resync: Mutex<bool>,
+    /// When it was logged last that an ending could not be stored again.
+    endings_told: Mutex<Seldom>,
 }
 
 impl Hub {
@@ -179,6 +184,7 @@ impl Hub {
             rejected: Mutex::default(),
             work: Notify::new(),
             resync: Mutex::new(false),
+            endings_told: Mutex::default(),
         })
     }
 
@@ -262,6 +268,7 @@ impl Hub {
             high: table.high(),
             repairs: table.repairs(),
             repaired: table.repaired().collect(),
+            endings: table.endings().collect(),
             evicted: table.evicted(),
             lag: table.lag(),
             stale: table.is_stale(),

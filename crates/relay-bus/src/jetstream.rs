@@ -127,6 +127,7 @@ pub fn jetstream(
         asker: OnceLock::new(),
         away: Mutex::new(Some(Unreachable::NotYet.to_string())),
         seen: AtomicU64::new(0),
+        per_subject: AtomicU64::new(0),
         loads: Semaphore::new(LOADS),
     });
     let store = Arc::new(JetStreamStore::new(shared.clone()));
@@ -167,6 +168,8 @@ struct Shared {
     away: Mutex<Option<String>>,
     /// The highest number read live: an answer that is older is stale.
     seen: AtomicU64,
+    /// How many messages the stream keeps of a subject; 0 where that has no bound, or is not known yet.
+    per_subject: AtomicU64,
     /// A permit is one load under way.
     loads: Semaphore,
 }

@@ -49,6 +49,17 @@ pub struct Incoming {
     pub previous: Option<Seq>,
     /// When the bus took it in.
     pub stored_at: WallTime,
+    /// Where the same stood first, if this is an ending that a relay has stored once more.
+    pub first: Option<First>,
+}
+
+/// Where an ending stood before it was stored once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct First {
+    /// Its number then.
+    pub seq: Seq,
+    /// When the bus took it in.
+    pub stored_at: WallTime,
 }
 
 impl fmt::Display for Incoming {
@@ -77,8 +88,10 @@ pub struct Outgoing {
     pub terminal: bool,
     /// What the request is recognised by when it comes again, where its caller gave it a key.
     pub stamp: Option<Stamp>,
-    /// Publish only if the subject's last number is still this (PATCH); `None` = always.
+    /// Publish only if the subject's last number is still this; `None` = always.
     pub expected_last: Option<Seq>,
+    /// Where it stood first, if it is an ending that is stored already, and is stored once more.
+    pub first: Option<First>,
 }
 
 /// What a request is recognised by when it comes again.
@@ -140,6 +153,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         _timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
         std::future::ready(Err(Rejection::NoQuestions { subject }.into())).boxed()
+    }
+
+    /// How many messages are kept of a subject; `None` where that has no bound, or nobody can say.
+    fn kept_per_subject(&self) -> Option<u64> {
+        None
     }
 
     /// Publishes, and answers with the bus's number once it is stored.

@@ -169,7 +169,6 @@ impl JobDocument {
 
     /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of
     /// the schema, then the others in the order they came.
-    #[cfg(test)]
     pub(crate) fn as_json(&self) -> &str {
         &self.json
     }

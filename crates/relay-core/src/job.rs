@@ -220,6 +220,13 @@ pub struct Inherited {
 /// A time in a document that is longer is not taken over.
 const MAX_TIME_BYTES: usize = 64;
 
+impl Judged {
+    /// Whether it is an ending.
+    pub fn is_ending(&self) -> bool {
+        self.publication.is_terminal()
+    }
+}
+
 impl Job {
     /// A job about which everything above `known_from` will be applied.
     pub fn new(key: JobKey, id: JobId, owner: Owner, known_from: Seq) -> Self {
@@ -413,7 +420,11 @@ impl Job {
                 let document = JobDocument::parse(payload, &self.id, &self.owner)?;
                 match self.guard.check(&document) {
                     // Whoever was not told that it arrived says it again; it did.
-                    Verdict::Stale(stale) if !self.has_said(payload) => Err(Declined::Stale(stale)),
+                    Verdict::Stale(stale)
+                        if !self.has_said(payload) && !self.is_told(&document) =>
+                    {
+                        Err(Declined::Stale(stale))
+                    }
                     Verdict::Accepted { .. } | Verdict::Stale(_) => {
                         Ok(document.status().is_terminal())
                     }
@@ -434,6 +445,12 @@ impl Job {
         self.state.is_some() && self.said == hash(payload)
     }
 
+    /// Whether the last state says the same, in whatever bytes.
+    fn is_told(&self, document: &JobDocument) -> bool {
+        let body = self.state.as_ref().map(|state| &state.body);
+        matches!(body, Some(Body::State { json, .. }) if json == document.as_json().as_bytes())
+    }
+
     fn judge_state(
         &self,
         mut document: JobDocument,
@@ -447,6 +464,9 @@ impl Job {
         let mut guard = self.guard;
         let reopened = match guard.admit(&document) {
             Verdict::Accepted { reopened } => reopened,
+            Verdict::Stale(Stale::AfterEnding) if self.is_told(&document) => {
+                return Err(Declined::Repeated);
+            }
             Verdict::Stale(stale) => return Err(Declined::Stale(stale)),
         };
         let mut eta = if document.attempt() == self.guard.attempt() {

@@ -38,6 +38,7 @@ pub(crate) struct Telemetry {
     job_bytes: IntGauge,
     repairs: IntGauge,
     repaired: IntCounterVec,
+    endings_again: IntCounterVec,
     evicted: IntCounter,
     bus_up: IntGauge,
     bus_lag: Gauge,
@@ -149,6 +150,12 @@ impl Telemetry {
                 r,
                 "relay_repairs_total",
                 "Fetches of single jobs that are over, by result",
+                &["result"],
+            )?,
+            endings_again: counters(
+                r,
+                "relay_endings_stored_again_total",
+                "Endings that this node stored again because their worker went on, by result",
                 &["result"],
             )?,
             evicted: counter(r, "relay_jobs_evicted_total", "Jobs evicted from memory")?,
@@ -463,6 +470,9 @@ impl Telemetry {
         }
         for (result, count) in &hub.repaired {
             raise(&self.repaired.with_label_values(&[result]), *count);
+        }
+        for (result, count) in &hub.endings {
+            raise(&self.endings_again.with_label_values(&[result]), *count);
         }
         let mut text = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -15,7 +15,10 @@ use super::rebuild::Stored;
 use super::table::{Entry, Table};
 use crate::inbox::{LostMilestones, Message};
 use crate::poison;
-use crate::seam::{Incoming, Intake, RefusedUpdate, What};
+use crate::seam::{First, Incoming, Intake, RefusedUpdate, What};
+
+/// What a node adds to a document that it has read: whose and which job it is, and what it makes of its fields.
+const ADDED_BYTES: usize = 2048;
 
 /// How an update relates to what the table holds of its job.
 enum Standing {
@@ -185,6 +188,12 @@ impl Hub {
                         table.index.doubt_of(&incoming.owner);
                     }
                     unwatched?;
+                    if self.meets_stranger(table, incoming) {
+                        let repair = table.start_repair(&incoming.job, self.clock.now());
+                        repair.queue(incoming.clone());
+                        self.work.notify_one();
+                        return Ok(None);
+                    }
                     alone?;
                     table.count("unwatched");
                     Ok(None)
@@ -201,9 +210,10 @@ impl Hub {
             incoming.owner.clone(),
             Seq::ZERO,
         );
-        judge(
+        judge_again(
             &job,
             incoming,
+            None,
             self.place_of(table, incoming),
             Sender::Away,
             &table.bounds(),
@@ -258,7 +268,19 @@ impl Hub {
                 .note(&incoming.what, incoming.seq);
             table.evict();
         }
-        let publication = entered?;
+        let publication = match entered {
+            Ok(publication) => publication,
+            Err(declined) => {
+                self.note_late(table, incoming, &declined);
+                return Err(declined);
+            }
+        };
+        if let Some(entry) = table.get_mut(&incoming.job)
+            && publication.is_state()
+        {
+            entry.late = 0;
+            entry.first = incoming.first;
+        }
         table.count(if lost.is_empty() {
             "accepted"
         } else {
@@ -276,7 +298,7 @@ impl Hub {
         let place = self.place_of(table, incoming);
         if let Some(job) = table.job(&incoming.job) {
             return Verdict {
-                judged: judge(job, incoming, place, sender, &bounds),
+                judged: judge_again(job, incoming, None, place, sender, &bounds),
                 new: None,
             };
         }
@@ -288,9 +310,11 @@ impl Hub {
         } else {
             table.known_from()
         };
+        // Whoever watches was told something of it since, if only that there is nothing.
+        let first = incoming.first.filter(|_| table.is_unwatched(incoming));
         let job = Box::new(Job::new(table.new_key(), id, owner, known_from));
         Verdict {
-            judged: judge(&job, incoming, place, sender, &bounds),
+            judged: judge_again(&job, incoming, first, place, sender, &bounds),
             new: Some(job),
         }
     }
@@ -424,6 +448,38 @@ pub(super) fn enter(
     entry.note(&incoming.what, incoming.seq);
     table.enter(&incoming.job);
     Ok(publication)
+}
+
+/// As [`judge`]. An ending that is stored again may be where it was first, and is a little longer than it was when
+/// its worker published it.
+pub(super) fn judge_again(
+    job: &Job,
+    incoming: &Incoming,
+    first: Option<First>,
+    place: Place,
+    sender: Sender,
+    bounds: &JobBounds,
+) -> Result<Judged, Declined> {
+    if incoming.first.is_none() {
+        return judge(job, incoming, place, sender, bounds);
+    }
+    let bounds = JobBounds {
+        update_bytes: bounds.update_bytes + ADDED_BYTES,
+        ..*bounds
+    };
+    if let Some(First { seq, stored_at }) = first {
+        let there = Place {
+            seq,
+            stored_at,
+            ..place
+        };
+        let judged = judge(job, incoming, there, sender, &bounds);
+        // It is believed of nothing else.
+        if judged.as_ref().is_ok_and(Judged::is_ending) {
+            return judged;
+        }
+    }
+    judge(job, incoming, place, sender, &bounds)
 }
 
 /// Reads an update and says what it comes to; nothing is changed yet.

@@ -16,6 +16,7 @@ use relay_core::watcher::beginning::LeftOut;
 use relay_core::watcher::outbox::GapReason;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
+use super::endings::ENDINGS_AT_ONCE;
 use super::intake::enter;
 use super::rebuild::{Rebuild, Rebuilt};
 use super::table::{Answer, Entry, Found, LoadKey, Repair, Table, Waiter};
@@ -47,6 +48,7 @@ impl Hub {
     /// Does what the table asks for, until the future is dropped. Run it once, on the bus's runtime.
     pub async fn run(self: Arc<Self>) {
         let mut in_flight: FuturesUnordered<BoxFuture<'_, Loaded>> = FuturesUnordered::new();
+        let mut endings: FuturesUnordered<BoxFuture<'_, JobId>> = FuturesUnordered::new();
         let mut resync = interval(self.settings.resync_interval);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiry = interval(EXPIRY_INTERVAL);
@@ -69,6 +71,11 @@ impl Hub {
                 while let Some(key) = self.next_load(in_flight.len()) {
                     in_flight.push(Box::pin(self.load(store, key)));
                 }
+                while endings.len() < ENDINGS_AT_ONCE
+                    && let Some(id) = self.next_ending()
+                {
+                    endings.push(Box::pin(self.keep_ending(store, id)));
+                }
             }
             tokio::select! {
                 () = self.work.notified() => {}
@@ -77,6 +84,7 @@ impl Hub {
                     comparing &= !matches!(loaded, Loaded::Changed(..));
                     self.finish(loaded);
                 }
+                Some(id) = endings.next() => self.ending_kept(&id),
                 _ = resync.tick() => *self.resync.lock() = true,
                 _ = expiry.tick() => self.expire(),
                 _ = tallies.tick() => self.tell_tallies(),
@@ -126,18 +134,24 @@ impl Hub {
     /// What a job is made with that is read from the store.
     pub(super) fn rebuild(&self, job: &JobId) -> Rebuild {
         let mut table = self.table();
-        let known = table.job(job).map(|job| job.key);
+        let new = table.new_key();
+        let entry = table.get(job);
+        let known = entry.and_then(|entry| entry.job.as_ref());
         // Of which only the last state was read, the store knows more.
-        let whole = table.get(job).filter(|entry| !entry.partial);
+        let whole = entry.filter(|entry| !entry.partial);
         let inherited = whole.and_then(|entry| entry.job.as_deref().map(Job::legacy));
         Rebuild {
             id: job.clone(),
-            key: known.unwrap_or_else(|| table.new_key()),
+            key: known.map_or(new, |job| job.key),
             epoch: table.epoch(),
             now: self.clock.now(),
             bounds: table.bounds(),
             per_subject: self.settings.per_job,
             inherited,
+            told_to: entry.map_or(Seq::ZERO, |entry| {
+                let state = entry.state().map(|state| state.seq);
+                state.unwrap_or(entry.nothing_until)
+            }),
         }
     }
 
@@ -379,7 +393,8 @@ impl Hub {
         rebuilt: &mut Rebuilt,
         missed_from: Option<Seq>,
     ) {
-        let (updates, reach) = (&rebuilt.updates, rebuilt.reach);
+        let (updates, reach, late) = (&rebuilt.updates, rebuilt.reach, rebuilt.late);
+        let stood_first = rebuilt.stood_first;
         let Some(rebuilt) = rebuilt.job.take() else {
             // Nothing is stored that can be told: the job expired while nobody looked, or never was, or all of it
             // was refused.
@@ -411,7 +426,11 @@ impl Hub {
             entry.note(&update.what, update.seq);
         }
         entry.read(reach);
+        let is_over = entry.state().is_some_and(|state| state.is_terminal());
+        entry.late = if is_over { late } else { 0 };
+        entry.first = stood_first;
         table.enter(id);
+        self.ask_late(table, id);
         for publication in untold {
             let shards = table.watchers_of(&publication);
             if lost {

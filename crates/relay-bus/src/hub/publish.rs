@@ -195,6 +195,7 @@ impl Hub {
             terminal,
             stamp,
             expected_last: (request.verb == Verb::Patch).then_some(last),
+            first: None,
         })
     }
 
@@ -218,6 +219,7 @@ impl Hub {
             seq: position.seq,
             previous: None,
             stored_at: self.clock.wall(),
+            first: None,
         };
         let verdict = self.judge(&mut table, &incoming, Sender::Waiting);
         match verdict.judged {

@@ -8,7 +8,7 @@
 //! Invariant: what was read is not read again; of an update only its number is left.
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name};
 use relay_core::job::{Declined, Inherited, Job, JobBounds, Place, Sender};
 use relay_core::moment::Moment;
@@ -16,8 +16,8 @@ use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;
 use tokio::task::yield_now;
 
-use super::intake::{judge, parent};
-use crate::seam::{History, Incoming, What};
+use super::intake::{judge_again, parent};
+use crate::seam::{First, History, Incoming, What};
 
 /// Bytes read before others have their turn.
 const READ_AT_ONCE: usize = 64 << 10;
@@ -35,6 +35,8 @@ pub(super) struct Rebuild {
     pub(super) per_subject: usize,
     /// What is known of the job already, for what the store has let go of.
     pub(super) inherited: Option<Inherited>,
+    /// Up to where those who watch have been told of it, or that there is nothing.
+    pub(super) told_to: Seq,
 }
 
 /// What the store has of one job.
@@ -44,6 +46,10 @@ pub(super) struct Rebuilt {
     pub(super) job: Option<Box<Job>>,
     /// All that is stored, without payloads.
     pub(super) updates: Vec<Incoming>,
+    /// How many states have followed the ending that is stored.
+    pub(super) late: u64,
+    /// Where the state stood first, if it is one that was stored again.
+    pub(super) stood_first: Option<First>,
     /// Those that are not told, by number.
     pub(super) declined: Vec<Stored>,
     /// Up to where that is all there is.
@@ -89,8 +95,11 @@ impl Rebuild {
     /// ending, and it is accepted. It did happen, so it is told rather than looked for.
     pub(super) async fn read(self, history: History) -> Rebuilt {
         let mut updates = history.updates;
+        // What came after an ending came after it, though that was stored again since.
+        updates.sort_by_key(|update| update.first.map_or(update.seq, |first| first.seq));
         let mut job: Option<Box<Job>> = None;
         let mut declined = Vec::new();
+        let mut stood_first = None;
         let mut read = 0;
         for update in &updates {
             read += update.payload.len();
@@ -109,8 +118,14 @@ impl Rebuild {
             };
             let is_first = job.is_none();
             let by = job.get_or_insert_with(|| self.first(update, &updates, history.left_out_to));
-            match judge(by, update, place, Sender::Away, &self.bounds) {
-                Ok(judged) => drop(by.enter(judged, &self.bounds)),
+            // Where that is behind what was told, nobody would hear of it there.
+            let first = update.first.filter(|first| first.seq >= self.told_to);
+            match judge_again(by, update, first, place, Sender::Away, &self.bounds) {
+                Ok(judged) => {
+                    if by.enter(judged, &self.bounds).is_state() {
+                        stood_first = update.first;
+                    }
+                }
                 Err(reason) => {
                     declined.push(Stored {
                         seq: update.seq,
@@ -122,12 +137,16 @@ impl Rebuild {
             }
         }
         let newest = updates.iter().map(|update| update.seq).max();
+        let late = late(&updates, &declined);
         for update in &mut updates {
             update.payload = Bytes::new();
         }
+        declined.sort_unstable_by_key(|it| it.seq);
         Rebuilt {
             job,
             reach: newest.unwrap_or_default().max(history.up_to),
+            late,
+            stood_first,
             updates,
             declined,
         }
@@ -147,6 +166,16 @@ impl Rebuild {
         }
         first
     }
+}
+
+/// How many declined states stand behind the last that was accepted.
+fn late(updates: &[Incoming], declined: &[Stored]) -> u64 {
+    let declined: HashSet<Seq> = declined.iter().map(|it| it.seq).collect();
+    let is_declined = |update: &&Incoming| declined.contains(&update.seq);
+    let mut states: Vec<&Incoming> = updates.iter().filter(|it| it.what == What::State).collect();
+    states.sort_unstable_by_key(|state| state.seq);
+    let late = states.iter().rev().take_while(|state| is_declined(state));
+    late.count() as u64
 }
 
 /// The group the first stored state names: a rollup leaves milestones without the state that was before

@@ -5,7 +5,8 @@
 //!
 //! Itself it holds the jobs, and up to where the bus has been read. What belongs to them lies in rooms of its own:
 //! whose they are (`index`), which of them make room for others (`eviction`), what is loaded and who waits for it
-//! (`loads`), what waits for the reader (`ahead`), and what clients are not sent yet (`holdback`).
+//! (`loads`), what waits for the reader (`ahead`), what clients are not sent yet (`holdback`), and what came too late
+//! (`late`).
 //!
 //! Invariants: a job in the table without a repair is complete above its `known_from`; a job that is
 //! repaired is told nothing until the repair is done; a job somebody watches is never evicted.
@@ -15,6 +16,7 @@ mod entry;
 mod eviction;
 mod holdback;
 mod index;
+mod late;
 mod loads;
 
 use std::sync::Arc;
@@ -32,6 +34,7 @@ pub(super) use ahead::{Ahead, Early};
 pub(super) use entry::{Entry, Repair, Waiter};
 pub(super) use holdback::Holdback;
 pub(super) use index::Index;
+pub(super) use late::Late;
 pub(super) use loads::{Answer, Deferred, Found, LoadKey, Loads, SurveyRequest};
 
 use crate::seam::{Held, Incoming};
@@ -76,11 +79,14 @@ pub(super) struct Table {
     counts: HashMap<&'static str, u64>,
     /// Repairs that are over, by what came of them.
     repaired: HashMap<&'static str, u64>,
+    /// Endings that were stored again, by what came of it.
+    endings: HashMap<&'static str, u64>,
     eviction: Eviction,
     pub(super) index: Index,
     pub(super) loads: Loads,
     pub(super) ahead: Ahead,
     pub(super) holdback: Holdback,
+    pub(super) late: Late,
 }
 
 impl Table {
@@ -98,11 +104,13 @@ impl Table {
             next_key: 0,
             counts: HashMap::new(),
             repaired: HashMap::new(),
+            endings: HashMap::new(),
             eviction: Eviction::new(bounds.jobs, bounds.bytes),
             index: Index::default(),
             loads: Loads::default(),
             ahead: Ahead::default(),
             holdback: Holdback::default(),
+            late: Late::default(),
         }
     }
 
@@ -222,6 +230,15 @@ impl Table {
     /// Repairs that are over, by what came of them, in no order.
     pub(super) fn repaired(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.repaired.iter().map(|(what, count)| (*what, *count))
+    }
+
+    pub(super) fn count_ending(&mut self, result: &'static str) {
+        *self.endings.entry(result).or_default() += 1;
+    }
+
+    /// Endings that were stored again, by what came of it, in no order.
+    pub(super) fn endings(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.endings.iter().map(|(what, count)| (*what, *count))
     }
 
     /// Jobs in memory, known or only watched.

@@ -1,6 +1,7 @@
 //! The hub in front of a scripted stream, case by case; what may come together by chance is the model's.
 
 mod endings;
+mod late;
 mod model;
 mod poison;
 mod publish;
@@ -44,11 +45,18 @@ struct Stream {
     away: AtomicBool,
 }
 
+/// Messages of a subject that a stream keeps.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept(Option<usize>);
+
 #[derive(Debug, Default)]
 struct Stored {
     messages: Vec<Incoming>,
     high: Seq,
     random: Option<fastrand::Rng>,
+    kept: Kept,
+    /// What relays have published.
+    published: Vec<Incoming>,
 }
 
 impl Stream {
@@ -74,6 +82,7 @@ impl Stream {
             seq: inner.high,
             previous: Some(previous.unwrap_or_default()),
             stored_at: Clock::start().wall(),
+            first: None,
         };
         if ending {
             inner
@@ -81,7 +90,15 @@ impl Stream {
                 .retain(|each| !(each.job == job && each.what == what));
         }
         inner.messages.push(incoming.clone());
+        inner.discard(&job, &what);
         incoming
+    }
+
+    /// Only so many messages of a subject are kept.
+    fn keeping(kept: usize) -> Arc<Self> {
+        let stream = Self::default();
+        stream.inner.lock().kept = Kept(Some(kept));
+        Arc::new(stream)
     }
 
     /// The answer to one question: a little late, sometimes refused, as of the moment it is given.
@@ -105,6 +122,46 @@ impl Stream {
         // On the way back.
         sleep(Duration::from_millis(late / 2)).await;
         answer.ok_or_else(|| StoreError::from(Unreachable::NotYet))
+    }
+}
+
+impl Stored {
+    fn discard(&mut self, job: &JobId, what: &What) {
+        let Kept(Some(kept)) = self.kept else {
+            return;
+        };
+        let of_subject = |each: &Incoming| each.job == *job && each.what == *what;
+        let count = self.messages.iter().filter(|it| of_subject(it)).count();
+        let mut surplus = count.saturating_sub(kept);
+        self.messages.retain(|each| {
+            let goes = surplus > 0 && of_subject(each);
+            surplus -= usize::from(goes);
+            !goes
+        });
+    }
+
+    fn publish(&mut self, outgoing: Outgoing) -> Result<Seq, StoreError> {
+        let of_subject = |it: &&Incoming| it.job == outgoing.job && it.what == outgoing.what;
+        let last = self.messages.iter().rev().find(of_subject).map(|it| it.seq);
+        if outgoing.expected_last.is_some_and(|it| Some(it) != last) {
+            return Err(StoreError::Conflict);
+        }
+        self.high = self.high.next();
+        let incoming = Incoming {
+            owner: outgoing.owner,
+            job: outgoing.job,
+            what: outgoing.what,
+            payload: outgoing.payload,
+            seq: self.high,
+            previous: Some(Seq::ZERO),
+            stored_at: Clock::start().wall(),
+            first: outgoing.first,
+        };
+        let stays = |it: &Incoming| it.job != incoming.job || it.what != incoming.what;
+        self.messages.retain(stays);
+        self.messages.push(incoming.clone());
+        self.published.push(incoming);
+        Ok(self.high)
     }
 }
 
@@ -162,8 +219,20 @@ impl Store for Stream {
         .boxed()
     }
 
-    fn publish(&self, _outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
-        async { Err(StoreError::from(Unreachable::NotYet)) }.boxed()
+    fn kept_per_subject(&self) -> Option<u64> {
+        self.inner.lock().kept.0.map(|kept| kept as u64)
+    }
+
+    fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {
+        async {
+            sleep(Duration::from_millis(1)).await;
+            let mut inner = self.inner.lock();
+            match inner.kept {
+                Kept(Some(_)) => inner.publish(outgoing),
+                Kept(None) => Err(StoreError::from(Unreachable::NotYet)),
+            }
+        }
+        .boxed()
     }
 }
 
@@ -386,6 +455,7 @@ fn take(hub: &Hub, job: &str, what: What, payload: &str) {
         seq: table.high().next(),
         previous: None,
         stored_at: WallTime::default(),
+        first: None,
     };
     hub.take(&mut table, &incoming).unwrap();
 }

@@ -78,6 +78,7 @@ impl Trial {
             seq: self.seq,
             previous: None,
             stored_at,
+            first: None,
         };
         let place = Place {
             epoch: Epoch::new(1),

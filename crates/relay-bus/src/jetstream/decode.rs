@@ -17,8 +17,12 @@ use relay_core::moment::WallTime;
 use relay_core::position::Seq;
 
 use crate::poison;
-use crate::seam::{Incoming, What};
+use crate::seam::{First, Incoming, What};
 use crate::subject::{Address, SubjectError, Subjects};
+
+/// On an ending that a relay has stored once more: the number and the time that it had first. A worker may write it
+/// too; what it says is believed of an ending alone, and makes that one older, not newer.
+pub(super) const FIRST: &str = "Relay-First";
 
 /// On a message the server wrote when a subject's last message expired or was removed.
 const MARKER: &str = "Nats-Marker-Reason";
@@ -40,6 +44,13 @@ impl Stored {
                 .update
                 .as_ref()
                 .map_or(0, |update| update.payload.len())
+    }
+
+    fn standing_first(mut self, first: Option<First>) -> Self {
+        if let Some(update) = &mut self.update {
+            update.first = first;
+        }
+        self
     }
 
     pub(super) fn is_state(&self) -> bool {
@@ -97,10 +108,14 @@ pub(super) fn live(
         poison::fault("panics-when-decoded", address.job.as_str());
         let previous = number(headers, NATS_LAST_SEQUENCE).map(Seq::new);
         let is_marker = is_marker(headers, &message.payload);
-        Ok(
-            update(address, is_marker, message.payload.clone(), seq, stored_at)
-                .map(|update| Incoming { previous, ..update }),
-        )
+        let first = first(headers, seq);
+        let payload = message.payload.clone();
+        let update = update(address, is_marker, payload, seq, stored_at);
+        Ok(update.map(|update| Incoming {
+            previous,
+            first,
+            ..update
+        }))
     });
     update.unwrap_or(Err(Flaw::Panicked))
 }
@@ -114,9 +129,8 @@ pub(super) fn direct(subjects: &Subjects, message: async_nats::Message) -> Optio
         let stored_at = time(headers)?;
         let is_marker = is_marker(headers, &message.payload);
         let payload = message.payload.clone();
-        Some(stored(
-            subjects, subject, is_marker, payload, seq, stored_at,
-        ))
+        let stored = stored(subjects, subject, is_marker, payload, seq, stored_at);
+        Some(stored.standing_first(first(headers, seq)))
     });
     read.flatten()
 }
@@ -137,6 +151,7 @@ pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored
             seq,
             stored_at,
         )
+        .standing_first(first(&message.headers, seq))
     });
     read.unwrap_or_else(|| Stored {
         subject: message.subject.to_string(),
@@ -187,11 +202,26 @@ fn update(
         seq,
         previous: None,
         stored_at,
+        first: None,
     })
 }
 
 fn is_marker(headers: &HeaderMap, payload: &Bytes) -> bool {
     payload.is_empty() && headers.get_last(MARKER).is_some()
+}
+
+/// The header [`FIRST`] as it is written: the number, and the time in microseconds since 1970.
+pub(super) fn first_text(first: &First) -> String {
+    format!("{} {}", first.seq, first.stored_at.as_unix_micros())
+}
+
+fn first(headers: &HeaderMap, seq: Seq) -> Option<First> {
+    let (number, time) = headers.get_last(FIRST)?.as_str().split_once(' ')?;
+    let first = First {
+        seq: Seq::new(number.parse().ok()?),
+        stored_at: WallTime::from_unix_micros(time.parse().ok()?),
+    };
+    (Seq::ZERO < first.seq && first.seq < seq).then_some(first)
 }
 
 fn time(headers: &HeaderMap) -> Option<WallTime> {
@@ -287,6 +317,35 @@ mod tests {
             let headers = [("Nats-Stream", "PROGRESS"), ("Nats-Sequence", forged)];
             let forged = message("live.progress.u.j.state", &headers, "{}");
             assert!(live_seq("PROGRESS", &forged).is_err());
+        }
+    }
+
+    #[test]
+    fn where_an_ending_stood_first_is_read_as_it_is_written_and_never_ahead_of_itself() {
+        let subjects = Subjects::new("progress", "live").unwrap();
+        let first = First {
+            seq: Seq::new(3),
+            stored_at: WallTime::parse_rfc3339("2026-11-21T09:00:00Z").unwrap(),
+        };
+        let read = |text: &str| {
+            let message = message("live.progress.u.j.state", &[AT, (FIRST, text)], "{}");
+            live(&subjects, Seq::new(7), &message)
+                .unwrap()
+                .unwrap()
+                .first
+        };
+        assert_eq!(read(&first_text(&first)), Some(first));
+        for bad in [
+            "",
+            "3",
+            "3 x",
+            "7 1",
+            "0 1",
+            "-1 1",
+            "3 1 1",
+            "3 99999999999999999999",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
         }
     }
 

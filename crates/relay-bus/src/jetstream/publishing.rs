@@ -16,6 +16,8 @@ use serde::Deserialize;
 
 use super::JetStreamSettings;
 use super::ask::{AskError, Asker};
+use super::decode::{self, FIRST};
+use crate::clock::Clock;
 use crate::seam::{Outgoing, Rejection, Reused, Stamp, StoreError, What};
 
 /// The digest of the body a message was published with; of a patch, the patch's own.
@@ -101,8 +103,13 @@ fn headers(settings: &JetStreamSettings, outgoing: &Outgoing, id: &str) -> Heade
         // Without the roll-up, the state before the ending would be the last again when the ending
         // expires: a finished job would come back as running.
         headers.insert(NATS_ROLLUP, "sub");
-        let ttl = settings.terminal_ttl.as_secs().max(1);
-        headers.insert(NATS_MESSAGE_TTL, format!("{ttl}s"));
+        let mut ttl = settings.terminal_ttl;
+        if let Some(first) = &outgoing.first {
+            // It stands no longer than it would have.
+            ttl = ttl.saturating_sub(Clock::start().age_of(first.stored_at));
+            headers.insert(FIRST, decode::first_text(first));
+        }
+        headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)));
     }
     headers
 }

@@ -105,6 +105,8 @@ pub(super) async fn read<'a>(
         match reader.attach().await {
             Ok(attached) => {
                 let epoch = reader.life.epoch(attached.facts);
+                let per_subject = attached.facts.per_subject;
+                shared.per_subject.store(per_subject, Ordering::Relaxed);
                 reader.go_live(epoch, attached.facts.last_seq);
                 let trouble = Follow::new(&mut reader, attached, epoch).run().await;
                 tracing::debug!(reason = %trouble, "reading begins anew");

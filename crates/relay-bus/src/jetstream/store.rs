@@ -14,6 +14,7 @@ mod window;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
@@ -82,6 +83,11 @@ impl Store for JetStreamStore {
             link.ask(subject, payload, timeout).await
         }
         .boxed()
+    }
+
+    fn kept_per_subject(&self) -> Option<u64> {
+        let kept = self.shared.per_subject.load(Ordering::Relaxed);
+        (kept > 0).then_some(kept)
     }
 
     fn publish(&self, outgoing: Outgoing) -> BoxFuture<'_, Result<Seq, StoreError>> {

@@ -84,6 +84,8 @@ pub(super) struct Facts {
     /// When it was created, in nanoseconds since 1970: made anew, its numbers begin again.
     pub(super) created: u64,
     pub(super) last_seq: Seq,
+    /// How many messages it keeps of a subject; 0 where that has no bound.
+    pub(super) per_subject: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,6 +108,7 @@ impl Info {
         Facts {
             created: created.unwrap_or_default(),
             last_seq: self.state.last_seq,
+            per_subject: u64::try_from(self.config.max_messages_per_subject).unwrap_or_default(),
         }
     }
 }

@@ -235,6 +235,7 @@ impl Reader<'_> {
             seq: self.seq,
             previous: None,
             stored_at: about.time,
+            first: None,
         });
         let id = message
             .headers

@@ -16,6 +16,7 @@ fn update(owner: &str, job: &str, seq: u64) -> RefusedUpdate {
         seq: Seq::new(seq),
         previous: None,
         stored_at: WallTime::from_unix_micros(1_000_000),
+        first: None,
     };
     let missing = Declined::Refused(Refusal::MissingStatus);
     RefusedUpdate::declined("progress.", &incoming, &missing)

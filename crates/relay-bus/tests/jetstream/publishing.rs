@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish};
 use relay_bus::jetstream::JetStreamSettings;
-use relay_bus::seam::{Outgoing, Rejection, Reused, Stamp, Store, StoreError, What};
+use relay_bus::seam::{First, Outgoing, Rejection, Reused, Stamp, Store, StoreError, What};
+use relay_core::moment::WallTime;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
@@ -152,6 +153,53 @@ async fn an_ending_is_kept_alone_and_for_its_time() {
     let stored = stream.get_raw_message(2).await.unwrap();
     let ttl = stored.headers.get("Nats-TTL").unwrap().as_str();
     assert!(matches!(ttl, "3600" | "3600s"), "{ttl}");
+}
+
+/// What a worker publishes after its ending does not push it out.
+#[tokio::test]
+async fn an_ending_that_is_stored_again_is_alone_with_the_number_and_the_time_it_had() {
+    let server = NatsServer::start(Options::jetstream()).await.unwrap();
+    let mode = Mode::at(&server.url());
+    mode.heard.live(1).await;
+    assert_eq!(mode.store.kept_per_subject(), Some(64));
+    let worker = Worker::at(&server.url()).await;
+    let ending = worker
+        .publish("progress.u.j.state", r#"{"status":"completed"}"#)
+        .await;
+    for _ in 0..10 {
+        worker.publish("progress.u.j.state", "late").await;
+    }
+    let live = mode.heard.updates_until(11).await;
+    let hour = 3_600_000_000;
+    let first = First {
+        seq: ending,
+        stored_at: WallTime::from_unix_micros(live[0].stored_at.as_unix_micros() - hour),
+    };
+    let again = |expected| Outgoing {
+        terminal: true,
+        first: Some(first),
+        expected_last: Some(Seq::new(expected)),
+        ..outgoing("u", "j", What::State, r#"{"status":"completed"}"#)
+    };
+    let outrun = mode.store.publish(again(10)).await;
+    assert!(matches!(outrun, Err(StoreError::Conflict)), "{outrun:?}");
+    assert_eq!(mode.store.publish(again(11)).await.unwrap(), Seq::new(12));
+    // Of two nodes, one.
+    let second = mode.store.publish(again(11)).await;
+    assert!(matches!(second, Err(StoreError::Conflict)), "{second:?}");
+    let live = mode.heard.updates_until(12).await;
+    assert_eq!(live[11].first, Some(first));
+    let history = mode.store.load_job(name("j"), Seq::new(12)).await.unwrap();
+    assert_eq!(chain(&history.updates), [(12, Some(0))]);
+    assert_eq!(history.updates[0].first, Some(first));
+    let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();
+    let stored = stream.get_raw_message(12).await.unwrap();
+    let ttl = stored.headers.get("Nats-TTL").unwrap().as_str();
+    let seconds: u64 = ttl.trim_end_matches('s').parse().unwrap();
+    assert!(
+        (82_000..82_801).contains(&seconds),
+        "23 hours are left: {ttl}"
+    );
 }
 
 #[tokio::test]

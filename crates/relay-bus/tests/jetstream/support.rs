@@ -204,6 +204,7 @@ pub(crate) fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Out
         terminal: false,
         stamp: None,
         expected_last: None,
+        first: None,
     }
 }
 

@@ -431,3 +431,53 @@ fn the_time_of_the_first_update_stays() {
     state(&mut restored, 3, FAILED).unwrap();
     assert_eq!(at(&restored), "2026-11-21T10:00:00.000Z");
 }
+
+#[test]
+fn an_ending_that_is_said_again_in_other_bytes_is_a_repetition_and_another_one_comes_too_late() {
+    let mut job = job();
+    let sent = r#"{ "status": "succeeded", "x": {"b": 1.50, "a": "\u00fc"}, "progress": 100.0, "current": 3, "total": 3 }"#;
+    state(&mut job, 1, RUNNING).unwrap();
+    state(&mut job, 2, sent).unwrap();
+    let Body::State { json, .. } = &job.state().unwrap().body else {
+        panic!("not a state");
+    };
+    // As a relay would store it again.
+    let again = String::from_utf8(json.to_vec()).unwrap();
+    assert_ne!(again, sent);
+    for same in [sent, &again] {
+        let told = state(&mut job, 3, same);
+        assert!(matches!(told, Err(Declined::Repeated)), "{told:?}");
+        let payload = same.as_bytes();
+        assert!(job.check(Subject::State, payload, &BOUNDS).unwrap());
+    }
+    for other in [RUNNING, FAILED, r#"{"status":"succeeded","x":{"b":1.5}}"#] {
+        let told = state(&mut job, 4, other);
+        assert!(
+            matches!(told, Err(Declined::Stale(Stale::AfterEnding))),
+            "{told:?}"
+        );
+    }
+    assert_eq!(job.state().unwrap().seq, Seq::new(2));
+}
+
+#[test]
+fn an_ending_that_lost_something_is_a_repetition_when_what_is_left_is_said_again() {
+    for sent in [
+        r#"{"status":"completed","meta":[],"progress":101,"result":{"a":1}}"#.to_owned(),
+        format!(r#"{{"status":"failed","result":"{}"}}"#, "x".repeat(300)),
+    ] {
+        let mut job = job();
+        let mut away = |seq, payload: &[u8]| {
+            let judged = job.judge(Subject::State, payload, place(seq), Sender::Away, &BOUNDS)?;
+            let publication = job.enter(judged, &BOUNDS);
+            let Body::State { json, .. } = &publication.body else {
+                panic!("not a state");
+            };
+            Ok::<_, Declined>(json.clone())
+        };
+        let left = away(1, sent.as_bytes()).unwrap();
+        assert_ne!(left, sent.as_bytes());
+        let again = away(2, &left);
+        assert!(matches!(again, Err(Declined::Repeated)), "{again:?}");
+    }
+}

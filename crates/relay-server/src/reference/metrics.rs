@@ -88,6 +88,12 @@ const VALUES: &[(&str, &str, &str)] = &[
         "the route's pattern, such as `/v1/jobs/{id}`; `other`",
     ),
     (
+        "relay_endings_stored_again_total",
+        "result",
+        "`stored`; `outrun` (something new came each time, and it is tried again); `failed` (the stream did not take \
+         it; the log says why)",
+    ),
+    (
         "relay_repairs_total",
         "result",
         "`found` (the job is told as the stream has it), `nothing` (the stream has nothing of it that can be told), \
@@ -161,6 +167,7 @@ fn families() -> BTreeMap<String, Family> {
     let hub = HubStats {
         counts: vec![("accepted", 1)],
         repaired: vec![("found", 1)],
+        endings: vec![("stored", 1)],
         inboxes: vec![relay_bus::inbox::InboxStats::default()],
         ..HubStats::default()
     };

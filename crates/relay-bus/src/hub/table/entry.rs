@@ -25,7 +25,7 @@ use super::Shards;
 use super::eviction::Turn;
 use super::index::Listing;
 use crate::hub::request::{JoinRequest, Lookup};
-use crate::seam::{Incoming, What};
+use crate::seam::{First, Incoming, What};
 
 /// Subjects of a job whose last numbers are remembered each by itself; of all others together the highest is.
 pub(in crate::hub) const SUBJECTS: usize = 256;
@@ -175,6 +175,10 @@ pub(in crate::hub) struct Entry {
     read_to: Seq,
     pub(in crate::hub) repair: Option<Box<Repair>>,
     pub(in crate::hub) repaired: Repaired,
+    /// States that came after the job's ending, since that was stored.
+    pub(in crate::hub) late: u64,
+    /// Where the job's ending stood first, if it was stored again before it came to here.
+    pub(in crate::hub) first: Option<First>,
     /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
     /// news to them, all of it.
     pub(in crate::hub) nothing_until: Seq,
@@ -263,6 +267,8 @@ impl Entry {
     pub(super) fn forget_numbers(&mut self) {
         self.numbers = Numbers::default();
         self.read_to = Seq::ZERO;
+        self.late = 0;
+        self.first = None;
         self.partial = false;
     }
 

@@ -29,6 +29,7 @@ fn regression_an_ending_from_the_bus_with_a_bad_field_ends_its_job() {
         seq: Seq::new(2),
         previous: None,
         stored_at: WallTime::default(),
+        first: None,
     }]);
     assert!(
         document(&hub, "a").contains(r#""progress":40"#),

@@ -19,6 +19,7 @@ fn update(job: &str, seq: u64) -> Incoming {
         seq: Seq::new(seq),
         previous: Some(Seq::ZERO),
         stored_at: Clock::start().wall(),
+        first: None,
     }
 }
 

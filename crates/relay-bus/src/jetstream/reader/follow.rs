@@ -314,6 +314,9 @@ impl<'r, 'a> Follow<'r, 'a> {
         if facts.created != self.created {
             return Err(Trouble::Recreated);
         }
+        // It may have been changed.
+        let per_subject = &self.reader.shared.per_subject;
+        per_subject.store(facts.per_subject, Ordering::Relaxed);
         if facts.last_seq >= seen {
             self.doubtful = false;
             self.missing.expect(facts.last_seq, now);

@@ -120,6 +120,7 @@ mod tests {
                 seq: Seq::new(seq),
                 previous: None,
                 stored_at: WallTime::default(),
+                first: None,
             }),
         }
     }
