@@ -14,6 +14,7 @@ mod neighbour;
 mod nonsense;
 mod publishing;
 mod random;
+mod readers;
 mod requests;
 mod room;
 mod topics;
