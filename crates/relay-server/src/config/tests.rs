@@ -387,6 +387,54 @@ fn an_empty_variable_is_named_and_nothing_else_is_blamed() {
 }
 
 #[test]
+fn a_value_that_cannot_be_taken_is_not_said_to_be_missing_beside_it() {
+    let pem = tempfile::NamedTempFile::new().unwrap();
+    let blocks = ["CERTIFICATE", "PRIVATE KEY"].map(|label| format!("-----BEGIN {label}-----\n"));
+    std::fs::write(pem.path(), blocks.concat()).unwrap();
+    let pem = pem.path().display();
+    for (lines, variable) in [
+        (
+            "[auth]\nmode = \"jwt\"".to_owned(),
+            ("RELAY__AUTH__KEY", ""),
+        ),
+        (
+            "[auth]\nmode = \"jwt\"".to_owned(),
+            ("RELAY__AUTH__KEY", "[redacted]"),
+        ),
+        (
+            "[auth]\nmode = \"jwt\"".to_owned(),
+            ("RELAY__AUTH__KEY_FILE", ""),
+        ),
+        (
+            "[nats]\nuser = \"u\"".to_owned(),
+            ("RELAY__NATS__PASSWORD", ""),
+        ),
+        (
+            "[nats]\nuser = \"u\"".to_owned(),
+            ("RELAY__NATS__PASSWORD_FILE", ""),
+        ),
+        (
+            "[nats]\npassword = \"p\"".to_owned(),
+            ("RELAY__NATS__USER", ""),
+        ),
+        (
+            format!("[nats]\ntls_cert_file = \"{pem}\""),
+            ("RELAY__NATS__TLS_KEY_FILE", ""),
+        ),
+        (
+            format!("[nats]\ntls_key_file = \"{pem}\""),
+            ("RELAY__NATS__TLS_CERT_FILE", ""),
+        ),
+    ] {
+        let found = problem(&lines, &[variable]);
+        assert!(
+            found.starts_with(&format!("env {}: ", variable.0)),
+            "{found}"
+        );
+    }
+}
+
+#[test]
 fn an_empty_text_in_the_file_is_refused_whatever_the_key() {
     let mut tried = 0;
     for key in known_keys() {

@@ -163,7 +163,7 @@ impl KeyError {
     /// The configuration keys at fault, the likeliest first.
     pub(crate) fn keys(&self) -> &'static [&'static str] {
         match self {
-            Self::Missing => &["auth.mode"],
+            Self::Missing => &["auth.mode", "auth.key", "auth.key_file"],
             Self::Two => &["auth.key", "auth.key_file"],
             Self::Unreadable { .. } => &["auth.key_file"],
             Self::NoAlgorithm | Self::Mixed { .. } | Self::Mismatch { .. } => &["auth.algorithms"],

@@ -61,7 +61,7 @@ fn credentials(nats: &Nats, found: &mut Findings) {
     let password = nats.password.is_some() || nats.password_file.is_some();
     if nats.user.is_some() && !password {
         found.error(
-            &["nats.user"],
+            &["nats.user", "nats.password", "nats.password_file"],
             "has no password; set nats.password_file or nats.password too",
         );
     }
@@ -137,11 +137,11 @@ fn files(nats: &Nats, found: &mut Findings) {
     }
     match (&nats.tls_cert_file, &nats.tls_key_file) {
         (Some(_), None) => found.error(
-            &["nats.tls_cert_file"],
+            &["nats.tls_cert_file", "nats.tls_key_file"],
             "has no private key; set nats.tls_key_file too",
         ),
         (None, Some(_)) => found.error(
-            &["nats.tls_key_file"],
+            &["nats.tls_key_file", "nats.tls_cert_file"],
             "has no certificate; set nats.tls_cert_file too",
         ),
         (None, None) | (Some(_), Some(_)) => {}
