@@ -134,6 +134,7 @@ fn each_dialect_is_told_everything_in_its_own_words() {
         title = "t"
         watch.watchers = 20
         publish.updates = 10
+        relay."dialects.enabled" = ["upload-notes", "event-dashboard"]
         [[dialects]]
         name = "socket.io"
         path = "/socket.io/?EIO=4&transport=websocket"

@@ -54,6 +54,7 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
     }
     super::serve::start(
         &config,
+        None,
         Extras {
             routes: Some(demo::routes()),
             companion: Some(Box::new(demo::start_workers)),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use relay_wire::dialect::BUILT_IN;
 
 use super::say;
 use crate::config::{self, Config, Loaded};
@@ -34,14 +35,28 @@ pub(super) fn run(args: &ServeArgs) -> ExitCode {
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
-    start(&loaded.config, Extras::default())
+    let says_dialects = loaded.places.contains_key("dialects.enabled");
+    let notice = (!says_dialects).then(no_dialects);
+    start(&loaded.config, notice.as_deref(), Extras::default())
 }
 
-/// Starts logging and a relay.
-pub(super) fn start(config: &Config, extras: Extras) -> ExitCode {
+/// What an operator is told who may have relied on dialects that were served without being asked for.
+fn no_dialects() -> String {
+    let names = BUILT_IN.map(|(name, _)| format!("{name:?}"));
+    format!(
+        "no dialects are served, because dialects.enabled is not set; until now the built-in ones were: set it to [{}] for those, or to [] for none",
+        names.join(", ")
+    )
+}
+
+/// Starts logging and a relay. The log begins with `notice`.
+pub(super) fn start(config: &Config, notice: Option<&str>, extras: Extras) -> ExitCode {
     if let Err(error) = logging::start(&config.log) {
         say(&format!("log.level: {error}"));
         return ExitCode::from(2);
+    }
+    if let Some(notice) = notice {
+        tracing::info!("{notice}");
     }
     match serve::run(config, extras) {
         Ok(()) => ExitCode::SUCCESS,

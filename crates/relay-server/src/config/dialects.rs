@@ -201,6 +201,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_but_the_native_protocol_is_spoken_unless_it_is_asked_for() {
+        let config = Config::default();
+        let dialects = config.load_dialects(&|_, _| Box::new(())).unwrap();
+        assert!(dialects.routes.find("/api/ws").is_none());
+        assert!(dialects.routes.find("/socket.io/").is_none());
+    }
+
+    #[test]
     fn a_dialect_that_is_not_there_is_named_with_those_that_are() {
         let mut config = Config::default();
         config.dialects.enabled = vec!["klingon".to_owned()];

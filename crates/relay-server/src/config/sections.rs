@@ -411,25 +411,15 @@ impl Default for Log {
 }
 
 /// Front ends of other applications that are served in their own wire shapes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Dialects {
-    /// Dialects to serve, by the names of their files without `.toml`: built-in ones, and those in dialects.directory.
+    /// Dialects to serve, by the names of their files without `.toml`: those in dialects.directory, and the built-in event-dashboard, file-conversion, media-conversion, upload-notes and video-generation. A start that finds the key not set says so. Example: `["file-conversion", "mine"]`
     #[serde(with = "ListOf::<String>")]
     #[schemars(with = "Vec<String>")]
     pub enabled: Vec<String>,
     /// Folder with dialect files of your own; one with the name of a built-in dialect replaces it. Example: `"/etc/relay/dialects"`
     pub directory: Option<PathBuf>,
-}
-
-impl Default for Dialects {
-    fn default() -> Self {
-        let built_in = relay_wire::dialect::BUILT_IN.iter();
-        Self {
-            enabled: built_in.map(|(name, _)| (*name).to_owned()).collect(),
-            directory: None,
-        }
-    }
 }
 
 /// The shape of a log line.

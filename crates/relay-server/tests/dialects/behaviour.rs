@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use relay_testkit::http::Request;
 use relay_testkit::nats::{NatsServer, Options};
-use relay_testkit::relay::RelayServer;
+use relay_testkit::relay::{RelayServer, Settings};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -390,6 +390,22 @@ async fn an_idle_connection_is_closed_and_one_that_speaks_is_not() {
     }
     assert_eq!(socket.next().await, Heard::Closed(Some(1001)));
     assert!(opened.elapsed().unwrap() > Duration::from_millis(1300));
+}
+
+#[tokio::test]
+async fn a_start_without_the_key_says_that_no_dialect_is_served_and_what_to_set() {
+    let plain = || Settings::new(env!("CARGO_BIN_EXE_relay"));
+    let relay = RelayServer::start(plain()).await.unwrap();
+    let path = "/api/v1/conversions/c1";
+    let answer = relay.send(Request::get(path)).await.unwrap();
+    assert_eq!(answer.error_code(), "not_found");
+    let notice = "no dialects are served, because dialects.enabled is not set; until now the built-in ones were: \
+                  set it to [\"event-dashboard\", \"file-conversion\", \"media-conversion\", \"upload-notes\", \
+                  \"video-generation\"] for those, or to [] for none";
+    assert!(relay.logs().contains(notice), "{}", relay.logs());
+    let none = plain().set("dialects.enabled", "");
+    let relay = RelayServer::start(none).await.unwrap();
+    assert!(!relay.logs().contains("no dialects"), "{}", relay.logs());
 }
 
 #[tokio::test]

@@ -17,7 +17,10 @@ mod transcript;
 use relay_testkit::relay::{RelayServer, Settings};
 
 fn settings() -> Settings {
-    Settings::new(env!("CARGO_BIN_EXE_relay")).set("limits.connections_per_user", "50")
+    let built_in = "event-dashboard,file-conversion,media-conversion,upload-notes,video-generation";
+    Settings::new(env!("CARGO_BIN_EXE_relay"))
+        .set("limits.connections_per_user", "50")
+        .set("dialects.enabled", built_in)
 }
 
 async fn follow(settings: Settings, text: &str) {

@@ -121,6 +121,7 @@ Object.assign(environment, {
   RELAY__HTTP__LISTEN: `127.0.0.1:${http}`,
   RELAY__ADMIN__LISTEN: `127.0.0.1:${admin}`,
   RELAY__HTTP__ALLOWED_ORIGINS: origin,
+  RELAY__DIALECTS__ENABLED: dialect,
   RELAY__HISTORY__FILE: join(directory, "history"), // or a killed relay would not know its jobs
   ...(is.tokens && { RELAY__AUTH__MODE: "jwt", RELAY__AUTH__KEY: key }),
 });

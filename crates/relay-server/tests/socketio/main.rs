@@ -23,7 +23,9 @@ const PING_INTERVAL: Duration = Duration::from_millis(300);
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
 fn settings() -> Settings {
-    Settings::new(env!("CARGO_BIN_EXE_relay")).set("http.shards", 3)
+    Settings::new(env!("CARGO_BIN_EXE_relay"))
+        .set("http.shards", 3)
+        .set("dialects.enabled", "upload-notes,video-generation")
 }
 
 /// A relay that speaks what the suites want to hear, with their short heartbeat where `hurried`.

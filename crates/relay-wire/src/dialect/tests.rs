@@ -75,11 +75,32 @@ fn every_built_in_dialect_compiles() {
 }
 
 #[test]
-fn the_how_tos_dialect_is_right() {
+fn what_the_how_to_shows_is_right() {
     let page = include_str!("../../../../docs/how-to/keep-your-front-end.md");
-    let block = page.split("```toml\n").nth(1).unwrap();
-    let file = block.split("```").next().unwrap();
-    assert_eq!(problems(file), Vec::<String>::new());
+    let blocks = page.split("```toml\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let mut checked = 0;
+    // All but the configuration's, what extends another file, and the list of all keys.
+    let shown = blocks.filter(|block| {
+        !(block.contains("[dialects]") || block.contains("extends") || block.contains('…'))
+    });
+    for block in shown {
+        let mut file = String::new();
+        if !block.contains("description") {
+            file.push_str("description = \"a part of a file\"\n");
+        }
+        file.push_str(block);
+        // What parts of a file lean on.
+        if !block.contains("[[routes]]") {
+            file.push_str("\n[[routes]]\npath = \"/part\"\ntransport = \"websocket\"\n");
+        }
+        if block.contains("requests.") || block.contains("answer =") {
+            file.push_str("\n[frames]\nanswer = '.'\n");
+        }
+        assert_eq!(problems(&file), Vec::<String>::new(), "{file}");
+        checked += 1;
+    }
+    assert!(checked > 8, "the page has lost its examples: {checked}");
 }
 
 #[test]
