@@ -8,6 +8,7 @@
 
 mod ask;
 mod decode;
+mod fitness;
 mod publishing;
 mod reader;
 mod store;
@@ -22,16 +23,22 @@ use parking_lot::Mutex;
 use relay_core::position::Seq;
 use tokio::sync::Semaphore;
 
+pub use fitness::{Difference, Weight};
 pub use store::JetStreamStore;
-pub use stream::{Difference, StreamError};
+pub use stream::StreamError;
 
-use crate::connection::{ConnectionError, ConnectionSettings, Prepared};
+pub(crate) use fitness::of_server;
+
+use crate::connection::{ConnectionError, ConnectionSettings, Link, Prepared};
 use crate::seam::{Intake, StoreError, Unreachable};
 use crate::subject::{PrefixError, Subjects};
 use ask::Asker;
+use stream::Place;
 
 /// Loads under way at once; the rest wait.
 const LOADS: usize = 64;
+/// How long streams may take to say that they capture the subjects, when there is no hurry.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 /// Where a stream keeps its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,6 +55,8 @@ pub enum Storage {
 pub struct JetStreamSettings {
     /// The stream's name.
     pub stream: String,
+    /// The JetStream domain it is in, where that is not the server's own.
+    pub domain: Option<String>,
     /// What workers publish under.
     pub prefix: String,
     /// What is put in front of that when the stream republishes.
@@ -62,6 +71,8 @@ pub struct JetStreamSettings {
     pub max_age: Duration,
     /// Messages kept per subject, if it is made.
     pub per_job: usize,
+    /// Bytes of the largest update; the stream is made to take no larger ones.
+    pub update_bytes: usize,
     /// How long an ending is kept that is published through the relay.
     pub terminal_ttl: Duration,
     /// How often the stream's identity and last number are checked.
@@ -72,6 +83,7 @@ impl Default for JetStreamSettings {
     fn default() -> Self {
         Self {
             stream: "PROGRESS".to_owned(),
+            domain: None,
             prefix: "progress".to_owned(),
             live_prefix: "live".to_owned(),
             create: true,
@@ -79,9 +91,16 @@ impl Default for JetStreamSettings {
             storage: Storage::File,
             max_age: Duration::from_secs(72 * 3600),
             per_job: 64,
+            update_bytes: 64 * 1024,
             terminal_ttl: Duration::from_secs(24 * 3600),
             check_interval: Duration::from_secs(10),
         }
+    }
+}
+
+impl JetStreamSettings {
+    fn asker(&self, link: Link) -> Asker {
+        Asker::new(link, &self.stream, self.domain.as_deref())
     }
 }
 
@@ -134,6 +153,22 @@ pub fn jetstream(
     Ok((store, JetStreamReader { shared, prepared }))
 }
 
+/// Looks at the stream as it is now, and makes and changes nothing.
+pub(crate) async fn inspect(
+    settings: &JetStreamSettings,
+    subjects: &Subjects,
+    link: Link,
+) -> Result<Vec<Difference>, StreamError> {
+    let asker = settings.asker(link);
+    let captured = asker.capturing(subjects.probe(), LOOK_AROUND).await;
+    let place = Place {
+        asker: &asker,
+        settings,
+        subjects,
+    };
+    Ok(place.find(&captured, false).await?.differences)
+}
+
 /// Reads what the stream republishes, for as long as it is run.
 #[derive(Debug)]
 pub struct JetStreamReader {
@@ -152,7 +187,7 @@ impl JetStreamReader {
         let asker = self
             .shared
             .asker
-            .get_or_init(|| Asker::new(link, &self.shared.settings.stream));
+            .get_or_init(|| self.shared.settings.asker(link));
         reader::read(&self.shared, asker, &*intake).await
     }
 }

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod history_file;
 pub mod hub;
 pub mod inbox;
+pub mod inspect;
 pub mod jetstream;
 pub mod nats;
 mod poison;

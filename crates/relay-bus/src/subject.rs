@@ -12,6 +12,11 @@ use crate::seam::{About, RefusedUpdate, What};
 /// The last token of a subject that carries a job's state.
 const STATE: &str = "state";
 
+/// A header of a message that only asks which streams capture its subject, and the name of a stream there is not.
+pub(crate) const PROBE: &str = "Relay-Probe";
+/// Whose job [`Subjects::probe`] is about.
+const PROBE_OWNER: &str = "_relay";
+
 /// The subjects of one relay, under its prefix and its live prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subjects {
@@ -170,6 +175,16 @@ impl Subjects {
         let owner = tokens.and_then(|tokens| tokens.split('.').next());
         RefusedUpdate::unread(subject, error.code(), &error.to_string(), about)
             .of(owner, error.field())
+    }
+
+    /// A subject like those of jobs, of a job that there is not.
+    pub(crate) fn probe(&self) -> String {
+        format!("{}{PROBE_OWNER}.probe.{STATE}", self.stem)
+    }
+
+    /// Whether the server's words are about that subject: who may not publish there may still read.
+    pub(crate) fn is_about_probe(words: &str) -> bool {
+        words.contains(&format!(".{PROBE_OWNER}.probe.{STATE}\""))
     }
 
     /// Everything workers publish: `progress.>`.

@@ -7,6 +7,8 @@
 mod bytes;
 #[path = "jetstream/cluster.rs"]
 mod cluster;
+#[path = "jetstream/domains.rs"]
+mod domains;
 #[path = "jetstream/faults.rs"]
 mod faults;
 #[path = "jetstream/loads.rs"]

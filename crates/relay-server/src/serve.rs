@@ -3,7 +3,7 @@
 //! One thread a shard, one for the bus, and the main thread for operators and signals. Only this module
 //! knows all the parts.
 
-mod bus;
+pub(crate) mod bus;
 mod files;
 mod lost;
 pub(crate) mod settings;

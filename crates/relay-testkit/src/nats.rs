@@ -27,6 +27,7 @@ const START_WITHIN: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     jetstream: bool,
+    domain: Option<String>,
     config: String,
 }
 
@@ -40,8 +41,14 @@ impl Options {
     pub fn jetstream() -> Self {
         Self {
             jetstream: true,
-            config: String::new(),
+            ..Self::default()
         }
+    }
+
+    /// Puts JetStream into a domain.
+    fn domain(mut self, domain: &str) -> Self {
+        self.domain = Some(domain.to_owned());
+        self
     }
 
     /// Adds text to the server's configuration file.
@@ -96,9 +103,11 @@ impl NatsServer {
         );
         if options.jetstream {
             let store = directory.path().join("store");
+            let domain = options.domain.as_ref();
+            let domain = domain.map_or(String::new(), |domain| format!(", domain: {domain}"));
             writeln!(
                 config,
-                "jetstream {{ store_dir: {:?}, max_mem: 256MB, max_file: 2GB }}",
+                "jetstream {{ store_dir: {:?}, max_mem: 256MB, max_file: 2GB{domain} }}",
                 store.display().to_string()
             )?;
         }
@@ -238,6 +247,60 @@ impl NatsServer {
     /// When the server does not answer.
     pub async fn monitor(&self, path: &str) -> Result<Value> {
         Ok(http::get(&self.monitor.address(), path).await?.json())
+    }
+}
+
+/// A server that leaf nodes connect to; its JetStream domain is `hub`.
+#[derive(Debug)]
+pub struct NatsHub {
+    /// The server itself.
+    pub server: NatsServer,
+    /// Where leaf nodes connect; held so that nobody else takes it.
+    leaves: Port,
+}
+
+impl NatsHub {
+    /// Starts the hub alone.
+    ///
+    /// # Errors
+    /// When `nats-server` is missing, or does not come up.
+    pub async fn start() -> Result<Self> {
+        let leaves = Port::reserve()?;
+        let listen = format!("leafnodes {{ listen: \"{}\" }}", leaves.address());
+        let options = Options::jetstream().domain("hub").config(&listen);
+        let server = NatsServer::start(options).await?;
+        Ok(Self { server, leaves })
+    }
+
+    /// Starts a leaf node with JetStream in a domain of its own, and waits until it is connected.
+    ///
+    /// # Errors
+    /// When it does not come up, or does not find the hub.
+    pub async fn leaf(&self, domain: &str) -> Result<NatsServer> {
+        self.join(Options::jetstream().domain(domain), domain).await
+    }
+
+    /// Starts a leaf node without JetStream, and waits until it is connected.
+    ///
+    /// # Errors
+    /// When it does not come up, or does not find the hub.
+    pub async fn bare_leaf(&self) -> Result<NatsServer> {
+        self.join(Options::core(), "bare").await
+    }
+
+    async fn join(&self, options: Options, name: &str) -> Result<NatsServer> {
+        let remote = format!(
+            "leafnodes {{ remotes: [{{ url: \"nats://{}\" }}] }}",
+            self.leaves.address()
+        );
+        let mut leaf = NatsServer::prepare(&options.config(&remote), name, |_| String::new())?;
+        leaf.restart().await?;
+        crate::wait::until_some(START_WITHIN, "the leaf's connection", async || {
+            let leaves = leaf.monitor("/leafz").await.ok()?;
+            (leaves["leafnodes"] == 1).then_some(())
+        })
+        .await?;
+        Ok(leaf)
     }
 }
 

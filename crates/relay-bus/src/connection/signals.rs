@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::subject::Subjects;
+
 const REFUSALS: usize = 16;
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
@@ -102,6 +104,8 @@ impl Signals {
                     );
                 }
             }
+            // Without that right nobody looks for other streams, and nothing else is lost.
+            Event::ServerError(ServerError::Other(text)) if Subjects::is_about_probe(text) => {}
             Event::ServerError(ServerError::Other(text)) => told.refuse(text),
             Event::ServerError(error) => told.fail(&self.servers, &error.to_string()),
             Event::ClientError(ClientError::Other(text)) => told.fail(&self.servers, text),

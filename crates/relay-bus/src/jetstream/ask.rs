@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use async_nats::client::Request;
-use async_nats::header::{HeaderName, NATS_LAST_SEQUENCE, NATS_SEQUENCE};
+use async_nats::header::{HeaderName, NATS_EXPECTED_STREAM, NATS_LAST_SEQUENCE, NATS_SEQUENCE};
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use async_nats::{HeaderMap, Message, RequestErrorKind, StatusCode};
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::decode::number;
 use crate::connection::Link;
 use crate::seam::{Rejection, StoreError, Unreachable};
+use crate::subject::PROBE;
 
 /// How long any one question may take.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
@@ -33,7 +34,9 @@ const TOO_MANY: u16 = 413;
 pub(super) enum AskError {
     #[error("no reply to {what} in time")]
     TimedOut { what: &'static str },
-    #[error("no reply to {what}: is JetStream enabled, and does the stream have a leader?")]
+    #[error(
+        "no reply to {what}: is JetStream enabled, and does the stream have a leader? If it is in another JetStream domain, set nats.domain"
+    )]
     NoResponders { what: &'static str },
     #[error("{refusal}")]
     Forbidden { refusal: String },
@@ -168,15 +171,25 @@ struct Refusal {
 pub(super) struct Asker {
     link: Link,
     stream: String,
+    /// What the API's subjects begin with: `$JS.API`, or another domain's.
+    api: String,
     context: async_nats::jetstream::Context,
 }
 
 impl Asker {
-    pub(super) fn new(link: Link, stream: &str) -> Self {
-        let mut context = async_nats::jetstream::new(link.client().clone());
+    pub(super) fn new(link: Link, stream: &str, domain: Option<&str>) -> Self {
+        let client = link.client().clone();
+        let (api, mut context) = match domain {
+            Some(domain) => (
+                format!("$JS.{domain}.API"),
+                async_nats::jetstream::with_domain(client, domain),
+            ),
+            None => ("$JS.API".to_owned(), async_nats::jetstream::new(client)),
+        };
         context.set_timeout(ASK_LIMIT);
         Self {
             stream: stream.to_owned(),
+            api,
             context,
             link,
         }
@@ -204,7 +217,7 @@ impl Asker {
     ) -> Result<T, AskError> {
         let body = serde_json::to_vec(body)
             .map_err(|source| AskError::Unreadable { what: verb, source })?;
-        let subject = format!("$JS.API.{verb}.{}", self.stream);
+        let subject = format!("{}.{verb}.{}", self.api, self.stream);
         // With an inbox of its own nothing is left behind in the client when no answer comes.
         let request = Request::new()
             .payload(body.into())
@@ -275,6 +288,37 @@ impl Asker {
         }
     }
 
+    /// Which streams capture `subject`, wherever they are, as far as they say so within a time; always takes that
+    /// long. A publication that names another stream is stored by none, and each says who it is.
+    pub(super) async fn capturing(&self, subject: String, within: Duration) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Capturing {
+            stream: String,
+        }
+        let mut streams = Vec::new();
+        let asking = async {
+            let client = self.link.client();
+            let inbox = client.new_inbox();
+            let mut replies = client.subscribe(inbox.clone()).await.ok()?;
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_EXPECTED_STREAM, PROBE);
+            headers.insert(PROBE, "1");
+            let asked =
+                client.publish_with_reply_and_headers(subject, inbox, headers, Bytes::new());
+            asked.await.ok()?;
+            while let Some(reply) = replies.next().await {
+                let found = serde_json::from_slice::<Capturing>(&reply.payload);
+                streams.extend(found.map(|found| found.stream));
+            }
+            Some(())
+        };
+        // To run out of time is the ordinary end; after any other there is still the time to wait.
+        let deadline = tokio::time::Instant::now() + within;
+        drop(tokio::time::timeout_at(deadline, asking).await);
+        tokio::time::sleep_until(deadline).await;
+        streams
+    }
+
     /// Asks any replica. One that stops answering is given up, whatever it has said so far.
     pub(super) async fn direct(&self, get: &DirectGet<'_>) -> Result<DirectAnswer, AskError> {
         let what = "a direct get";
@@ -287,7 +331,7 @@ impl Asker {
             .subscribe(inbox.clone())
             .await
             .map_err(|error| AskError::unsent(what, error))?;
-        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let subject = format!("{}.DIRECT.GET.{}", self.api, self.stream);
         client
             .publish_with_reply(subject.clone(), inbox, body.into())
             .await
@@ -374,7 +418,7 @@ impl Asker {
         match tokio::time::timeout(ASK_LIMIT, asked).await {
             Ok(answer) => answer,
             Err(_) => {
-                let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
+                let subject = format!("{}.STREAM.MSG.GET.{}", self.api, self.stream);
                 Err(self.timed_out(what, mark, &subject))
             }
         }

@@ -26,7 +26,8 @@ use relay_core::position::{Epoch, Seq};
 use super::Shared;
 use super::ask::Asker;
 use super::decode;
-use super::stream::{self, Facts, StreamError};
+use super::fitness::{Difference, Weight};
+use super::stream::{Facts, Place, StreamError};
 use crate::clock::Clock;
 use crate::connection::{BarrierError, ConnectionError, Seldom};
 use crate::seam::Intake;
@@ -100,6 +101,7 @@ pub(super) async fn read<'a>(
         told: None,
         often: Seldom::default(),
         clock: Clock::start(),
+        advised: Vec::new(),
     };
     loop {
         match reader.attach().await {
@@ -165,6 +167,8 @@ struct Reader<'a> {
     told: Option<String>,
     often: Seldom,
     clock: Clock,
+    /// What of the stream loses something, as last logged.
+    advised: Vec<Difference>,
 }
 
 impl Reader<'_> {
@@ -185,6 +189,25 @@ impl Reader<'_> {
         if self.shared.set_away(Some(&reason)) {
             self.intake.lost(&reason);
         }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            asker: self.asker,
+            settings: &self.shared.settings,
+            subjects: &self.shared.subjects,
+        }
+    }
+
+    /// Logs what the relay can live with, and its operator might not: once, and again when it changes.
+    fn advise(&mut self, differences: &[Difference]) {
+        let stream = &self.shared.settings.stream;
+        let loses = |each: &&Difference| each.weight == Weight::Loses;
+        let losing: Vec<Difference> = differences.iter().filter(loses).cloned().collect();
+        for each in losing.iter().filter(|each| !self.advised.contains(each)) {
+            tracing::warn!(%stream, setting = each.setting, "{each}");
+        }
+        self.advised = losing;
     }
 
     /// Logs what keeps the reader waiting: once, and again when it changes or a minute has passed.
@@ -221,12 +244,15 @@ impl Reader<'_> {
             .map_err(|_| AttachError::Unsent)?
             .map_err(AttachError::Stopped)?;
         link.barrier().await?;
-        tokio::time::sleep(SETTLE).await;
+        // Meanwhile interest in the subscription travels, and streams say who they are.
+        let probe = self.shared.subjects.probe();
+        let captured = self.asker.capturing(probe, SETTLE).await;
         if let Some(refusal) = link.refusal_since(mark, &subject) {
             return Err(AttachError::Refused { refusal });
         }
-        let facts = stream::fit(self.asker, &self.shared.settings, &self.shared.subjects).await?;
-        let facts = self.recognise(facts).await?;
+        let found = self.place().fit(&captured).await?;
+        self.advise(&found.differences);
+        let facts = self.recognise(found.facts).await?;
         if link.connects() != connects || !link.is_up() {
             return Err(AttachError::Changed);
         }
@@ -260,7 +286,7 @@ impl Reader<'_> {
             return Ok(facts);
         }
         tokio::time::sleep(CONFIRM_AFTER).await;
-        let again = stream::fit(self.asker, &self.shared.settings, &self.shared.subjects).await?;
+        let again = self.place().fit(&[]).await?.facts;
         if again.created == facts.created && again.last_seq < seen {
             tracing::warn!(
                 seen = seen.get(),

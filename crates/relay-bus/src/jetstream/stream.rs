@@ -1,6 +1,7 @@
 //! The stream itself: found, made, held against what the relay depends on.
 //!
-//! A stream that somebody else made is never changed; what does not fit is named, setting by setting.
+//! A stream that somebody else made is never changed; what does not fit is named, setting by setting. None is made
+//! where another one captures the same subjects, in whatever JetStream domain: every update would be told twice.
 
 use std::time::Duration;
 
@@ -14,16 +15,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::ask::{AskError, Asker};
+use super::fitness::{self, Difference, Weight};
 use super::{JetStreamSettings, Storage};
-use crate::subject::{Subjects, covers};
+use crate::subject::Subjects;
 
 /// How long the sign stays that a subject's last message expired.
 const MARKER_TTL: Duration = Duration::from_secs(60);
-/// How long a repeated `Nats-Msg-Id` is recognised: longer than workers retry.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// A stream that has no leader for the moment does not answer.
 const INFO_LIMIT: Duration = Duration::from_secs(1);
-const MANY_MESSAGES: i64 = 4096;
+/// How long streams elsewhere may take to say that they capture the subjects, before one is made here.
+const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 const NOT_FOUND: u64 = 10059;
 const NAME_IN_USE: u64 = 10058;
 
@@ -45,15 +46,40 @@ pub enum StreamError {
         /// Its name.
         stream: String,
     },
+    /// It is not there, and another one captures what workers publish.
+    #[error(
+        "there is no stream {stream} here, but stream {} captures {subjects} already; a second one would send every update twice, so none is made. Set nats.stream to its name and, if it is in another JetStream domain, nats.domain to that (`nats --js-domain NAME stream ls`)",
+        .captured.join(" and stream ")
+    )]
+    Elsewhere {
+        /// Its name.
+        stream: String,
+        /// What workers publish under.
+        subjects: String,
+        /// The streams that capture it.
+        captured: Vec<String>,
+    },
+    /// There are several of that name.
+    #[error(
+        "{times} streams called {stream} capture {subjects}, in different JetStream domains, so every update would be sent {times} times; keep one, remove the others (`nats --js-domain NAME stream rm {stream}`), and set nats.domain to that one's domain"
+    )]
+    Twice {
+        /// Their name.
+        stream: String,
+        /// What workers publish under.
+        subjects: String,
+        /// How many there are.
+        times: usize,
+    },
     /// It is there, but not as the relay needs it.
     #[error(
-        "stream {stream} does not match: {}; fix it with `nats stream edit {stream} --config FILE`, see deploy/nats/stream.json",
-        .differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        "stream {stream} does not match: {}",
+        .differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(". Also, ")
     )]
     Differs {
         /// Its name.
         stream: String,
-        /// Each setting that is wrong.
+        /// Each setting that prevents the relay from working.
         differences: Vec<Difference>,
     },
     /// The question was not answered.
@@ -66,18 +92,6 @@ pub enum StreamError {
     },
 }
 
-/// One setting of a stream that is not as it must be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} is {found} and must be {needed}")]
-pub struct Difference {
-    /// As in the stream's configuration.
-    pub setting: &'static str,
-    /// What it is.
-    pub found: String,
-    /// What it must be.
-    pub needed: String,
-}
-
 /// Which life of the stream this is, and how far it has come, in the leader's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
@@ -88,11 +102,28 @@ pub(super) struct Facts {
     pub(super) per_subject: u64,
 }
 
+/// What is known of the stream, and what of it is not as it should be.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) facts: Facts,
+    pub(super) differences: Vec<Difference>,
+}
+
+impl Found {
+    /// Whether the relay can work with it.
+    pub(super) fn fits(&self) -> bool {
+        let prevents = |each: &Difference| each.weight == Weight::Prevents;
+        !self.differences.iter().any(prevents)
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Info {
     created: String,
     state: State,
     config: Config,
+    #[serde(skip)]
+    counts: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,9 +144,12 @@ impl Info {
     }
 }
 
-/// Asks the leader how the stream is; what was fit once is not looked at again.
-pub(super) async fn facts(asker: &Asker) -> Result<Facts, AskError> {
-    info(asker).await.map(|info| info.facts())
+/// Where the relay's stream is, and what it is to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) asker: &'a Asker,
+    pub(super) settings: &'a JetStreamSettings,
+    pub(super) subjects: &'a Subjects,
 }
 
 /// Whether there is no such stream.
@@ -129,72 +163,161 @@ pub(super) fn is_missing(error: &AskError) -> bool {
     )
 }
 
-async fn info(asker: &Asker) -> Result<Info, AskError> {
-    asker
-        .api_within(INFO_LIMIT, "STREAM.INFO", &json!({}))
-        .await
-}
-
-/// Finds the stream, or makes it, and holds it against what the relay needs.
-pub(super) async fn fit(
-    asker: &Asker,
-    settings: &JetStreamSettings,
-    subjects: &Subjects,
-) -> Result<Facts, StreamError> {
-    let stream = || settings.stream.clone();
-    let unanswered = |source: AskError| StreamError::Unanswered {
-        stream: stream(),
-        source: source.into(),
-    };
-    let client = asker.link().client();
-    if !client.is_server_compatible(2, 11, 0) {
-        return Err(StreamError::OldServer {
-            version: client.server_info().version,
-        });
+impl Place<'_> {
+    /// Asks the leader how the stream is.
+    pub(super) async fn look(self) -> Result<Found, AskError> {
+        let info = self.info().await?;
+        Ok(self.found(&info))
     }
-    let info = match info(asker).await {
-        Ok(info) => info,
-        Err(error) if is_missing(&error) && settings.create => create(asker, settings, subjects)
-            .await
-            .map_err(unanswered)?,
-        Err(error) if is_missing(&error) => {
-            return Err(StreamError::Missing { stream: stream() });
+
+    async fn info(self) -> Result<Info, AskError> {
+        let what = "STREAM.INFO";
+        let nothing = json!({});
+        let asked = self.asker.api_within(INFO_LIMIT, what, &nothing);
+        let answer: serde_json::Value = asked.await?;
+        // Of later servers, and not known to the client's own type.
+        let counts = answer["config"]["allow_msg_counter"] == true;
+        let info = serde_json::from_value(answer);
+        let info: Info = info.map_err(|source| AskError::Unreadable { what, source })?;
+        Ok(Info { counts, ..info })
+    }
+
+    fn found(self, info: &Info) -> Found {
+        let (settings, subjects) = (self.settings, self.subjects);
+        let mut differences = fitness::of_stream(&info.config, info.counts, settings, subjects);
+        let max_payload = self.asker.link().client().max_payload();
+        differences.extend(fitness::of_server(max_payload, settings.update_bytes));
+        Found {
+            facts: info.facts(),
+            differences,
         }
-        Err(error) => return Err(unanswered(error)),
-    };
-    let differences = differences(&info.config, subjects);
-    if differences.is_empty() {
-        advise(&info.config);
-        return Ok(info.facts());
     }
-    Err(StreamError::Differs {
-        stream: stream(),
-        differences,
-    })
-}
 
-async fn create(
-    asker: &Asker,
-    settings: &JetStreamSettings,
-    subjects: &Subjects,
-) -> Result<Info, AskError> {
-    let created = asker
-        .api("STREAM.CREATE", &config(settings, subjects))
-        .await;
-    match created {
-        Err(AskError::Refused {
-            code: NAME_IN_USE, ..
-        }) => info(asker).await,
-        other => {
-            if other.is_ok() {
-                tracing::info!(stream = settings.stream, "created the stream");
+    /// Finds the stream, or makes it, and holds it against what the relay needs. `captured` are the streams that
+    /// have said that they capture what workers publish.
+    pub(super) async fn fit(self, captured: &[String]) -> Result<Found, StreamError> {
+        let found = self.find(captured, self.settings.create).await?;
+        if found.fits() {
+            return Ok(found);
+        }
+        let mut differences = found.differences;
+        differences.retain(|each| each.weight == Weight::Prevents);
+        Err(StreamError::Differs {
+            stream: self.settings.stream.clone(),
+            differences,
+        })
+    }
+
+    /// Finds the stream, or makes it if it may.
+    pub(super) async fn find(
+        self,
+        captured: &[String],
+        may_make: bool,
+    ) -> Result<Found, StreamError> {
+        let stream = || self.settings.stream.clone();
+        let unanswered = |source: AskError| StreamError::Unanswered {
+            stream: stream(),
+            source: source.into(),
+        };
+        let client = self.asker.link().client();
+        if !client.is_server_compatible(2, 11, 0) {
+            return Err(StreamError::OldServer {
+                version: client.server_info().version,
+            });
+        }
+        match self.info().await {
+            Ok(info) => {
+                let mut found = self.found(&info);
+                self.beside(captured, &info.config, &mut found)?;
+                Ok(found)
             }
-            other
+            // Where JetStream does not answer, it may be elsewhere too.
+            Err(error @ AskError::NoResponders { .. }) => {
+                self.nowhere_else(captured)?;
+                Err(unanswered(error))
+            }
+            Err(error) if is_missing(&error) => {
+                self.nowhere_else(captured)?;
+                if !may_make {
+                    return Err(StreamError::Missing { stream: stream() });
+                }
+                let probe = self.subjects.probe();
+                let captured = self.asker.capturing(probe, ELSEWHERE_LIMIT).await;
+                self.nowhere_else(&captured)?;
+                let info = self.create().await.map_err(unanswered)?;
+                Ok(self.found(&info))
+            }
+            Err(error) => Err(unanswered(error)),
+        }
+    }
+
+    fn nowhere_else(self, captured: &[String]) -> Result<(), StreamError> {
+        if captured.is_empty() {
+            return Ok(());
+        }
+        Err(StreamError::Elsewhere {
+            stream: self.settings.stream.clone(),
+            subjects: self.subjects.all(),
+            captured: captured.to_vec(),
+        })
+    }
+
+    /// What other streams mean to one that is there.
+    fn beside(
+        self,
+        captured: &[String],
+        config: &Config,
+        found: &mut Found,
+    ) -> Result<(), StreamError> {
+        let stream = &self.settings.stream;
+        let times = captured.iter().filter(|each| *each == stream).count();
+        if times > 1 {
+            return Err(StreamError::Twice {
+                stream: stream.clone(),
+                subjects: self.subjects.all(),
+                times,
+            });
+        }
+        // A stream with sources is there because workers publish to others.
+        let copies = config
+            .sources
+            .as_ref()
+            .is_some_and(|sources| !sources.is_empty());
+        let others: Vec<&String> = captured.iter().filter(|each| *each != stream).collect();
+        if !others.is_empty() && !copies {
+            let all = self.subjects.all();
+            found.differences.push(Difference {
+                setting: "subjects",
+                found: format!("{all:?}, and stream {others:?} captures them too"),
+                needed: format!("of {stream} alone"),
+                effect: "a worker may get the other stream's acknowledgement first, whether or not this one stores its update",
+                cure: "give the other stream other subjects, or let this one have it as a source".to_owned(),
+                weight: Weight::Loses,
+            });
+        }
+        Ok(())
+    }
+
+    async fn create(self) -> Result<Info, AskError> {
+        let config = config(self.settings, self.subjects);
+        let created = self.asker.api("STREAM.CREATE", &config).await;
+        match created {
+            Err(AskError::Refused {
+                code: NAME_IN_USE, ..
+            }) => self.info().await,
+            other => {
+                if other.is_ok() {
+                    tracing::info!(stream = self.settings.stream, "created the stream");
+                }
+                other
+            }
         }
     }
 }
 
-fn config(settings: &JetStreamSettings, subjects: &Subjects) -> Config {
+/// A stream as the relay makes it.
+pub(super) fn config(settings: &JetStreamSettings, subjects: &Subjects) -> Config {
+    let largest = fitness::message_bytes(settings.update_bytes);
     Config {
         name: settings.stream.clone(),
         description: Some("progress of jobs, read by the relay".to_owned()),
@@ -205,12 +328,9 @@ fn config(settings: &JetStreamSettings, subjects: &Subjects) -> Config {
         max_messages: -1,
         max_bytes: -1,
         max_consumers: -1,
+        max_message_size: i32::try_from(largest).unwrap_or(i32::MAX),
         max_age: settings.max_age,
-        // The server refuses a window longer than the age.
-        duplicate_window: match settings.max_age {
-            Duration::ZERO => DUPLICATE_WINDOW,
-            age => age.min(DUPLICATE_WINDOW),
-        },
+        duplicate_window: fitness::duplicate_window(settings.max_age),
         storage: match settings.storage {
             Storage::File => StorageType::File,
             Storage::Memory => StorageType::Memory,
@@ -226,145 +346,5 @@ fn config(settings: &JetStreamSettings, subjects: &Subjects) -> Config {
             headers_only: false,
         }),
         ..Config::default()
-    }
-}
-
-/// What of a stream's configuration the relay cannot work with.
-fn differences(config: &Config, subjects: &Subjects) -> Vec<Difference> {
-    let mut differences = Vec::new();
-    let mut must = |fits: bool, setting, found: String, needed: String| {
-        if !fits {
-            differences.push(Difference {
-                setting,
-                found,
-                needed,
-            });
-        }
-    };
-    let any_job = subjects.any_job();
-    let captures = config.subjects.iter().any(|each| covers(each, &any_job));
-    must(
-        captures,
-        "subjects",
-        format!("{:?}", config.subjects),
-        format!("{:?}", [subjects.all()]),
-    );
-    let republish = format!("{:?} to {:?}", subjects.all(), subjects.all_live());
-    let (republishes, found) = match &config.republish {
-        Some(found) => (
-            !found.headers_only && republishes(found, subjects),
-            format!(
-                "{:?} to {:?}{}",
-                found.source,
-                found.destination,
-                if found.headers_only {
-                    " (headers only)"
-                } else {
-                    ""
-                }
-            ),
-        ),
-        None => (false, "unset".to_owned()),
-    };
-    must(republishes, "republish", found, republish);
-    for (setting, found) in [
-        ("allow_direct", config.allow_direct),
-        ("allow_rollup_hdrs", config.allow_rollup),
-        ("allow_msg_ttl", config.allow_message_ttl),
-    ] {
-        must(found, setting, found.to_string(), true.to_string());
-    }
-    let keeps = config.retention == RetentionPolicy::Limits;
-    must(
-        keeps,
-        "retention",
-        format!("{:?}", config.retention).to_lowercase(),
-        "limits".to_owned(),
-    );
-    differences
-}
-
-/// Says what the relay can live with, and its operator might not.
-fn advise(config: &Config) {
-    let stream = &config.name;
-    if !(1..=MANY_MESSAGES).contains(&config.max_messages_per_subject) {
-        let found = config.max_messages_per_subject;
-        tracing::warn!(%stream, max_msgs_per_subject = found, "the stream keeps long histories; each is read whole when a job is watched, 64 is usual");
-    }
-    if config.subject_delete_marker_ttl.is_none() {
-        tracing::warn!(%stream, "subject_delete_marker_ttl is unset: the stream will not say when a job expires");
-    }
-}
-
-/// Whether live messages come out under the live prefix, whatever else is republished.
-fn republishes(republish: &Republish, subjects: &Subjects) -> bool {
-    let live = subjects.all_live();
-    let live = live.strip_suffix(&subjects.all()).unwrap_or_default();
-    covers(&republish.source, &subjects.any_job())
-        && republish.source.ends_with('>')
-        && republish.destination == format!("{live}{}", republish.source)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subjects() -> Subjects {
-        Subjects::new("progress", "live").unwrap()
-    }
-
-    fn found(change: impl FnOnce(&mut Config)) -> Vec<String> {
-        let mut config = config(&JetStreamSettings::default(), &subjects());
-        change(&mut config);
-        let differences = differences(&config, &subjects());
-        differences.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn what_the_relay_makes_fits_it() {
-        assert_eq!(found(|_| {}), [""; 0]);
-    }
-
-    #[test]
-    fn a_wider_stream_fits() {
-        let wide = found(|config| {
-            config.subjects = vec!["other".into(), ">".into()];
-            config.republish = Some(Republish {
-                source: ">".into(),
-                destination: "live.>".into(),
-                headers_only: false,
-            });
-            config.max_messages_per_subject = -1;
-        });
-        assert_eq!(wide, [""; 0]);
-    }
-
-    #[test]
-    fn each_setting_that_does_not_fit_is_named() {
-        assert_eq!(
-            found(|config| config.allow_direct = false),
-            ["allow_direct is false and must be true"]
-        );
-        assert_eq!(
-            found(|config| config.republish = None),
-            ["republish is unset and must be \"progress.>\" to \"live.progress.>\""]
-        );
-        let all = found(|config| {
-            *config = Config {
-                subjects: vec!["progress.a.>".into()],
-                retention: RetentionPolicy::WorkQueue,
-                republish: Some(Republish {
-                    source: "progress.>".into(),
-                    destination: "progress2.>".into(),
-                    headers_only: true,
-                }),
-                ..Config::default()
-            }
-        });
-        assert_eq!(all.len(), 6, "{all:?}");
-        assert!(
-            all[1].contains("\"progress.>\" to \"progress2.>\" (headers only)"),
-            "{all:?}"
-        );
     }
 }

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::connection::{BarrierError, ConnectionError, Link, Seldom};
 use crate::poison;
 use crate::seam::{About, Incoming, Intake, RefusedUpdate};
+use crate::subject::PROBE;
 
 /// In a cluster the interest in a subscription travels for a moment after its server has confirmed it.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -201,6 +202,10 @@ impl Reader<'_> {
     }
 
     fn take(&mut self, message: Message) {
+        let headers = message.headers.as_ref();
+        if headers.is_some_and(|headers| headers.get(PROBE).is_some()) {
+            return;
+        }
         let subjects = &self.shared.subjects;
         let address = poison::read(&message.subject, None, || {
             subjects.parse_live(&message.subject)

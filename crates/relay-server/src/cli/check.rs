@@ -1,6 +1,6 @@
 //! `relay check`: says whether a configuration is good, and everything that is not.
 //!
-//! Reads and prints; starts nothing and connects to nothing.
+//! Reads, looks at the NATS that is named, and prints; starts nothing and changes nothing.
 //!
 //! Invariant: what it prints never holds a secret.
 
@@ -8,7 +8,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use relay_bus::inspect::InspectError;
+use relay_bus::jetstream::Weight;
+
 use crate::config::{AuthMode, BusMode, Config, Loaded, Place, environment, known_keys};
+use crate::serve::bus;
 
 /// Arguments of `relay check`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -20,9 +24,14 @@ pub(super) struct CheckArgs {
     /// Print the effective configuration as TOML, secrets hidden, with where each value comes from
     #[arg(long)]
     pub print: bool,
+
+    /// Check the configuration alone; do not compare it with the NATS server and the stream
+    #[arg(long)]
+    pub no_connect: bool,
 }
 
-/// Checks the configuration as `relay serve` would read it. Exit code 0 if it is good, 1 if not.
+/// Checks the configuration as `relay serve` would read it, and the NATS it names. Exit code 0 if a relay would work,
+/// 1 if not.
 pub(super) fn run(args: CheckArgs) -> ExitCode {
     let good = report(
         &args,
@@ -60,13 +69,43 @@ fn report(
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
     }
-    if args.print {
-        writeln!(out, "# {}", summary(&loaded, file))?;
-        print(&loaded, out)?;
-    } else {
-        writeln!(out, "{}", summary(&loaded, file))?;
+    let fits = args.no_connect || report_bus(&loaded.config, err)?;
+    match (fits, args.print) {
+        (true, false) => writeln!(out, "{}", summary(&loaded, file))?,
+        (false, false) => {}
+        (_, true) => {
+            writeln!(out, "# {}", summary(&loaded, file))?;
+            print(&loaded, out)?;
+        }
     }
-    Ok(true)
+    Ok(fits)
+}
+
+/// Looks at NATS, and writes what of it does not fit; returns whether a relay would work with it. One that cannot
+/// be reached is said so, and says nothing of the configuration.
+fn report_bus(config: &Config, err: &mut impl Write) -> io::Result<bool> {
+    let differences = match bus::inspect(config) {
+        Ok(differences) => differences,
+        Err(InspectError::Unreachable { reason }) => {
+            writeln!(err, "not checked: limits and stream, because {reason}")?;
+            return Ok(true);
+        }
+        Err(error) => {
+            writeln!(err, "{error}")?;
+            return Ok(false);
+        }
+    };
+    let mut fits = true;
+    for each in differences {
+        match each.weight {
+            Weight::Loses => writeln!(err, "warning: {each}")?,
+            Weight::Prevents => {
+                writeln!(err, "{each}")?;
+                fits = false;
+            }
+        }
+    }
+    Ok(fits)
 }
 
 /// What a relay with this configuration would be, in one line.
@@ -84,14 +123,14 @@ fn summary(loaded: &Loaded, file: Option<&Path>) -> String {
     };
     format!(
         "ok: {source}{env}: {}; clients on {}, operators on {}; {}",
-        bus(config),
+        bus_in_use(config),
         config.http.listen,
         config.admin.listen,
         auth(config)
     )
 }
 
-fn bus(config: &Config) -> String {
+fn bus_in_use(config: &Config) -> String {
     let mode = match config.bus.mode {
         BusMode::Embedded => return "embedded bus".to_owned(),
         BusMode::Nats => "core NATS",
@@ -152,6 +191,7 @@ mod tests {
         let args = CheckArgs {
             config: Some(path.clone()),
             print,
+            no_connect: true,
         };
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -194,7 +234,7 @@ mod tests {
 
     #[test]
     fn printing_shows_values_and_places_but_no_secret() {
-        let file = "[bus]\nmode = \"nats\"\n[nats]\nurl = \"nats://bob:s3cret@nats:4222\"\n\
+        let file = "[bus]\nmode = \"nats\"\n[nats]\nurl = \"nats://bob:s3cret@127.0.0.1:1\"\n\
                     [auth]\nmode = \"jwt\"\nkey = \"s3cret-s3cret-s3cret-s3cret-s3cret\"\n";
         let (good, out, err) = check(file, true, &[("RELAY__DRAIN__SPREAD", "5s")]);
         assert!(good, "{err}");
@@ -204,7 +244,7 @@ mod tests {
         );
         for line in [
             "mode = \"nats\"  # relay.toml:2:1",
-            "url = [\"nats://[redacted]@nats:4222\"]  # relay.toml:4:1",
+            "url = [\"nats://[redacted]@127.0.0.1:1\"]  # relay.toml:4:1",
             "key = \"[redacted]\"  # relay.toml:7:1",
             "spread = \"5s\"  # env RELAY__DRAIN__SPREAD",
             "deadline = \"15s\"",

@@ -122,6 +122,8 @@ pub(crate) struct Nats {
     pub live_prefix: String,
     /// Name of the JetStream stream that keeps updates.
     pub stream: String,
+    /// JetStream domain the stream is in; needed when the server at nats.url has another one, or is a leaf node without JetStream. Example: `"hub"`
+    pub domain: Option<String>,
     /// Create the stream if it is missing; false when somebody else administers streams.
     pub stream_create: bool,
     /// Copies of the stream in the cluster, 1 to 5; used only when the relay creates it. 3 survives the loss of a server.
@@ -167,6 +169,7 @@ impl Default for Nats {
             prefix: "progress".to_owned(),
             live_prefix: "live".to_owned(),
             stream: "PROGRESS".to_owned(),
+            domain: None,
             stream_create: true,
             stream_replicas: 1,
             stream_storage: StreamStorage::File,

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use relay_bus::clock::Clock;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::hub::{Backing, Hub};
-use relay_bus::jetstream::{self, JetStreamReader, JetStreamSettings, JetStreamStore, Storage};
+use relay_bus::inspect::{self, InspectError};
+use relay_bus::jetstream::{
+    self, Difference, JetStreamReader, JetStreamSettings, JetStreamStore, Storage,
+};
 use relay_bus::nats::{self, NatsReader, NatsSettings, NatsStore};
 use relay_core::position::Epoch;
+use tokio::runtime::Builder;
 
 use super::lost::Tasks;
 use crate::config::{BusMode, Config, Nats, StreamStorage, read_secret};
@@ -26,6 +30,23 @@ pub(crate) enum BusError {
     /// A file with a secret cannot be read.
     #[error("a file that [nats] names cannot be read: {0}")]
     Secret(#[from] io::Error),
+}
+
+/// What of the NATS that a configuration names does not fit it. It connects, and starts nothing.
+pub(crate) fn inspect(config: &Config) -> Result<Vec<Difference>, InspectError> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let unusable = |error: io::Error| InspectError::Unreachable {
+        reason: BusError::from(error).to_string(),
+    };
+    let (runtime, connection) = (runtime.map_err(unusable)?, connection(&config.nats));
+    let connection = connection.map_err(unusable)?;
+    runtime.block_on(async {
+        match config.bus.mode {
+            BusMode::Embedded => Ok(Vec::new()),
+            BusMode::Nats => inspect::nats(&connection, config.limits.update_bytes).await,
+            BusMode::Jetstream => inspect::jetstream(&stream(config), &connection).await,
+        }
+    })
 }
 
 /// A bus that is set up and not yet read.
@@ -111,6 +132,7 @@ fn stream(config: &Config) -> JetStreamSettings {
     let nats = &config.nats;
     JetStreamSettings {
         stream: nats.stream.clone(),
+        domain: nats.domain.clone(),
         prefix: nats.prefix.clone(),
         live_prefix: nats.live_prefix.clone(),
         create: nats.stream_create,
@@ -121,6 +143,7 @@ fn stream(config: &Config) -> JetStreamSettings {
         },
         max_age: nats.stream_max_age,
         per_job: config.history.per_job,
+        update_bytes: config.limits.update_bytes,
         terminal_ttl: config.history.terminal_ttl,
         ..JetStreamSettings::default()
     }

@@ -10,6 +10,7 @@ mod half_closed;
 mod identity;
 mod leaving;
 mod libraries;
+mod limits;
 mod neighbour;
 mod nonsense;
 mod publishing;

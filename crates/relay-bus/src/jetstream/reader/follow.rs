@@ -16,7 +16,7 @@ use super::missing::{self, Missing, Range};
 use super::{Attached, CONFIRM_AFTER, PAUSE, Reader};
 use crate::jetstream::ask::AskError;
 use crate::jetstream::decode::{self, Flaw};
-use crate::jetstream::stream::{self, Facts};
+use crate::jetstream::stream::{self, Found, Place};
 use crate::seam::{About, Incoming, RefusedUpdate};
 
 const TICK: Duration = Duration::from_millis(250);
@@ -38,6 +38,8 @@ pub(super) enum Trouble {
     Recreated,
     #[error("the stream has lost its last messages")]
     Rewound,
+    #[error("the stream's settings were changed, and do not fit any more")]
+    Unfit,
     #[error("the subscription ended")]
     Ended,
 }
@@ -45,7 +47,7 @@ pub(super) enum Trouble {
 /// Done beside reading.
 enum Chore {
     /// The leader's word, and the highest number read when it was asked.
-    Checked(Result<Facts, AskError>, Seq),
+    Checked(Result<Found, AskError>, Seq),
     Fetched(Range, Result<Vec<Incoming>, AskError>),
 }
 
@@ -259,8 +261,13 @@ impl<'r, 'a> Follow<'r, 'a> {
             return;
         }
         self.is_about_held = self.held.is_some();
-        let (asker, seen) = (self.reader.asker, self.missing.seen());
-        let check = async move { Chore::Checked(stream::facts(asker).await, seen) };
+        let (shared, seen) = (self.reader.shared, self.missing.seen());
+        let place = Place {
+            asker: self.reader.asker,
+            settings: &shared.settings,
+            subjects: &shared.subjects,
+        };
+        let check = async move { Chore::Checked(place.look().await, seen) };
         self.chores.push(check.boxed());
     }
 
@@ -294,16 +301,16 @@ impl<'r, 'a> Follow<'r, 'a> {
                 self.missing.compare();
                 Ok(())
             }
-            Chore::Checked(facts, seen) => self.checked(facts, seen),
+            Chore::Checked(found, seen) => self.checked(found, seen),
         }
     }
 
-    fn checked(&mut self, facts: Result<Facts, AskError>, seen: Seq) -> Result<(), Trouble> {
+    fn checked(&mut self, found: Result<Found, AskError>, seen: Seq) -> Result<(), Trouble> {
         let now = Instant::now();
         self.checking = false;
         self.next_check = now + self.reader.shared.settings.check_interval;
-        let facts = match facts {
-            Ok(facts) => facts,
+        let found = match found {
+            Ok(found) => found,
             Err(error) if stream::is_missing(&error) => return Err(Trouble::Deleted),
             Err(error) => {
                 tracing::debug!(%error, "could not check the stream");
@@ -311,9 +318,14 @@ impl<'r, 'a> Follow<'r, 'a> {
                 return Ok(());
             }
         };
+        let facts = found.facts;
         if facts.created != self.created {
             return Err(Trouble::Recreated);
         }
+        if !found.fits() {
+            return Err(Trouble::Unfit);
+        }
+        self.reader.advise(&found.differences);
         // It may have been changed.
         let per_subject = &self.reader.shared.per_subject;
         per_subject.store(facts.per_subject, Ordering::Relaxed);

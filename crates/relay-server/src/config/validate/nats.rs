@@ -46,6 +46,14 @@ fn subjects(nats: &Nats, found: &mut Findings) {
             ),
         );
     }
+    if let Some(domain) = &nats.domain
+        && (domain.is_empty() || !domain.chars().all(word))
+    {
+        found.error(
+            &["nats.domain"],
+            format!("{domain:?} is not a valid JetStream domain; use A-Z a-z 0-9 _ -, or leave the key out"),
+        );
+    }
     if nats.stream.is_empty() || !nats.stream.chars().all(word) || nats.stream.len() > 255 {
         found.error(
             &["nats.stream"],
