@@ -38,8 +38,9 @@ class Job {
     this.#sender ??= this.#send();
   }
 
-  /** An event that no later message replaces. */
+  /** An event that no later message replaces. States from before it are published first. */
   async milestone(name, data = {}) {
+    await this.#sender;
     try {
       await this.#publish(name, JSON.stringify(data));
     } catch (error) {

@@ -44,7 +44,9 @@ class Job:
                 self.sender = asyncio.create_task(self._send())
 
     async def milestone(self, name, **data):
-        """An event that no later message replaces."""
+        """An event that no later message replaces. States from before it are published first."""
+        if self.sender is not None:
+            await asyncio.wait([self.sender])
         try:
             await self._publish(name, json.dumps(data, allow_nan=False).encode())
         except Exception as error:

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -86,6 +86,8 @@ struct Line {
     /// Another run of the same job must not look like a repeat.
     run: u64,
     count: AtomicU64,
+    /// Held while something is published, so that what comes later waits.
+    order: Mutex<()>,
     /// What NATS has said that this user may not do.
     denied: watch::Receiver<String>,
 }
@@ -116,6 +118,7 @@ impl Line {
         mut headers: HeaderMap,
         patience: Duration,
     ) -> Result<()> {
+        let _first = self.order.lock().await;
         let subject = format!("{}.{what}", self.subject);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         // the same id at each try: what was stored but not acknowledged is not stored twice
@@ -295,6 +298,7 @@ async fn main() -> Result<ExitCode> {
         attempt,
         run: fastrand::u64(..),
         count: AtomicU64::new(0),
+        order: Mutex::new(()),
         denied,
     });
     run(&mut job).await
