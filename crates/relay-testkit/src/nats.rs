@@ -234,7 +234,12 @@ impl NatsServer {
             "$JS.API.STREAM.CREATE.{}",
             config["name"].as_str().unwrap_or_default()
         );
-        let answer = self.ask(&subject, &config.to_string()).await?;
+        let answer = crate::wait::until_some(START_WITHIN, "the stream", async || {
+            let answer = self.ask(&subject, &config.to_string()).await.ok()?;
+            // The files of a stream of this name that was just removed may still be there.
+            (answer["error"]["err_code"] != 10049).then_some(answer)
+        })
+        .await?;
         if answer["error"].is_object() {
             bail!("the stream is not made: {}", answer["error"]);
         }
