@@ -228,10 +228,33 @@ impl ApiError {
         error
     }
 
+    /// 4xx: bytes that are not a request.
+    pub(crate) fn unreadable(status: StatusCode) -> Self {
+        let error = match status {
+            StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Self::new(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "head_too_large",
+                "the request's line and headers are larger than 16 KiB, or more than 100",
+            ),
+            _ => Self::new(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "these bytes are not an HTTP/1.1 request; its line or one of its headers cannot be read",
+            ),
+        };
+        Self { status, ..error }
+    }
+
     /// The answer's bytes.
     pub(crate) fn into_answer(self) -> Response<Body> {
+        let (parts, body) = self.into_parts();
+        Response::from_parts(parts, Body::from(body))
+    }
+
+    /// The answer's head, and its body.
+    pub(crate) fn into_parts(self) -> (http::response::Parts, Vec<u8>) {
         let body = serde_json::to_vec(&Envelope { error: &self }).unwrap_or_default();
-        let mut response = json(self.status, body);
+        let mut response = json_head(self.status);
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after {
@@ -245,7 +268,7 @@ impl ApiError {
                 .all(|name| response.headers().contains_key(name)),
             "{response:?}"
         );
-        response
+        (response.into_parts().0, body)
     }
 }
 
@@ -331,7 +354,11 @@ impl From<StoreError> for ApiError {
 
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+    json_head(status).map(|()| Body::from(body))
+}
+
+fn json_head(status: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(

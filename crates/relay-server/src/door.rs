@@ -16,6 +16,7 @@ mod peer;
 mod poll;
 mod resume;
 mod socket;
+mod unread;
 mod upgrade;
 mod watch;
 

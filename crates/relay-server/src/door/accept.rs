@@ -36,6 +36,7 @@ use tokio::time::{sleep, timeout};
 use super::patience::{Patience, Watched};
 use super::peer::{Peer, SharedSocket};
 use super::socket::{linger, write_head};
+use super::unread::Explained;
 use super::upgrade::Upgrade;
 use super::{Door, Outcome};
 use crate::shard::Opening;
@@ -268,7 +269,10 @@ impl Door {
             // A client that has sent all it wants to send may still wait for its answer.
             .half_close(true)
             .serve_connection(
-                TokioIo::new(Watched::new(SharedSocket(socket), patience.clone())),
+                TokioIo::new(Watched::new(
+                    Explained::new(SharedSocket(socket)),
+                    patience.clone(),
+                )),
                 service,
             );
         let (mut draining, mut timer) = (false, None);
@@ -287,7 +291,7 @@ impl Door {
                     let parts = connection.into_parts();
                     drop(parts.service);
                     // hyper and its service are gone, and nobody else has a clone.
-                    let mut socket = Rc::into_inner(parts.io.into_inner().socket.0)?;
+                    let mut socket = Rc::into_inner(parts.io.into_inner().socket.socket.0)?;
                     let Some(mut departure) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;

@@ -185,6 +185,44 @@ async fn every_refusal_has_one_shape() {
 }
 
 #[tokio::test]
+async fn what_is_no_request_is_refused_in_the_same_shape() {
+    let relay = RelayServer::start(settings()).await.unwrap();
+    let long = "x".repeat(20_000);
+    for (bytes, status, code) in [
+        ("GET  / x\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("\u{1}\u{2}\r\n\r\n".to_owned(), 400, "bad_request"),
+        (
+            "GET / HTTP/1.1\r\nhost: h\r\na b: c\r\n\r\n".to_owned(),
+            400,
+            "bad_request",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: h\r\ncookie: {long}\r\n\r\n"),
+            431,
+            "head_too_large",
+        ),
+    ] {
+        // Behind an answer on the same connection, as well as first.
+        for before in ["", "GET /v1/jobs/j HTTP/1.1\r\nhost: h\r\n\r\n"] {
+            let mut raw = Raw::connect(&relay.address()).await.unwrap();
+            if !before.is_empty() {
+                raw.send(before).await.unwrap();
+                raw.read_until("unknown_job", SOON).await;
+            }
+            raw.send(&bytes).await.unwrap();
+            let said = raw.read_to_end(SOON).await.unwrap();
+            let said = String::from_utf8(said).unwrap();
+            let at = said.find("HTTP/1.1 4").unwrap();
+            let said = &said[at..];
+            assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+            let (_, body) = said.split_once("\r\n\r\n").unwrap();
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["error"]["code"], code, "{said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_would_have_to_be_unpacked_is_refused_with_what_is_taken() {
     let relay = RelayServer::start(with_dialect()).await.unwrap();
     let state = r#"{"job_id":"j","status":"running"}"#;
