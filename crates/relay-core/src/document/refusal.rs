@@ -106,6 +106,10 @@ impl Refusal {
                 ..
             } => "too_deep",
             Self::DuplicateField { .. } => "duplicate_field",
+            Self::Field {
+                problem: Problem::TooLarge { .. },
+                ..
+            } => "too_large",
             Self::MissingStatus => "missing_status",
             Self::Field { .. } => "bad_field",
             Self::Contradiction { .. } => "contradiction",

@@ -158,9 +158,10 @@ fn what_is_nested_too_deep_is_lost_alone() {
 #[test]
 fn what_is_too_large_is_shortened_or_left_out() {
     let large = "é".repeat(LIMIT);
-    let text = ending(&format!(
-        "{{\"result\":\"{large}\",\"status\":\"completed\",\"message\":\"m\"}}"
-    ));
+    let payload = format!("{{\"result\":\"{large}\",\"status\":\"completed\",\"message\":\"m\"}}");
+    let dropped = salvage(payload.as_bytes()).unwrap().dropped;
+    assert_eq!(dropped[0].code(), "too_large");
+    let text = ending(&payload);
     assert_eq!(
         text,
         r#","progress":100,"message":"m","truncated":["result"]}"#
