@@ -24,7 +24,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::JobMemory;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Seq};
-use relay_core::publication::{Body, Frames, JobKey, Publication};
+use relay_core::publication::{Body, Frames, Gone, JobKey, Publication};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
@@ -135,7 +135,10 @@ struct UpdateLine {
     parent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     milestone: Option<String>,
-    /// The state's document or the milestone's data.
+    /// The attempt that was removed, where this says that the job was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    removed: Option<u32>,
+    /// The state's document or the milestone's data; `null` where the job was removed.
     body: Box<RawValue>,
 }
 
@@ -144,6 +147,9 @@ impl UpdateLine {
     fn body(&self, job: &JobId, owner: &Owner) -> Result<(Body, Option<WallTime>), Problem> {
         #[cfg(test)]
         poison::fault("panics-when-restored", job.as_str());
+        if let Some(attempt) = self.removed {
+            return Ok((Body::Gone(Gone::Removed { attempt }), None));
+        }
         let text = self.body.get().as_bytes();
         Ok(match &self.milestone {
             Some(name) => {
@@ -306,16 +312,19 @@ fn write(history: &History, complete: bool, out: &mut impl Write) -> io::Result<
 }
 
 fn write_update(publication: &Publication, out: &mut impl Write) -> io::Result<()> {
-    let (milestone, body) = match &publication.body {
-        Body::State { json, .. } => (None, json),
-        Body::Milestone { name, data } => (Some(name.as_str().to_owned()), data),
-        Body::Gone => return Ok(()),
+    let (milestone, removed, body): (_, _, &[u8]) = match &publication.body {
+        Body::State { json, .. } => (None, None, json),
+        Body::Milestone { name, data } => (Some(name.as_str().to_owned()), None, data),
+        Body::Gone(Gone::Removed { attempt }) => (None, Some(*attempt), b"null"),
+        // No job remembers that it is forgotten.
+        Body::Gone(Gone::Expired) => return Ok(()),
     };
     let update = UpdateLine {
         seq: publication.seq,
         stored_at: publication.stored_at.as_unix_micros(),
         parent: publication.parent.as_ref().map(Name::to_string),
         milestone,
+        removed,
         body: serde_json::from_slice(body)?,
     };
     write_line(&update, out)

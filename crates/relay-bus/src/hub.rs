@@ -35,6 +35,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use relay_core::id::JobId;
 use relay_core::job::JobBounds;
+use relay_core::kind::Kinds;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Publication;
 use tokio::sync::{Notify, oneshot};
@@ -75,6 +76,8 @@ pub struct HubSettings {
     pub terminal_ttl: Duration,
     /// How long a silent job is kept (`history.idle_ttl`).
     pub idle_ttl: Duration,
+    /// What kinds of jobs declare (`kinds`).
+    pub kinds: Arc<Kinds>,
     /// How often watched jobs are compared with the store (`nats.resync_interval`).
     pub resync_interval: Duration,
 }
@@ -166,6 +169,7 @@ impl Hub {
             job: JobBounds {
                 history: settings.per_job,
                 update_bytes: settings.update_bytes,
+                kinds: settings.kinds.clone(),
             },
             jobs: settings.max_jobs,
             bytes: settings.max_bytes,
@@ -218,10 +222,7 @@ impl Hub {
         match self.lookup_or_wait(job) {
             Ok(found) => found,
             // The sender is dropped only with the hub.
-            Err(waiting) => waiting.await.unwrap_or(Lookup {
-                state: None,
-                stale: true,
-            }),
+            Err(waiting) => waiting.await.unwrap_or(Lookup::unknown(true)),
         }
     }
 
@@ -235,12 +236,10 @@ impl Hub {
             is_whole || entry.is_read()
         });
         if known || self.backing.memory().is_none() {
-            let state = entry.and_then(|entry| entry.state().cloned());
-            return Ok(Lookup { state, stale });
+            return Ok(Lookup::of(entry, stale));
         }
         if table.loads.is_full() {
-            let (state, stale) = (None, true);
-            return Ok(Lookup { state, stale });
+            return Ok(Lookup::unknown(true));
         }
         let (answer, waiting) = oneshot::channel();
         let repair = table.start_repair(job, self.clock.now());

@@ -167,7 +167,7 @@ impl Queue {
             if !publication.is_terminal() {
                 self.states.insert(publication.key, self.messages.len());
             }
-        } else if waiting >= HARD_LIMIT {
+        } else if publication.is_milestone() && waiting >= HARD_LIMIT {
             self.shed += 1;
             let gap = Message::Gap(Box::new(LostMilestones {
                 what: LeftOut {

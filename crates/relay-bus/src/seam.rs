@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_core::id::{JobId, Name, Owner};
+use relay_core::job::Finality;
 use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Seq};
 
@@ -84,8 +85,8 @@ pub struct Outgoing {
     pub what: What,
     /// The body, as the worker sent it.
     pub payload: Bytes,
-    /// Whether the state is an ending, which a store keeps alone and for a limited time.
-    pub terminal: bool,
+    /// What a store keeps of the job beside it: an ending, or that it was removed, is kept alone.
+    pub finality: Finality,
     /// What the request is recognised by when it comes again, where its caller gave it a key.
     pub stamp: Option<Stamp>,
     /// Publish only if the subject's last number is still this; `None` = always.

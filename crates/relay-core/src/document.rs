@@ -10,6 +10,7 @@ mod field;
 mod merge;
 mod milestone;
 mod refusal;
+mod removal;
 mod rule;
 mod salvage;
 #[cfg(test)]
@@ -27,13 +28,14 @@ use crate::moment::WallTime;
 pub use merge::merge_patch;
 pub use milestone::MilestoneData;
 pub use refusal::{Problem, Quoted, Refusal};
+pub use removal::Removal;
 pub use rule::readable;
 pub(crate) use salvage::Known;
 pub use status::Status;
 
 use field::Field;
 use rule::push_valid;
-use text::{Member, read_object, text_of};
+use text::{Member, read_members, read_object, text_of};
 
 /// The deepest nesting taken. serde_json's own limit does not count inside raw values.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -165,6 +167,14 @@ impl JobDocument {
             self.created_at.end += text.len();
             self.progress = Some(progress);
         }
+    }
+
+    /// The kind a canonical document names.
+    pub(crate) fn kind_in(json: &[u8]) -> Option<String> {
+        let members = read_members(std::str::from_utf8(json).ok()?).ok()?;
+        let kind = members.iter().find(|member| member.name == "kind")?;
+        let kind = value::string(kind.value, "a string").ok()?;
+        Some(kind.into_owned())
     }
 
     /// The document as canonical JSON on one line: `job_id` and `owner`, the known fields in the order of

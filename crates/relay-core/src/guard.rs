@@ -16,6 +16,8 @@ pub struct Guard {
     /// The highest attempt seen; 0 before the first state.
     attempt: u32,
     ended: bool,
+    /// It ended by being taken away.
+    removed: bool,
     /// The highest progress of this attempt, [`UNKNOWN`] before the first; a state without one leaves it.
     progress: f64,
 }
@@ -45,6 +47,8 @@ pub enum Stale {
     AfterEnding,
     /// Progress was higher already.
     ProgressFell,
+    /// The job was removed.
+    Removed,
 }
 
 impl Guard {
@@ -53,6 +57,7 @@ impl Guard {
         Self {
             attempt: 0,
             ended: false,
+            removed: false,
             progress: UNKNOWN,
         }
     }
@@ -68,7 +73,7 @@ impl Guard {
             return Verdict::Stale(Stale::OlderAttempt);
         }
         if self.ended {
-            return Verdict::Stale(Stale::AfterEnding);
+            return Verdict::Stale(self.over());
         }
         // A failure may say how far it really got; an ending is not refused over that.
         let fell = doc.progress().is_some_and(|p| p < self.progress);
@@ -88,8 +93,39 @@ impl Guard {
             }
             self.progress = doc.progress().unwrap_or(UNKNOWN).max(self.progress);
             self.ended = doc.status().is_terminal();
+            self.removed = false;
         }
         verdict
+    }
+
+    /// Takes the job away, as far as `attempt`.
+    pub(crate) fn remove(&mut self, attempt: u32) -> Result<(), Stale> {
+        if attempt < self.attempt {
+            return Err(Stale::OlderAttempt);
+        }
+        if self.removed && attempt == self.attempt {
+            return Err(Stale::Removed);
+        }
+        *self = Self::removed(attempt);
+        Ok(())
+    }
+
+    /// The guard of a job that was taken away.
+    pub(crate) const fn removed(attempt: u32) -> Self {
+        Self {
+            attempt,
+            ended: true,
+            removed: true,
+            progress: UNKNOWN,
+        }
+    }
+
+    /// Why nothing follows in this attempt, which is over.
+    pub(crate) const fn over(&self) -> Stale {
+        match self.removed {
+            true => Stale::Removed,
+            false => Stale::AfterEnding,
+        }
     }
 
     /// Whether the job has ended, so that only a higher attempt may follow.
@@ -128,6 +164,7 @@ impl Stale {
             Self::OlderAttempt => "older_attempt",
             Self::AfterEnding => "after_ending",
             Self::ProgressFell => "progress_fell",
+            Self::Removed => "removed",
         }
     }
 }
@@ -142,6 +179,7 @@ impl fmt::Display for Stale {
             Self::ProgressFell => {
                 "progress fell; within one attempt it only rises, and a new try is a higher attempt"
             }
+            Self::Removed => "this job was removed; publish a higher attempt to begin it anew",
         })
     }
 }
@@ -214,6 +252,21 @@ mod tests {
             Verdict::Stale(Stale::OlderAttempt)
         );
         assert_eq!(admit(&mut guard, "running", 3, Some(0.0)), ON);
+    }
+
+    #[test]
+    fn a_removed_job_begins_anew_with_a_higher_attempt_alone() {
+        let mut guard = Guard::new();
+        assert_eq!(admit(&mut guard, "completed", 2, None), ON);
+        assert_eq!(guard.remove(1), Err(Stale::OlderAttempt));
+        assert_eq!(guard.remove(2), Ok(()), "also what has ended");
+        assert_eq!(guard.remove(2), Err(Stale::Removed));
+        let late = admit(&mut guard, "running", 2, Some(1.0));
+        assert_eq!(late, Verdict::Stale(Stale::Removed));
+        let again = Verdict::Accepted { reopened: true };
+        assert_eq!(admit(&mut guard, "running", 3, None), again);
+        assert_eq!(guard.remove(5), Ok(()), "a later one takes it away, too");
+        assert_eq!(guard.attempt(), 5);
     }
 
     #[test]

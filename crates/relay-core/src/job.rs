@@ -13,21 +13,24 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use hashbrown::DefaultHashBuilder;
 
-use crate::document::{JobDocument, Known, MilestoneData, Refusal, Status};
+use crate::document::{JobDocument, Known, MilestoneData, Refusal, Removal, Status};
 use crate::eta::EtaEstimator;
 use crate::guard::{Guard, Stale, Verdict};
 use crate::id::{JobId, Name, Owner};
+use crate::kind::{Kinds, Meaning};
 use crate::moment::{Moment, WallTime};
 use crate::position::{Epoch, Seq};
-use crate::publication::{Body, Frames, JobKey, Publication};
+use crate::publication::{Body, Frames, Gone, JobKey, Publication};
 
 /// What every job on a node shares.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct JobBounds {
     /// Milestones (and endings of earlier attempts) kept for returning clients.
     pub history: usize,
     /// Bytes of one update.
     pub update_bytes: usize,
+    /// What kinds of jobs declare.
+    pub kinds: Arc<Kinds>,
 }
 
 impl JobBounds {
@@ -70,6 +73,17 @@ pub enum Sender {
     /// It is away, as on a bus: an ending is taken without what is wrong in it, so that nobody waits for it in
     /// vain. Anything else is refused.
     Away,
+}
+
+/// What an update is to its job's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finality {
+    /// More may follow.
+    Open,
+    /// It ends the job's attempt.
+    Ending,
+    /// It takes the job away.
+    Removal,
 }
 
 /// Why an update went no further.
@@ -144,6 +158,9 @@ enum Change {
         created_at: Option<Box<str>>,
     },
     Milestone,
+    Removal {
+        guard: Guard,
+    },
 }
 
 /// What a client that comes (back) is owed about one job.
@@ -193,6 +210,10 @@ pub struct Job {
     /// The group it belongs to, as the last state said, or the first that is to come.
     parent: Option<Name>,
     state: Option<Arc<Publication>>,
+    /// That it was taken away; it has neither state nor history then.
+    removed: Option<Arc<Publication>>,
+    /// Up to here all was taken away.
+    removed_to: Seq,
     history: VecDeque<Arc<Publication>>,
     known_from: Seq,
     /// Up to here there were milestones or endings that are lost, or there may have been.
@@ -238,6 +259,8 @@ impl Job {
             eta: EtaEstimator::default(),
             parent: None,
             state: None,
+            removed: None,
+            removed_to: Seq::ZERO,
             history: VecDeque::new(),
             known_from,
             lost_to: Seq::ZERO,
@@ -275,6 +298,32 @@ impl Job {
     /// The latest accepted state.
     pub fn state(&self) -> Option<&Arc<Publication>> {
         self.state.as_ref()
+    }
+
+    /// That it was taken away, if it was and no higher attempt has begun.
+    pub fn removed(&self) -> Option<&Arc<Publication>> {
+        self.removed.as_ref()
+    }
+
+    /// Its last word: its state, or that it was taken away.
+    pub fn last_word(&self) -> Option<&Arc<Publication>> {
+        self.removed.as_ref().or(self.state.as_ref())
+    }
+
+    /// Up to where all of it was taken away.
+    pub fn removed_to(&self) -> Seq {
+        self.removed_to
+    }
+
+    /// The group it belongs to, or belonged to when it was taken away.
+    pub fn group(&self) -> Option<&Name> {
+        self.last_word()?.parent.as_ref()
+    }
+
+    /// The document that takes it away as it is now.
+    pub fn removal(&self) -> String {
+        let attempt = self.guard.attempt().max(1);
+        Removal::document(attempt, self.parent.as_ref())
     }
 
     /// From which number on nothing is unknown.
@@ -321,12 +370,20 @@ impl Job {
     ) -> Result<Judged, Declined> {
         match subject {
             Subject::State => {
-                let (document, dropped) = self.read_state(payload, sender, bounds)?;
-                self.judge_state(document, dropped, payload, place)
+                let declined = match self.read_state(payload, sender, bounds) {
+                    Ok((document, dropped)) => {
+                        return self.judge_state(document, dropped, payload, place);
+                    }
+                    Err(declined) => declined,
+                };
+                let removal = Removal::read(payload, &self.id, &self.owner);
+                let removal = removal.filter(|_| payload.len() <= bounds.update_bytes);
+                let removal = removal.ok_or(declined)??;
+                self.judge_removal(removal.attempt, removal.parent_id, None, place)
             }
             Subject::Milestone(name) => {
                 bounds.admit(payload)?;
-                self.judge_milestone(name, payload, place)
+                self.judge_milestone(name, payload, place, &bounds.kinds)
             }
         }
     }
@@ -339,8 +396,10 @@ impl Job {
         bounds: &JobBounds,
     ) -> Option<Name> {
         let job = Self::new(JobKey(0), job.clone(), owner.clone(), Seq::ZERO);
-        let (document, _) = job.read_state(payload, Sender::Away, bounds).ok()?;
-        document.parent_id().cloned()
+        match job.read_state(payload, Sender::Away, bounds) {
+            Ok((document, _)) => document.parent_id().cloned(),
+            Err(_) => Removal::read(payload, &job.id, &job.owner)?.ok()?.parent_id,
+        }
     }
 
     /// A state's document, with what was wrong in it and is left out.
@@ -392,6 +451,10 @@ impl Job {
                 self.said = said;
                 self.created_at = created_at.or(self.created_at.take());
                 self.parent.clone_from(&publication.parent);
+                if let Some(removed) = self.removed.take() {
+                    // It is still owed to whoever was away.
+                    self.remember(removed, bounds);
+                }
                 let previous = self.state.replace(publication.clone());
                 // The ending of an attempt that is being tried again is history, and still owed to whoever
                 // was away.
@@ -400,11 +463,23 @@ impl Job {
                 }
             }
             Change::Milestone => self.remember(publication.clone(), bounds),
+            Change::Removal { guard } => {
+                self.guard = guard;
+                self.eta = EtaEstimator::default();
+                self.parent.clone_from(&publication.parent);
+                self.state = None;
+                self.history.clear();
+                self.lost_to = Seq::ZERO;
+                self.created_at = None;
+                self.first_at = None;
+                self.removed_to = publication.seq;
+                self.removed = Some(publication.clone());
+            }
         }
         publication
     }
 
-    /// Whether an update would be accepted; true if it is an ending.
+    /// Whether an update would be accepted, and what it is then.
     ///
     /// # Errors
     /// As [`Job::judge`], but for a repetition, which does no harm.
@@ -413,31 +488,81 @@ impl Job {
         subject: Subject<'_>,
         payload: &[u8],
         bounds: &JobBounds,
-    ) -> Result<bool, Declined> {
+    ) -> Result<Finality, Declined> {
         bounds.admit(payload)?;
         match subject {
-            Subject::State => {
-                let document = JobDocument::parse(payload, &self.id, &self.owner)?;
-                match self.guard.check(&document) {
-                    // Whoever was not told that it arrived says it again; it did.
-                    Verdict::Stale(stale)
-                        if !self.has_said(payload) && !self.is_told(&document) =>
-                    {
-                        Err(Declined::Stale(stale))
-                    }
-                    Verdict::Accepted { .. } | Verdict::Stale(_) => {
-                        Ok(document.status().is_terminal())
-                    }
-                }
-            }
-            Subject::Milestone(_) => {
+            Subject::State => self.check_state(payload),
+            Subject::Milestone(name) => {
                 MilestoneData::parse(payload)?;
-                if self.guard.is_terminal() {
-                    return Err(Declined::Stale(Stale::AfterEnding));
+                match self.meaning(name, &bounds.kinds) {
+                    Meaning::Removal => match self.removed_at(self.guard.attempt()) {
+                        Err(Stale::Removed) | Ok(_) => Ok(Finality::Open),
+                        Err(stale) => Err(Declined::Stale(stale)),
+                    },
+                    meaning => self.may_be_followed_by(meaning).map(|()| Finality::Open),
                 }
-                Ok(false)
             }
         }
+    }
+
+    fn check_state(&self, payload: &[u8]) -> Result<Finality, Declined> {
+        let document = match JobDocument::parse(payload, &self.id, &self.owner) {
+            Ok(document) => document,
+            Err(refusal) => {
+                let Some(removal) = Removal::read(payload, &self.id, &self.owner) else {
+                    return Err(refusal.into());
+                };
+                return match self.removed_at(removal?.attempt) {
+                    // Whoever was not told that it arrived says it again; it did.
+                    Ok(_) | Err(Stale::Removed) => Ok(Finality::Removal),
+                    Err(stale) => Err(Declined::Stale(stale)),
+                };
+            }
+        };
+        match self.guard.check(&document) {
+            // As above.
+            Verdict::Stale(stale) if !self.has_said(payload) && !self.is_told(&document) => {
+                Err(Declined::Stale(stale))
+            }
+            Verdict::Accepted { .. } | Verdict::Stale(_) => match document.status().is_terminal() {
+                true => Ok(Finality::Ending),
+                false => Ok(Finality::Open),
+            },
+        }
+    }
+
+    /// What a milestone means for this job.
+    fn meaning(&self, name: &Name, kinds: &Kinds) -> Meaning {
+        kinds.meaning(name, || self.kind())
+    }
+
+    /// Whether milestones may follow its ending.
+    pub fn may_be_followed(&self, kinds: &Kinds) -> bool {
+        kinds.declare(|| self.kind())
+    }
+
+    /// What sort of job its state says it is.
+    fn kind(&self) -> Option<String> {
+        match &self.state()?.body {
+            Body::State { json, .. } => JobDocument::kind_in(json),
+            Body::Milestone { .. } | Body::Gone(_) => None,
+        }
+    }
+
+    /// Whether a milestone that takes nothing away may follow what was accepted so far.
+    fn may_be_followed_by(&self, meaning: Meaning) -> Result<(), Declined> {
+        let is_over = self.guard.is_terminal();
+        if is_over && (self.removed.is_some() || meaning == Meaning::Ordinary) {
+            return Err(Declined::Stale(self.guard.over()));
+        }
+        Ok(())
+    }
+
+    /// The guard once the job is taken away, as far as `attempt`.
+    fn removed_at(&self, attempt: u32) -> Result<Guard, Stale> {
+        let mut guard = self.guard;
+        guard.remove(attempt.max(1))?;
+        Ok(guard)
     }
 
     /// Whether the last state was these very bytes.
@@ -514,10 +639,14 @@ impl Job {
         name: &Name,
         payload: &[u8],
         place: Place,
+        kinds: &Kinds,
     ) -> Result<Judged, Declined> {
         let data = MilestoneData::parse(payload)?;
-        if self.guard.is_terminal() {
-            return Err(Declined::Stale(Stale::AfterEnding));
+        match self.meaning(name, kinds) {
+            Meaning::Removal => {
+                return self.judge_removal(self.guard.attempt(), None, data.ts(), place);
+            }
+            meaning => self.may_be_followed_by(meaning)?,
         }
         let parent = self.parent.clone();
         let ts = data.ts();
@@ -532,8 +661,40 @@ impl Job {
         })
     }
 
+    fn judge_removal(
+        &self,
+        attempt: u32,
+        parent: Option<Name>,
+        ts: Option<WallTime>,
+        place: Place,
+    ) -> Result<Judged, Declined> {
+        let guard = match self.removed_at(attempt) {
+            Ok(guard) => guard,
+            Err(Stale::Removed) => return Err(Declined::Repeated),
+            Err(stale) => return Err(Declined::Stale(stale)),
+        };
+        // Whoever was shown it in a group is told there.
+        let parent = self.parent.clone().or(parent);
+        let body = Body::Gone(Gone::Removed {
+            attempt: guard.attempt(),
+        });
+        Ok(Judged {
+            publication: self.publication(body, parent, ts, place),
+            change: Change::Removal { guard },
+            dropped: Vec::new(),
+        })
+    }
+
     /// What somebody is owed who has been told everything up to `since`, or nothing yet.
     pub(crate) fn replay(&self, since: Option<Seq>) -> Replay {
+        if let (Some(removed), Some(since)) = (&self.removed, since) {
+            // Whatever it missed is gone with the job.
+            let is_news = removed.seq > since;
+            return Replay {
+                recovered: since >= self.known_from,
+                publications: is_news.then(|| removed.clone()).into_iter().collect(),
+            };
+        }
         let Some(since) = since.filter(|since| *since >= self.known_from) else {
             return Replay {
                 recovered: false,
@@ -571,23 +732,24 @@ impl Job {
 
     /// Whether the publication with this number is known here: it is the state, or in the history.
     pub fn holds(&self, seq: Seq) -> bool {
-        let mut held = self.history.iter().chain(&self.state);
+        let mut held = self.history.iter().chain(&self.state).chain(&self.removed);
         held.any(|known| known.seq == seq)
     }
 
     /// The milestones of this attempt that are remembered, by number, and whether there were earlier ones.
     pub fn milestones(&self) -> (Vec<Arc<Publication>>, bool) {
-        let endings = self.history.iter().rposition(|each| each.is_state());
-        let begin = endings.map_or(0, |at| at + 1);
+        let last = self.history.iter().rposition(|each| !each.is_milestone());
+        let begin = last.map_or(0, |at| at + 1);
         let milestones: Vec<_> = self.history.range(begin..).cloned().collect();
-        let first = endings.and_then(|at| self.history.get(at));
+        let first = last.and_then(|at| self.history.get(at));
         let began = first.map_or(Seq::ZERO, |ending| ending.seq);
         (milestones, self.lost_to > began)
     }
 
-    /// Every milestone and ending of an earlier attempt that is remembered, and the state, by number.
+    /// Every milestone and ending of an earlier attempt that is remembered, and its last word, by number.
     pub fn publications(&self) -> Vec<Arc<Publication>> {
-        let mut all: Vec<_> = self.history.iter().chain(&self.state).cloned().collect();
+        let held = self.history.iter().chain(&self.state).chain(&self.removed);
+        let mut all: Vec<_> = held.cloned().collect();
         all.sort_by_key(|publication| publication.seq);
         all
     }
@@ -624,13 +786,18 @@ impl Job {
         self.key = known.key;
         self.inherited = None;
         self.created_at = self.created_at.take().or(known.created_at);
+        // What is from before the job was taken away is owed to nobody, though the store may have it still and have
+        // let go of what took it away.
+        self.removed_to = self.removed_to.max(known.removed_to);
+        let from = self.removed_to;
+        self.history.retain(|each| each.seq >= from);
         let Some(state) = self.state.clone() else {
             return;
         };
         let ending = known.state.filter(|state| state.is_terminal());
-        let only_known = known.history.into_iter().chain(ending);
+        let only_known = known.history.into_iter().chain(ending).chain(known.removed);
         let only_known: Vec<_> = only_known
-            .filter(|each| each.seq < state.seq && !self.holds(each.seq))
+            .filter(|each| each.seq > from && each.seq < state.seq && !self.holds(each.seq))
             .collect();
         if only_known.is_empty() {
             return;
@@ -678,6 +845,16 @@ impl Job {
             let verdict = job.guard.admit(&document);
             debug_assert!(verdict.is_accepted(), "nothing came before it");
             job.created_at = document.created_at().map(Box::from);
+        }
+        let state = job.state.as_ref().map_or(Seq::ZERO, |state| state.seq);
+        if let Some(removed) = history.pop_if(|last| last.is_removal() && last.seq > state) {
+            if let Body::Gone(Gone::Removed { attempt }) = removed.body {
+                job.guard = Guard::removed(attempt);
+            }
+            job.parent.clone_from(&removed.parent);
+            job.state = None;
+            job.removed = Some(removed);
+            history.clear();
         }
         job.history = history.into();
         Ok(job)

@@ -12,6 +12,7 @@ mod frames;
 pub mod guard;
 pub mod id;
 pub mod job;
+pub mod kind;
 pub mod latency;
 pub mod limits;
 pub mod moment;

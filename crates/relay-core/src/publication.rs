@@ -71,8 +71,30 @@ pub enum Body {
         /// Its data, as JSON.
         data: Bytes,
     },
-    /// The job left history: it expired or was purged.
-    Gone,
+    /// The job is not there any more.
+    Gone(Gone),
+}
+
+/// Why a job is not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// It left history: it expired or was purged.
+    Expired,
+    /// Somebody who may publish it took it away.
+    Removed {
+        /// The attempt that was taken away, with all before it.
+        attempt: u32,
+    },
+}
+
+impl Gone {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Removed { .. } => "removed",
+        }
+    }
 }
 
 impl Body {
@@ -98,11 +120,21 @@ impl Publication {
         matches!(&self.body, Body::State { status, .. } if status.is_terminal())
     }
 
+    /// Whether the job was taken away.
+    pub fn is_removal(&self) -> bool {
+        matches!(self.body, Body::Gone(Gone::Removed { .. }))
+    }
+
+    /// Whether it is a named event.
+    pub fn is_milestone(&self) -> bool {
+        matches!(self.body, Body::Milestone { .. })
+    }
+
     /// What a state counts for beside other jobs; nothing for anything else.
     pub fn share(&self) -> Option<Share> {
         match self.body {
             Body::State { share, .. } => Some(share),
-            Body::Milestone { .. } | Body::Gone => None,
+            Body::Milestone { .. } | Body::Gone(_) => None,
         }
     }
 
@@ -116,7 +148,7 @@ impl Publication {
         match &self.body {
             Body::State { json, .. } => json.len(),
             Body::Milestone { data, .. } => data.len(),
-            Body::Gone => 0,
+            Body::Gone(_) => 0,
         }
     }
 
@@ -155,7 +187,7 @@ impl fmt::Debug for Publication {
         let what = match &self.body {
             Body::State { status, .. } => status.as_str(),
             Body::Milestone { name, .. } => name.as_str(),
-            Body::Gone => "gone",
+            Body::Gone(gone) => gone.as_str(),
         };
         write!(f, "{}@{} {what}", self.job, self.seq)
     }

@@ -7,12 +7,15 @@ use axum::body::Body;
 use axum::response::IntoResponse;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
-use relay_bus::hub::PublishError;
+use relay_bus::hub::{Lookup, PublishError};
 use relay_bus::seam::{Rejection, StoreError};
+use relay_core::id::Name;
 use relay_core::job::Declined;
 use relay_core::topic::Topic;
+use relay_core::watcher::sight::Viewer as _;
 use serde::Serialize;
 
+use crate::identity::Identity;
 use crate::refused::Refused;
 
 /// An error as a client sees it.
@@ -118,6 +121,28 @@ impl ApiError {
         );
         error.retry_after = Some(3);
         error
+    }
+
+    /// 404: nobody may see a state of the job, because there is none for this client.
+    pub(crate) fn no_state(lookup: &Lookup, job: &Name, identity: &Identity) -> Self {
+        let topic = Topic::Job(job.clone());
+        match &lookup.removed {
+            _ if lookup.stale => Self::bus_unavailable(),
+            None => Self::unknown_job(job.as_str()),
+            Some(removed) => {
+                let (owner, parent) = (Some(&removed.owner), removed.parent.as_ref());
+                match identity.may_watch(&topic, owner, parent) {
+                    true => Self::removed(job.as_str()),
+                    false => Self::forbidden_topic(&topic),
+                }
+            }
+        }
+    }
+
+    /// 404: the job was removed.
+    fn removed(job: &str) -> Self {
+        let message = format!("job {job} was removed; only a higher attempt begins it anew");
+        Self::new(StatusCode::NOT_FOUND, "removed", message)
     }
 
     /// 405.
@@ -322,7 +347,7 @@ impl From<PublishError> for ApiError {
         match error {
             PublishError::Declined(declined) => declined.into(),
             PublishError::MayNot { owner } => Self::may_not_publish(owner.as_str()),
-            PublishError::UnknownJob(_) => {
+            PublishError::UnknownJob(_) | PublishError::NothingToRemove(_) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown_job", error.to_string())
             }
             PublishError::Bus(error) => error.into(),

@@ -59,7 +59,10 @@ type Answer = Result<Response<Body>, ApiError>;
 pub(crate) fn router(api: Api) -> Router {
     let gate = Gate::new(api.node.clone());
     Router::new()
-        .route("/v1/jobs/{id}", get(state).post(put).patch(patch))
+        .route(
+            "/v1/jobs/{id}",
+            get(state).post(put).patch(patch).delete(remove),
+        )
         .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
         .route("/v1/publish", post(batch))
         .method_not_allowed_fallback(async |path: Option<MatchedPath>| {
@@ -110,11 +113,8 @@ async fn state(
     let job = name("job id", &id)?;
     let lookup = timeout(BUS_WAIT, api.node.hub.lookup(&job)).await;
     let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
-    let Some(state) = lookup.state else {
-        return Err(match lookup.stale {
-            true => ApiError::bus_unavailable(),
-            false => ApiError::unknown_job(&id),
-        });
+    let Some(state) = &lookup.state else {
+        return Err(ApiError::no_state(&lookup, &job, &identity));
     };
     let topic = Topic::Job(job);
     if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
@@ -220,6 +220,17 @@ async fn patch(
     request: Request,
 ) -> Answer {
     publish_one(state, identity, &id, whose, Verb::Patch, request).await
+}
+
+/// `DELETE /v1/jobs/{id}`: takes the job away.
+async fn remove(
+    state: State<Api>,
+    identity: Extension<Arc<Identity>>,
+    Named(id): Named<String>,
+    whose: Whose,
+    request: Request,
+) -> Answer {
+    publish_one(state, identity, &id, whose, Verb::Remove, request).await
 }
 
 /// `POST /v1/jobs/{id}/milestones/{name}`: a named event.

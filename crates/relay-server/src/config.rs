@@ -8,6 +8,7 @@
 mod auth;
 mod bounds;
 mod dialects;
+mod kinds;
 pub(crate) mod problem;
 mod secret;
 pub(crate) mod sections;
@@ -21,9 +22,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use relay_core::kind::Kinds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use kinds::KindTables;
 pub(crate) use problem::{ConfigErrors, Place, Problem};
 pub(crate) use secret::{Redacted, read_secret};
 pub(crate) use sections::{
@@ -58,6 +61,8 @@ pub(crate) struct Config {
     pub drain: Drain,
     /// Front ends of other applications that are served in their own wire shapes.
     pub dialects: Dialects,
+    /// What kinds of jobs declare: a table for each, `[kinds.<name>]`, for jobs whose `kind` is that name. What `[kinds."*"]` declares holds for jobs of every other kind, and of none. All nodes need the same tables.
+    pub kinds: KindTables,
     /// What the relay says about itself on standard error.
     pub log: Log,
 }
@@ -245,6 +250,13 @@ pub(crate) fn known_keys() -> Vec<String> {
         known.extend(keys.0.iter().map(|(key, _)| format!("{section}.{key}")));
     }
     known
+}
+
+impl Config {
+    /// What kinds of jobs declare, here and in the files of the dialects that are spoken.
+    pub(crate) fn kinds_table(&self, dialects: &relay_wire::dialect::Dialects) -> Kinds {
+        kinds::table(&self.kinds, &dialects.kinds)
+    }
 }
 
 /// `nats.url` of `nats.url[1]`.

@@ -49,7 +49,7 @@ fn left_by_an_earlier_run(hub: &Hub) -> Vec<(String, Value)> {
         let states = job.memory.publications.iter().rev();
         let state = states.filter_map(|publication| match &publication.body {
             Body::State { json, .. } => serde_json::from_slice(json).ok(),
-            Body::Milestone { .. } | Body::Gone => None,
+            Body::Milestone { .. } | Body::Gone(_) => None,
         });
         Some((job.id.to_string(), state.into_iter().next()?))
     });

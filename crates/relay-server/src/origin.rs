@@ -230,9 +230,10 @@ pub(crate) struct Policy {
     loopback: bool,
 }
 
-const ALLOW_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PATCH, OPTIONS");
+const ALLOW_METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE, OPTIONS");
 const ALLOW_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, If-None-Match, Last-Event-ID, Cache-Control, X-Request-ID",
+    "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Cache-Control, X-Request-ID",
 );
 const EXPOSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Retry-After, Relay-Stale, Allow, Accept-Encoding, WWW-Authenticate, X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset",

@@ -144,15 +144,16 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let clock = Clock::start();
     let epoch = bus::epoch(clock);
     let bus = bus::Bus::new(config, epoch)?;
-    let hub = Hub::new(settings::hub(config, shards), bus.backing(), clock, epoch);
+    let telemetry = Telemetry::new()?;
+    let dialects = config.load_dialects(&|dialect, mapping| telemetry.mapping(dialect, mapping))?;
+    let of_hub = settings::hub(config, &dialects, shards);
+    let hub = Hub::new(of_hub, bus.backing(), clock, epoch);
     let history = config.history.file.clone().map(HistoryFile::new);
     let history = history.map(Arc::new);
     if let Some(file) = &history {
         file.open(&hub, epoch)?;
     }
     let (mailboxes, mail) = shard::Mailboxes::new(shards);
-    let telemetry = Telemetry::new()?;
-    let dialects = config.load_dialects(&|dialect, mapping| telemetry.mapping(dialect, mapping))?;
     let node = Arc::new(settings::node(
         config,
         Room { budget, shards },

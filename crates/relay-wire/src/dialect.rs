@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use relay_core::document::Status;
+use relay_core::kind::Kind;
 use relay_core::watcher::WatcherBounds;
 use relay_core::watcher::session::CloseReason;
 use serde::Deserialize;
@@ -358,6 +359,8 @@ struct Mistaken {
 pub struct Dialects {
     /// By path.
     pub routes: Routes,
+    /// What kinds of jobs declare by the files of all dialects.
+    pub kinds: HashMap<String, Kind>,
     /// How many slots publications keep for frames of all voices; complete when all files are read.
     slots: Arc<AtomicUsize>,
 }

@@ -12,6 +12,7 @@ fn hub() -> Arc<Hub> {
         per_job: 64,
         max_jobs: 100,
         max_bytes: 1 << 20,
+        kinds: Arc::default(),
         update_bytes: 1 << 16,
         subject_stem: "progress.".to_owned(),
         terminal_ttl: Duration::from_secs(3600),
@@ -67,7 +68,7 @@ fn said(history: &History) -> Vec<(String, Seq, Vec<String>)> {
                 Body::Milestone { name, data } => {
                     format!("{} {name} {}", each.seq, String::from_utf8_lossy(data))
                 }
-                Body::Gone => String::new(),
+                Body::Gone(gone) => format!("{} {}", each.seq, gone.as_str()),
             });
             (format!("{owner}/{id}"), memory.known_from, bodies.collect())
         })

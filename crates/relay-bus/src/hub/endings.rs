@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use relay_core::id::JobId;
 use relay_core::job::Declined;
+use relay_core::job::Finality;
 use relay_core::publication::Body;
 use tokio::time::sleep;
 
@@ -150,7 +151,7 @@ impl Hub {
             job: id.clone(),
             what: What::State,
             payload: json.clone(),
-            terminal: true,
+            finality: Finality::Ending,
             stamp: None,
             expected_last: Some(entry.last(&What::State)),
             first: Some(first.unwrap_or(here)),

@@ -97,7 +97,7 @@ impl Hub {
             for publication in publications {
                 let what = match &publication.body {
                     Body::Milestone { name, .. } => What::Milestone(name.clone()),
-                    Body::State { .. } | Body::Gone => What::State,
+                    Body::State { .. } | Body::Gone(_) => What::State,
                 };
                 entry.note(&what, publication.seq);
             }

@@ -465,7 +465,7 @@ pub(super) fn judge_again(
     }
     let bounds = JobBounds {
         update_bytes: bounds.update_bytes + ADDED_BYTES,
-        ..*bounds
+        ..bounds.clone()
     };
     if let Some(First { seq, stored_at }) = first {
         let there = Place {
@@ -516,8 +516,7 @@ fn is_foreign(table: &Table, incoming: &Incoming) -> bool {
 fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
     let known_parent = table
         .get(&incoming.job)
-        .and_then(|entry| entry.state())
-        .and_then(|state| state.parent.clone());
+        .and_then(|entry| entry.job.as_deref()?.group().cloned());
     if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
         return Ok(true);
     }

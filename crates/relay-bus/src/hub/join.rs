@@ -95,7 +95,7 @@ impl Hub {
     pub(super) fn answer_job(&self, table: &Table, id: &JobId, request: JoinRequest) {
         let since = since(table, &request);
         let job = table.get(id).and_then(|entry| entry.job.as_ref());
-        let replay = match job {
+        let mut replay = match job {
             Some(job) => job.replay_with(since, request.again),
             None => Replay {
                 recovered: since.is_some_and(|since| {
@@ -104,13 +104,16 @@ impl Hub {
                 publications: Vec::new(),
             },
         };
-        let state = job.and_then(|job| job.state());
+        if let (Some(removed), None) = (job.and_then(|job| job.removed()), since) {
+            // Whoever asks for just this job is not to wait for it.
+            replay.publications.push(removed.clone());
+        }
         let left_out = job.filter(|_| !replay.recovered);
         let left_out = left_out.and_then(|job| left_out_since(job, since));
         let joined = Box::new(Joined {
             subscription: request.subscription,
             owner: job.map(|job| job.owner.clone()),
-            parent: state.and_then(|state| state.parent.clone()),
+            parent: job.and_then(|job| job.group().cloned()),
             topic: request.topic,
             since,
             recovered: replay.recovered,
@@ -269,7 +272,7 @@ pub(super) fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
 }
 
 fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
-    table.get(id)?.state()?.parent.as_ref()
+    table.get(id)?.job.as_deref()?.group()
 }
 
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.

@@ -75,6 +75,7 @@ impl RequestKey {
                 );
             }
             Verb::Patch => "patch",
+            Verb::Remove => "remove",
         };
         self.stamp(&[verb, owner.as_str(), job.as_str()], payload)
     }

@@ -140,7 +140,9 @@ impl Hub {
         // Of which only the last state was read, the store knows more.
         let whole = entry.filter(|entry| !entry.partial);
         let inherited = whole.and_then(|entry| entry.job.as_deref().map(Job::legacy));
+        let group = table.job(job).and_then(|job| job.group().cloned());
         Rebuild {
+            group,
             id: job.clone(),
             key: known.map_or(new, |job| job.key),
             epoch: table.epoch(),
@@ -303,11 +305,12 @@ impl Hub {
         if enter(table, update, verdict).is_err() {
             return false;
         }
+        let kinds = table.bounds().kinds;
         if let Some(entry) = table.get_mut(&update.job)
             && let Some(job) = &mut entry.job
         {
             entry.partial = true;
-            entry.is_sole = update.previous == Some(Seq::ZERO);
+            entry.is_sole = update.previous == Some(Seq::ZERO) && !job.may_be_followed(&kinds);
             // Of what was before its last state this says nothing, wherever a cursor stands.
             job.doubt(update.seq);
         }
@@ -358,9 +361,8 @@ impl Hub {
             match waiter {
                 Waiter::Join(request) => self.answer_job(table, id, request),
                 Waiter::Lookup(answer) => {
-                    let state = table.get(id).and_then(|entry| entry.state().cloned());
                     // Whoever asked may have stopped waiting.
-                    drop(answer.send(Lookup { state, stale }));
+                    drop(answer.send(Lookup::of(table.get(id), stale)));
                 }
             }
         }
@@ -479,7 +481,8 @@ fn untold(entry: &Entry, rebuilt: &Job, missed_from: Option<Seq>) -> Vec<Arc<Pub
             .publications()
             .into_iter()
             .filter(|publication| {
-                publication.seq > known.known_from() && !known.holds(publication.seq)
+                publication.seq > known.known_from().max(known.removed_to())
+                    && !known.holds(publication.seq)
             })
             .filter(|publication| {
                 !publication.is_state()
@@ -509,6 +512,10 @@ fn lost_milestones(entry: &Entry, rebuilt: &Job, updates: &[Incoming]) -> bool {
     let Some(known) = &entry.job else {
         return false;
     };
+    if rebuilt.removed().is_some() {
+        // Of a job that is not there any more nothing is missed.
+        return false;
+    }
     let lost_to = rebuilt.known_from();
     // What costs least is asked first: there may be thousands.
     updates.iter().any(|update| {

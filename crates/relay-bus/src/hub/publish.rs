@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_core::document::merge_patch;
 use relay_core::id::{JobId, Owner};
-use relay_core::job::{Declined, Job, JobBounds, Sender, Subject};
+use relay_core::job::{Declined, Finality, Job, JobBounds, Sender, Subject};
 use relay_core::position::{Position, Seq};
 use relay_core::publication::{Body, JobKey};
 use tokio::time::sleep;
@@ -26,6 +26,8 @@ pub enum Verb {
     Put(What),
     /// The payload is a JSON merge patch (RFC 7396) onto the last state.
     Patch,
+    /// The job is taken away; there is no payload.
+    Remove,
 }
 
 /// Somebody wants to publish.
@@ -61,6 +63,9 @@ pub enum PublishError {
         "no state of job {0} is known, so there is nothing to patch; POST the complete state first"
     )]
     UnknownJob(JobId),
+    /// The removal of a job of which nothing is known.
+    #[error("job {0} is not known, so there is nothing to remove")]
+    NothingToRemove(JobId),
     /// The bus would not take it.
     #[error(transparent)]
     Bus(#[from] StoreError),
@@ -128,7 +133,10 @@ impl Hub {
         };
         let mut tries = 0;
         loop {
-            let outgoing = self.prepare(request, stamp, &may_publish)?;
+            let outgoing = match self.prepare(request, stamp, &may_publish)? {
+                Prepared::Outgoing(outgoing) => outgoing,
+                Prepared::Done(position) => return Ok(position),
+            };
             match store.publish(outgoing).await {
                 Ok(seq) => return Ok(Position::new(self.epoch(), seq)),
                 Err(StoreError::Conflict) if tries < PATCH_TRIES => {
@@ -175,28 +183,33 @@ impl Hub {
         request: &PublishRequest,
         stamp: Option<Stamp>,
         may_publish: impl Fn(&Owner) -> bool,
-    ) -> Result<Outgoing, PublishError> {
+    ) -> Result<Prepared, PublishError> {
         let table = self.table();
         let (entry, bounds) = (table.get(&request.job), table.bounds());
         let job = entry.and_then(|entry| entry.job.as_deref());
         let owner = request.owner(job, may_publish)?;
+        if let Some(removed) = request.is_done(job) {
+            return Ok(Prepared::Done(removed));
+        }
         let last = entry.map_or(Seq::ZERO, |entry| entry.last(&What::State));
         let read = poison::read(&request.job, None, || {
             let update = request.update(job)?;
-            let terminal = check(job, &request.job, &owner, &update, &bounds)?;
-            Ok::<_, PublishError>((update, terminal))
+            let finality = check(job, &request.job, &owner, &update, &bounds)?;
+            Ok::<_, PublishError>((update, finality))
         });
-        let (update, terminal) = read.unwrap_or(Err(Declined::Panicked.into()))?;
-        Ok(Outgoing {
+        let (update, finality) = read.unwrap_or(Err(Declined::Panicked.into()))?;
+        // What rolls up what was before it must not roll up a newer attempt that was not seen here.
+        let is_onto = matches!(request.verb, Verb::Patch | Verb::Remove);
+        Ok(Prepared::Outgoing(Outgoing {
             owner,
             job: request.job.clone(),
             what: update.what,
             payload: update.payload,
-            terminal,
+            finality,
             stamp,
-            expected_last: (request.verb == Verb::Patch).then_some(last),
+            expected_last: is_onto.then_some(last),
             first: None,
-        })
+        }))
     }
 
     /// Publishes where there is no bus: what is accepted is in the table.
@@ -208,6 +221,9 @@ impl Hub {
         let mut table = self.table();
         let job = table.job(&request.job);
         let owner = request.owner(job, may_publish)?;
+        if let Some(removed) = request.is_done(job) {
+            return Ok(removed);
+        }
         let update = poison::read(&request.job, None, || request.update(job));
         let update = update.unwrap_or(Err(Declined::Panicked.into()))?;
         let position = Position::new(table.epoch(), table.high().next());
@@ -235,6 +251,14 @@ impl Hub {
     }
 }
 
+/// What is to be done for a request.
+enum Prepared {
+    /// This goes onto the bus.
+    Outgoing(Outgoing),
+    /// Nothing: it was done before, here.
+    Done(Position),
+}
+
 /// An update as it is published: of a patch, what it comes to.
 struct Update {
     what: What,
@@ -257,6 +281,13 @@ impl PublishRequest {
         }
     }
 
+    /// Where the job was taken away, if that is what is asked for.
+    fn is_done(&self, job: Option<&Job>) -> Option<Position> {
+        let removed = job.and_then(Job::removed);
+        let removed = removed.filter(|_| self.verb == Verb::Remove);
+        removed.map(|removed| removed.position())
+    }
+
     fn update(&self, job: Option<&Job>) -> Result<Update, PublishError> {
         #[cfg(test)]
         poison::fault("panics-when-published", self.job.as_str());
@@ -271,6 +302,10 @@ impl PublishRequest {
                 let merged = merged.map_err(|refusal| PublishError::Declined(refusal.into()))?;
                 (What::State, Bytes::from(merged))
             }
+            Verb::Remove => {
+                let job = job.ok_or_else(|| PublishError::NothingToRemove(self.job.clone()))?;
+                (What::State, Bytes::from(job.removal()))
+            }
         };
         Ok(Update { what, payload })
     }
@@ -284,14 +319,14 @@ fn permitted(owner: Owner, may_publish: impl Fn(&Owner) -> bool) -> Result<Owner
     }
 }
 
-/// Whether the update is an ending, if it is acceptable at all.
+/// What the update is to its job's history, if it is acceptable at all.
 fn check(
     job: Option<&Job>,
     id: &JobId,
     owner: &Owner,
     update: &Update,
     bounds: &JobBounds,
-) -> Result<bool, Declined> {
+) -> Result<Finality, Declined> {
     let subject = match &update.what {
         What::Milestone(name) => Subject::Milestone(name),
         What::State | What::Gone => Subject::State,

@@ -31,6 +31,8 @@ pub(super) struct Rebuild {
     pub(super) epoch: Epoch,
     pub(super) now: Moment,
     pub(super) bounds: JobBounds,
+    /// The group it was shown in until now: what removed it may have rolled up the states that name it.
+    pub(super) group: Option<Name>,
     /// Messages that the store keeps of a subject.
     pub(super) per_subject: usize,
     /// What is known of the job already, for what the store has let go of.
@@ -160,7 +162,7 @@ impl Rebuild {
         if discarded > Seq::ZERO {
             first.doubt(discarded);
         }
-        first.belongs_to(first_parent(updates, &self.bounds));
+        first.belongs_to(first_parent(updates, &self.bounds).or_else(|| self.group.clone()));
         if let Some(known) = self.inherited.clone() {
             first.inherit(known);
         }

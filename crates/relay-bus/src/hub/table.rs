@@ -27,7 +27,7 @@ use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::{Job, JobBounds};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Position, Seq};
-use relay_core::publication::{Body, JobKey, Publication};
+use relay_core::publication::{Body, Gone, JobKey, Publication};
 use relay_core::topic::Topic;
 
 pub(super) use ahead::{Ahead, Early};
@@ -47,7 +47,7 @@ pub(super) type Shards = u64;
 const CHECKED_JOBS: usize = 64;
 
 /// How much a table holds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct TableBounds {
     /// Of each job.
     pub(super) job: JobBounds,
@@ -150,7 +150,7 @@ impl Table {
 
     /// What every job is bounded by.
     pub(super) fn bounds(&self) -> JobBounds {
-        self.bounds
+        self.bounds.clone()
     }
 
     /// The bus has come as far as this number.
@@ -383,10 +383,7 @@ impl Table {
         };
         entry.repair.is_some()
             || match &entry.job {
-                Some(job) => {
-                    let parent = job.state().and_then(|state| state.parent.as_ref());
-                    self.watchers(id, &job.owner, parent) != 0
-                }
+                Some(job) => self.watchers(id, &job.owner, job.group()) != 0,
                 None => entry.shards != 0,
             }
     }
@@ -471,8 +468,7 @@ impl Table {
         if let (Some(repair), Some(owner)) = (repair, owner) {
             repair.owner = Some(owner.clone());
         }
-        let state = job.and_then(|job| job.state());
-        let parent = || state.and_then(|state| state.parent.clone());
+        let parent = || job.and_then(|job| job.group().cloned());
         self.holdback.hold(id, owner, seq, parent);
     }
 
@@ -530,12 +526,13 @@ impl Table {
         let old = |state: &Arc<Publication>| {
             let stored_at = state.stored_at.as_unix_micros();
             let age = now.as_unix_micros().saturating_sub(stored_at);
-            age > if state.is_terminal() { ended } else { silent }
+            let is_over = state.is_terminal() || state.is_removal();
+            age > if is_over { ended } else { silent }
         };
         let expired = self
             .jobs
             .iter()
-            .filter(|(_, entry)| entry.repair.is_none() && entry.state().is_some_and(old));
+            .filter(|(_, entry)| entry.repair.is_none() && entry.last_word().is_some_and(old));
         expired.map(|(id, _)| id.clone()).collect()
     }
 
@@ -549,7 +546,7 @@ impl Table {
             job: id.clone(),
             owner: last.owner.clone(),
             parent: last.parent.clone(),
-            body: Body::Gone,
+            body: Body::Gone(Gone::Expired),
             first_at: last.first_at,
             received_at: last.received_at,
             worker_at: None,

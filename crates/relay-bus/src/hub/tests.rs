@@ -6,6 +6,7 @@ mod model;
 mod poison;
 mod publish;
 mod refused;
+mod removal;
 mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,6 +255,7 @@ fn settings() -> HubSettings {
         per_job: 1000,
         max_jobs: 100,
         max_bytes: 1 << 20,
+        kinds: Arc::default(),
         update_bytes: 1 << 16,
         subject_stem: "progress.".to_owned(),
         terminal_ttl: Duration::from_secs(3600),

@@ -11,6 +11,7 @@ use async_nats::header::{
     HeaderName, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID,
     NATS_MESSAGE_TTL, NATS_ROLLUP,
 };
+use relay_core::job::Finality;
 use relay_core::position::Seq;
 use serde::Deserialize;
 
@@ -99,10 +100,14 @@ fn headers(settings: &JetStreamSettings, outgoing: &Outgoing, id: &str) -> Heade
     if let Some(last) = outgoing.expected_last {
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string());
     }
-    if outgoing.terminal && outgoing.what == What::State {
+    if outgoing.finality != Finality::Open && outgoing.what == What::State {
         // Without the roll-up, the state before the ending would be the last again when the ending
         // expires: a finished job would come back as running.
         headers.insert(NATS_ROLLUP, "sub");
+    }
+    // A removal is kept for as long as the stream keeps anything: milestones from before it, which it hides, must
+    // not outlive it.
+    if outgoing.finality == Finality::Ending && outgoing.what == What::State {
         let mut ttl = settings.terminal_ttl;
         if let Some(first) = &outgoing.first {
             // It stands no longer than it would have.

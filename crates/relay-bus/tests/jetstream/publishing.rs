@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish};
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{First, Outgoing, Rejection, Reused, Stamp, Store, StoreError, What};
+use relay_core::job::Finality;
 use relay_core::moment::WallTime;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
@@ -143,7 +144,7 @@ async fn an_ending_is_kept_alone_and_for_its_time() {
         .await
         .unwrap();
     let ending = Outgoing {
-        terminal: true,
+        finality: Finality::Ending,
         ..outgoing("u", "j", What::State, "2")
     };
     assert_eq!(mode.store.publish(ending).await.unwrap(), Seq::new(2));
@@ -176,7 +177,7 @@ async fn an_ending_that_is_stored_again_is_alone_with_the_number_and_the_time_it
         stored_at: WallTime::from_unix_micros(live[0].stored_at.as_unix_micros() - hour),
     };
     let again = |expected| Outgoing {
-        terminal: true,
+        finality: Finality::Ending,
         first: Some(first),
         expected_last: Some(Seq::new(expected)),
         ..outgoing("u", "j", What::State, r#"{"status":"completed"}"#)

@@ -10,6 +10,7 @@ use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
 use relay_bus::seam::{Incoming, Intake, Outgoing, RefusedUpdate, What};
 use relay_core::id::Name;
+use relay_core::job::Finality;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::client::raw::Raw;
 use relay_testkit::wait;
@@ -201,7 +202,7 @@ pub(crate) fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Out
         job: name(job),
         what,
         payload: payload.to_owned().into(),
-        terminal: false,
+        finality: Finality::Open,
         stamp: None,
         expected_last: None,
         first: None,

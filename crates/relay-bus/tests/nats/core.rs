@@ -5,6 +5,7 @@ use std::sync::Arc;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::nats::{NatsSettings, NatsStore, SetupError, nats};
 use relay_bus::seam::{Outgoing, Store, StoreError, What};
+use relay_core::job::Finality;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 use tokio::task::JoinSet;
@@ -140,7 +141,7 @@ async fn a_stream_beside_it_does_no_harm() {
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "1").await;
     let ending = Outgoing {
-        terminal: true,
+        finality: Finality::Ending,
         ..outgoing("u", "j", What::State, "2")
     };
     assert_eq!(core.store.publish(ending).await.unwrap(), Seq::new(2));

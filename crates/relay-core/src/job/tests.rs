@@ -1,9 +1,17 @@
 use super::*;
+use crate::kind::Kind;
 
-const BOUNDS: JobBounds = JobBounds {
+static BOUNDS: LazyLock<JobBounds> = LazyLock::new(|| JobBounds {
     history: 4,
     update_bytes: 200,
-};
+    kinds: Arc::new(Kinds::new([(
+        "mail".to_owned(),
+        Kind {
+            after_ending: vec![Name::parse("opened").unwrap()],
+            removed_by: vec![Name::parse("deleted").unwrap()],
+        },
+    )])),
+});
 
 fn job() -> Job {
     let owner = Name::parse("alice").unwrap();
@@ -196,7 +204,7 @@ fn an_ending_said_twice_is_a_repetition_and_another_one_is_late() {
     assert!(matches!(again, Err(Declined::Repeated)));
     assert!(matches!(
         job.check(Subject::State, FAILED.as_bytes(), &BOUNDS),
-        Ok(true)
+        Ok(Finality::Ending)
     ));
     let other = r#"{"status":"failed","message":"no, really"}"#;
     let late = state(&mut job, 3, other);
@@ -448,7 +456,8 @@ fn an_ending_that_is_said_again_in_other_bytes_is_a_repetition_and_another_one_c
         let told = state(&mut job, 3, same);
         assert!(matches!(told, Err(Declined::Repeated)), "{told:?}");
         let payload = same.as_bytes();
-        assert!(job.check(Subject::State, payload, &BOUNDS).unwrap());
+        let check = job.check(Subject::State, payload, &BOUNDS);
+        assert_eq!(check.unwrap(), Finality::Ending);
     }
     for other in [RUNNING, FAILED, r#"{"status":"succeeded","x":{"b":1.5}}"#] {
         let told = state(&mut job, 4, other);
@@ -480,4 +489,131 @@ fn an_ending_that_lost_something_is_a_repetition_when_what_is_left_is_said_again
         let again = away(2, &left);
         assert!(matches!(again, Err(Declined::Repeated)), "{again:?}");
     }
+}
+
+const REMOVED: &str = r#"{"status":"removed"}"#;
+
+#[test]
+fn a_removed_job_has_nothing_and_whoever_was_away_is_told() {
+    let mut job = job();
+    state(&mut job, 1, r#"{"status":"running","parent_id":"g"}"#).unwrap();
+    milestone(&mut job, 2).unwrap();
+    state(&mut job, 3, FAILED).unwrap();
+    state(&mut job, 4, REMOVED).unwrap();
+    assert!(job.state().is_none() && job.snapshot().is_empty());
+    assert!(job.removed().unwrap().is_removal());
+    assert_eq!(seqs(&job.replay(None).publications), [0; 0]);
+    let replay = job.replay(Some(Seq::new(1)));
+    assert!(replay.recovered);
+    assert_eq!(seqs(&replay.publications), [4], "what is gone is not told");
+    assert!(job.replay(Some(Seq::new(4))).publications.is_empty());
+    assert!(job.holds(Seq::new(4)));
+    for (late, code) in [
+        (RUNNING, "removed"),
+        (FAILED, "removed"),
+        (REMOVED, "repeated"),
+    ] {
+        assert_eq!(state(&mut job, 5, late).unwrap_err().code(), code);
+    }
+    assert_eq!(milestone(&mut job, 5).unwrap_err().code(), "removed");
+    let check = |text: &str| job.check(Subject::State, text.as_bytes(), &BOUNDS);
+    assert_eq!(check(REMOVED).unwrap(), Finality::Removal);
+    assert_eq!(check(AGAIN).unwrap(), Finality::Open);
+    state(&mut job, 6, AGAIN).unwrap();
+    let told = job.replay(Some(Seq::new(3)));
+    assert_eq!(seqs(&told.publications), [4, 6]);
+    assert_eq!(seqs(&job.snapshot()), [6]);
+    let old = state(&mut job, 7, REMOVED).unwrap_err();
+    assert_eq!(
+        old.code(),
+        "older_attempt",
+        "it names the attempt it removes"
+    );
+    let removal = job.removal();
+    state(&mut job, 8, &removal).unwrap();
+    assert!(job.state().is_none());
+}
+
+#[test]
+fn a_removal_keeps_the_group_in_which_the_job_was_shown() {
+    let mut job = job();
+    state(&mut job, 1, r#"{"status":"running","parent_id":"g"}"#).unwrap();
+    assert_eq!(
+        job.removal(),
+        r#"{"status":"removed","attempt":1,"parent_id":"g"}"#
+    );
+    state(&mut job, 2, REMOVED).unwrap();
+    assert_eq!(job.group().map(Name::as_str), Some("g"));
+    let mut rebuilt = Job::new(JobKey(1), job.id.clone(), job.owner.clone(), Seq::ZERO);
+    let removal = r#"{"status":"removed","parent_id":"g"}"#;
+    state(&mut rebuilt, 2, removal).unwrap();
+    assert_eq!(rebuilt.group().map(Name::as_str), Some("g"));
+}
+
+#[test]
+fn a_removed_job_is_removed_after_a_restart() {
+    let mut job = job();
+    state(&mut job, 1, DONE).unwrap();
+    let removal = job.removal();
+    state(&mut job, 2, &removal).unwrap();
+    let restore = |job: &Job| {
+        let (id, owner) = (job.id.clone(), job.owner.clone());
+        Job::restore(JobKey(1), id, owner, job.memory()).unwrap()
+    };
+    let mut again = restore(&job);
+    assert!(again.removed().is_some() && again.state().is_none());
+    assert_eq!(state(&mut again, 3, DONE).unwrap_err().code(), "removed");
+    state(&mut again, 4, r#"{"status":"running","attempt":3}"#).unwrap();
+    let reopened = restore(&again);
+    assert!(reopened.removed().is_none());
+    assert_eq!(seqs(&reopened.publications()), [2, 4]);
+}
+
+#[test]
+fn what_only_a_copy_knew_from_before_a_removal_is_owed_to_nobody() {
+    let mut known = job();
+    milestone(&mut known, 1).unwrap();
+    state(&mut known, 2, FAILED).unwrap();
+    let mut rebuilt = job();
+    state(&mut rebuilt, 3, REMOVED).unwrap();
+    state(&mut rebuilt, 4, AGAIN).unwrap();
+    known.merge(rebuilt, &BOUNDS);
+    assert_eq!(seqs(&known.publications()), [3, 4]);
+}
+
+fn named(job: &mut Job, seq: u64, name: &str) -> Result<(), Declined> {
+    let name = Name::parse(name).unwrap();
+    let applied = job.apply(
+        Subject::Milestone(&name),
+        &Bytes::new(),
+        place(seq),
+        &BOUNDS,
+    );
+    applied.map(drop)
+}
+
+#[test]
+fn milestones_that_a_kind_declares_follow_an_ending_or_take_the_job_away() {
+    let mail = r#"{"kind":"mail","status":"completed"}"#;
+    let mut job = job();
+    state(&mut job, 1, mail).unwrap();
+    assert_eq!(
+        named(&mut job, 2, "clip").unwrap_err().code(),
+        "after_ending"
+    );
+    named(&mut job, 2, "opened").unwrap();
+    assert_eq!(seqs(&job.snapshot()), [1, 2]);
+    let name = Name::parse("deleted").unwrap();
+    let check = job.check(Subject::Milestone(&name), b"", &BOUNDS);
+    assert_eq!(check.unwrap(), Finality::Open);
+    named(&mut job, 3, "deleted").unwrap();
+    assert!(job.removed().is_some());
+    for after in ["opened", "clip", "deleted"] {
+        assert_eq!(named(&mut job, 4, after).unwrap_err().code(), "removed");
+    }
+
+    let mut other = super::tests::job();
+    state(&mut other, 1, RUNNING).unwrap();
+    named(&mut other, 2, "deleted").unwrap();
+    assert!(other.removed().is_none(), "another kind's word");
 }

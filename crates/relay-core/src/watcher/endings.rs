@@ -47,8 +47,14 @@ impl Endings {
         now: Moment,
         timeout: Duration,
     ) {
+        let is_removal = publication.is_removal();
+        if is_removal {
+            // An ending of what is not there any more is not sent again.
+            self.waiting
+                .retain(|each| each.publication.key != publication.key);
+        }
         let known = |each: &Unacknowledged| each.publication.seq == publication.seq;
-        if publication.is_terminal()
+        if (publication.is_terminal() || is_removal)
             && self.wanted.contains(&via)
             && !self.waiting.iter().any(known)
         {

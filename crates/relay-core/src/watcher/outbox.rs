@@ -19,7 +19,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::id::JobId;
 use crate::moment::Moment;
 use crate::position::Seq;
-use crate::publication::{Body, JobKey, Publication};
+use crate::publication::{Body, Gone, JobKey, Publication};
 
 use super::beginning::LeftOut;
 
@@ -125,8 +125,11 @@ impl Item {
     }
 
     /// Whether a newer state of its job makes it needless. The ending of an earlier attempt stays: it is
-    /// history the client has not seen.
+    /// history the client has not seen. Nothing stays of a job that was taken away.
     fn yields_to(&self, newer: &Publication) -> bool {
+        if newer.is_removal() {
+            return self.key == newer.key && self.seq < newer.seq;
+        }
         let waits = self.publication().filter(|_| self.key == newer.key);
         newer.is_state()
             && self.seq <= newer.seq
@@ -135,8 +138,7 @@ impl Item {
 
     /// Whether it may be shed, for a gap: what no newer state makes needless.
     fn is_milestone(&self) -> bool {
-        self.publication()
-            .is_some_and(|publication| !publication.is_state())
+        self.publication().is_some_and(Publication::is_milestone)
     }
 
     /// Whether the bound on live milestones counts it.
@@ -166,7 +168,7 @@ struct Paced {
 type Identity = (Seq, Option<JobKey>);
 
 fn identity(publication: &Publication) -> Identity {
-    let is_gone = matches!(publication.body, Body::Gone);
+    let is_gone = matches!(publication.body, Body::Gone(Gone::Expired));
     (publication.seq, is_gone.then_some(publication.key))
 }
 
@@ -205,7 +207,7 @@ impl Outbox {
             telling: Telling::Publication(publication.clone()),
             replayed: false,
         };
-        if self.items.len() == 1 && self.items[0].yields_to(publication) {
+        if self.items.len() == 1 && publication.is_state() && self.items[0].yields_to(publication) {
             // The usual case, a client of one job that is held back by its pace: nothing is moved.
             self.items[0] = item;
             self.replayed = 0;
@@ -216,7 +218,7 @@ impl Outbox {
         if self.items.len() - self.replayed as usize >= bounds.jobs + bounds.milestones {
             return Offered::Overflow;
         }
-        if publication.is_terminal() {
+        if publication.is_terminal() || publication.is_removal() {
             self.hurry(now);
         }
         self.push(item);
@@ -268,7 +270,7 @@ impl Outbox {
             telling: Telling::Publication(publication.clone()),
             replayed: true,
         });
-        if !publication.is_state() && self.replayed as usize > bounds.jobs {
+        if publication.is_milestone() && self.replayed as usize > bounds.jobs {
             self.shed_first(|item| item.replayed && item.is_milestone());
         }
     }

@@ -177,6 +177,13 @@ fn print(loaded: &Loaded, out: &mut impl Write) -> io::Result<()> {
             None => writeln!(out, "# {name} is not set")?,
         }
     }
+    if let Some(toml::Value::Table(kinds)) = values.get("kinds") {
+        for (name, kind) in kinds {
+            let name = toml::Value::String(name.clone());
+            let keys = toml::to_string(kind).map_err(io::Error::other)?;
+            writeln!(out, "\n[kinds.{name}]\n{}", keys.trim_end())?;
+        }
+    }
     Ok(())
 }
 

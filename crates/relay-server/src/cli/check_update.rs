@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use relay_bus::hub::{Trial, Tried};
@@ -103,9 +104,14 @@ fn report(
     sent: Bytes,
     out: &mut impl Write,
 ) -> io::Result<bool> {
+    // Its dialects are looked at by the start, and by `relay check`.
+    let dialects = config
+        .load_dialects(&|_, _| Box::new(()))
+        .unwrap_or_default();
     let bounds = JobBounds {
         history: config.history.per_job,
         update_bytes: config.limits.update_bytes,
+        kinds: Arc::new(config.kinds_table(&dialects)),
     };
     // The configuration was checked, its prefix with it.
     let mut trial = Trial::new(&config.nats.prefix, bounds).map_err(io::Error::other)?;

@@ -16,6 +16,9 @@ use toml::{Spanned, Table, Value};
 use super::Config;
 use super::problem::{Place, Problem, distance, nearest};
 
+/// The section whose keys are tables that people name.
+const TABLES: &str = "kinds";
+
 /// In front of every variable that is a key: `RELAY__NATS__URL` is `nats.url`.
 const ENV_PREFIX: &str = "RELAY__";
 
@@ -179,7 +182,8 @@ impl FileReader<'_> {
             });
         };
         let here = self.place(section.span().start);
-        let is_section = sections_of(known).any(|s| s == name);
+        let has_tables = name == TABLES;
+        let is_section = has_tables || sections_of(known).any(|s| s == name);
         let (DeValue::Table(table), Some(Value::Table(values))) = (content.get_ref(), values)
         else {
             let message = if is_section {
@@ -198,7 +202,7 @@ impl FileReader<'_> {
         for (key_name, content) in table {
             let key = format!("{name}.{}", key_name.get_ref());
             let place = self.place(key_name.span().start);
-            if !known.contains(&key) {
+            if !has_tables && !known.contains(&key) {
                 let message = unknown_key(&key, known);
                 refuse(place, key, message);
                 continue;

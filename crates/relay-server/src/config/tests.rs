@@ -597,3 +597,43 @@ fn a_configuration_with_a_byte_order_mark_is_read() {
     let config = config("\u{feff}[limits]\nconnections = 7\n", &[]);
     assert_eq!(config.limits.connections, 7);
 }
+
+#[test]
+fn kinds_are_tables_that_people_name() {
+    let file = "[kinds.mail]\nmilestones_after_ending = [\"opened\"]\n\n[kinds.\"*\"]\nremoved_by = \"a, b\"\n";
+    let config = config(file, &[]);
+    assert_eq!(config.kinds["mail"].milestones_after_ending, ["opened"]);
+    assert_eq!(config.kinds["*"].removed_by, ["a", "b"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_kind_is_said() {
+    for (file, expected) in [
+        (
+            "[kinds.mail]\nremoves = [\"a\"]\n",
+            "unknown field `removes`, expected `milestones_after_ending` or `removed_by`",
+        ),
+        (
+            "[kinds.mail]\nremoved_by = [\"a b\"]\n",
+            "kinds.mail.removed_by: \"a b\" contains ' '",
+        ),
+        (
+            "[kinds.mail]\nremoved_by = [\"state\"]\n",
+            "\"state\" is not a milestone's name",
+        ),
+        (
+            "[kinds.mail]\nremoved_by = [\"a\"]\nmilestones_after_ending = [\"a\"]\n",
+            "is in milestones_after_ending and in removed_by",
+        ),
+        ("[kinds]\nmail = 3\n", "kinds.mail"),
+    ] {
+        let problem = problem(file, &[]);
+        assert!(problem.contains(expected), "{problem}");
+    }
+    let many: String = (0..65).map(|n| format!("[kinds.k{n}]\n")).collect();
+    let problem = problem(&many, &[]);
+    assert!(
+        problem.contains("65 kinds are declared; at most 64"),
+        "{problem}"
+    );
+}

@@ -122,6 +122,10 @@ pub(super) fn findings(config: &Config) -> Findings {
     limits(config, &mut found);
     delivery(config, &mut found);
     history(config, &mut found);
+    for (key, message) in super::kinds::problems(&config.kinds) {
+        // Where it stands is the place of its table.
+        found.error(&["kinds"], format!("{key}: {message}"));
+    }
     log(config, &mut found);
     // A value that is wrong by itself need not be held against its neighbours too.
     let alone: Vec<&'static str> = found

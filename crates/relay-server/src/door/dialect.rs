@@ -263,8 +263,8 @@ impl Door {
         let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
         let topic = Topic::Job(job.clone());
         let Some(state) = lookup.state else {
-            if lookup.stale {
-                return Err(ApiError::bus_unavailable());
+            if lookup.stale || lookup.removed.is_some() {
+                return Err(ApiError::no_state(&lookup, job, identity));
             }
             let unknown = self.unknown(poll, identity, &topic)?;
             return unknown.ok_or_else(|| ApiError::unknown_job(job.as_str()));

@@ -319,9 +319,10 @@ impl Gate {
                 (Sight::No, _) => false,
                 (Sight::WhenKnown, Topic::Job(job)) => {
                     let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
-                    match lookup.map_err(|_| ApiError::bus_unavailable())?.state {
-                        Some(state) => {
-                            let (owner, parent) = (Some(&state.owner), state.parent.as_ref());
+                    let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
+                    match lookup.last_word() {
+                        Some(last) => {
+                            let (owner, parent) = (Some(&last.owner), last.parent.as_ref());
                             identity.may_watch(topic, owner, parent)
                         }
                         None => true,

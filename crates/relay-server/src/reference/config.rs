@@ -154,7 +154,28 @@ fn relay_toml() -> String {
             }
         }
     }
+    out.push_str("\n\n");
+    comment(&mut out, &section_meaning("kinds"));
+    for (name, meaning, example) in kind_keys() {
+        out.push('\n');
+        comment(&mut out, &meaning);
+        writeln!(out, "# {name} = {example}").unwrap();
+    }
     out
+}
+
+/// The keys of each `[kinds.<name>]`: name, meaning and an example.
+fn kind_keys() -> Vec<(String, String, String)> {
+    let schema = schema();
+    let keys = schema["properties"]["kinds"]["additionalProperties"]["properties"].as_object();
+    let keys = keys.unwrap().iter();
+    keys.map(|(name, about)| {
+        let text = text_of(about);
+        let (meaning, example) = text.split_once(" Example: `").unwrap();
+        let example = example.trim_end_matches('`').to_owned();
+        (name.clone(), meaning.to_owned(), example)
+    })
+    .collect()
 }
 
 fn config_md() -> String {
@@ -197,6 +218,15 @@ fn config_md() -> String {
             entry.meaning.replace('|', "\\|")
         )
         .unwrap();
+    }
+    write!(
+        out,
+        "\n## [kinds.*]\n\n{} They have no variables.\n\n| Key | Type | Example | Meaning |\n|---|---|---|---|\n",
+        section_meaning("kinds")
+    )
+    .unwrap();
+    for (name, meaning, example) in kind_keys() {
+        writeln!(out, "| `{name}` | list of text | `{example}` | {meaning} |").unwrap();
     }
     out
 }

@@ -76,6 +76,11 @@ const VALUES: &[(&str, &str, &str)] = &[
         "an error code of an HTTP answer ([Errors](errors.md#over-http)); `accept` (a socket could not be accepted); \
          `engineio_…` (what was wrong with an Engine.IO request)",
     ),
+    (
+        "relay_dialect_failures_total",
+        "reason",
+        "`too_deep`, `unreadable`, `error`, `halt`, `too_much`, `not_json`, `not_an_instruction`",
+    ),
     ("relay_gaps_total", "reason", GAPS),
     (
         "relay_http_requests_total",

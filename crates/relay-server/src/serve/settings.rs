@@ -18,7 +18,7 @@ use crate::sockets::{Budget, Sockets};
 use crate::telemetry::Telemetry;
 
 /// The settings of the hub.
-pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
+pub(super) fn hub(config: &Config, dialects: &Dialects, shards: usize) -> HubSettings {
     HubSettings {
         shards,
         per_job: config.history.per_job,
@@ -26,6 +26,7 @@ pub(super) fn hub(config: &Config, shards: usize) -> HubSettings {
         max_bytes: config.history.bytes,
         update_bytes: config.limits.update_bytes,
         subject_stem: format!("{}.", config.nats.prefix),
+        kinds: Arc::new(config.kinds_table(dialects)),
         terminal_ttl: config.history.terminal_ttl,
         idle_ttl: config.history.idle_ttl,
         resync_interval: config.nats.resync_interval,
@@ -85,9 +86,10 @@ pub(super) fn node(
 pub(crate) fn test_node(config: &Config) -> Arc<Node> {
     let clock = relay_bus::clock::Clock::start();
     let backing = relay_bus::hub::Backing::Embedded;
-    let hub = Hub::new(hub(config, 1), backing, clock, super::bus::epoch(clock));
-    let (identity, telemetry) = (config.identity().unwrap(), Telemetry::new().unwrap());
     let dialects = config.load_dialects(&|_, _| Box::new(())).unwrap();
+    let settings = hub(config, &dialects, 1);
+    let hub = Hub::new(settings, backing, clock, super::bus::epoch(clock));
+    let (identity, telemetry) = (config.identity().unwrap(), Telemetry::new().unwrap());
     let budget = Budget::new(None, config.limits.connections, 1).unwrap();
     let room = Room { budget, shards: 1 };
     Arc::new(node(config, room, hub, identity, telemetry, dialects))

@@ -89,7 +89,7 @@ const dialects = {
     waits: [[1000, 2000], [2000, 3000], [4000, 5000]],
     word: "pending",
     milestone: { job: "other", name: "event_deleted", data: {}, shown: ["created: other", "deleted: other"] },
-    metrics: "2,1,1,0",
+    metrics: "1,0,1,0",
     ended: { completed: "delivered: 100", failed: "failed: 100", cancelled: "failed: 100" },
     polled: "delivered: 100",
     settle: nextPong,

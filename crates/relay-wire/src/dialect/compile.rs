@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use relay_core::id::Name;
 use relay_core::watcher::session::CloseReason;
 use toml::Spanned;
 
@@ -156,6 +157,25 @@ impl Reading<'_> {
         }
         for health in &file.health {
             self.health(health, &dialect, into);
+        }
+        for (name, kind) in &file.kinds {
+            let mut names = |list: &str, texts: &[Spanned<String>]| -> Vec<Name> {
+                let key = format!("kinds.{name}.{list}");
+                let parse = |text: &Spanned<String>| match Name::parse(text.get_ref()) {
+                    Ok(name) => Some(name),
+                    Err(error) => {
+                        let message = format!("{:?} {error}", text.get_ref());
+                        self.refuse(text.span().start, &key, message);
+                        None
+                    }
+                };
+                texts.iter().filter_map(parse).collect()
+            };
+            let after = names("milestones_after_ending", &kind.milestones_after_ending);
+            let removed = names("removed_by", &kind.removed_by);
+            let all = into.kinds.entry(name.clone()).or_default();
+            all.after_ending.extend(after);
+            all.removed_by.extend(removed);
         }
     }
 

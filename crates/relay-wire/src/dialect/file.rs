@@ -47,6 +47,19 @@ pub(super) struct DialectFile {
     pub(super) frames: FramesFile,
     #[serde(default)]
     pub(super) requests: BTreeMap<String, RequestFile>,
+    /// What kinds of jobs declare, as in the configuration's `[kinds.<name>]`.
+    #[serde(default)]
+    pub(super) kinds: BTreeMap<String, KindFile>,
+}
+
+/// What the back end of the front end means by its milestones, for jobs of one kind.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct KindFile {
+    /// Those that may follow a job's ending.
+    pub(super) milestones_after_ending: Vec<Spanned<String>>,
+    /// Those that remove their job.
+    pub(super) removed_by: Vec<Spanned<String>>,
 }
 
 /// The front end's words for the five statuses.

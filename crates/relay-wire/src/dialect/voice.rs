@@ -186,7 +186,7 @@ impl Voice {
                     .and_then(|job| job.text("status_detail"));
                 dialect.words.index(*status, detail.as_deref())
             }
-            Body::Milestone { .. } | Body::Gone => 0,
+            Body::Milestone { .. } | Body::Gone(_) => 0,
         };
         let at = publication.worker_at.unwrap_or(publication.stored_at);
         let status = match frame {

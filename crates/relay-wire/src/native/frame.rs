@@ -102,7 +102,7 @@ pub(crate) fn kind_of(publication: &Publication) -> Frame {
     match &publication.body {
         Body::State { .. } => Frame::State,
         Body::Milestone { .. } => Frame::Milestone,
-        Body::Gone => Frame::Gone,
+        Body::Gone(_) => Frame::Gone,
     }
 }
 
@@ -152,7 +152,10 @@ fn json(publication: &Publication, place: Option<&Place<'_>>) -> Vec<u8> {
             put(format_args!(r#","name":"{name}","data":"#));
             data
         }
-        Body::Gone => b"",
+        Body::Gone(gone) => {
+            put(format_args!(r#","reason":"{}""#, gone.as_str()));
+            b""
+        }
     };
     json.extend_from_slice(carried);
     json.push(b'}');

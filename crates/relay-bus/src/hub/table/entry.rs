@@ -184,7 +184,8 @@ pub(in crate::hub) struct Entry {
     pub(in crate::hub) nothing_until: Seq,
     /// Only its last state was read from the store; whether that is the truth the guard has not seen.
     pub(in crate::hub) partial: bool,
-    /// Nothing but that state is stored on its subject, so the guard would see no other.
+    /// Nothing but that state is stored on its subject, so the guard would see no other, and no milestone may follow
+    /// it if it is an ending.
     pub(in crate::hub) is_sole: bool,
     pub(super) listing: Listing,
     pub(super) turn: Turn,
@@ -249,8 +250,9 @@ impl Entry {
 
     /// Whether it is known by its last state alone, and the guard may say otherwise.
     pub(in crate::hub) fn is_unsure(&self) -> bool {
-        let is_ended = self.state().is_some_and(|state| state.is_terminal());
-        self.partial && !(is_ended && self.is_sole)
+        let last = self.last_word();
+        let is_over = last.is_some_and(|last| last.is_terminal() || last.is_removal());
+        self.partial && !(is_over && self.is_sole)
     }
 
     /// All that the store has of the job up to `seq` was read.
@@ -286,6 +288,11 @@ impl Entry {
 
     pub(in crate::hub) fn state(&self) -> Option<&Arc<Publication>> {
         self.job.as_deref().and_then(Job::state)
+    }
+
+    /// Its state, or that it was removed.
+    pub(in crate::hub) fn last_word(&self) -> Option<&Arc<Publication>> {
+        self.job.as_deref().and_then(Job::last_word)
     }
 }
 

@@ -87,7 +87,7 @@ struct Place {
 impl Index {
     /// Lists a job as it stands now.
     pub(super) fn enter(&mut self, listing: &mut Listing, job: &Job, is_unsure: bool) {
-        let group = job.state().and_then(|state| state.parent.as_ref());
+        let group = job.group();
         let share = job.state().and_then(|state| state.share());
         let counted = Counted { share, is_unsure };
         let stays = listing

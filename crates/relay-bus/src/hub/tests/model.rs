@@ -235,6 +235,8 @@ struct World {
     clients: Vec<Client>,
     connections: u64,
     marks: BTreeMap<&'static str, (u32, u64, bool)>,
+    /// Jobs that were removed, and when: what was before is owed to nobody.
+    removed: BTreeMap<&'static str, Seq>,
     /// Numbers that were lost while the bus was there, of which a cursor cannot know.
     lost: BTreeSet<Seq>,
 }
@@ -266,6 +268,7 @@ impl World {
             clients: topics.into_iter().map(Client::new).collect(),
             connections: 0,
             marks: BTreeMap::new(),
+            removed: BTreeMap::new(),
             lost: BTreeSet::new(),
             stream,
             random,
@@ -299,7 +302,13 @@ impl World {
         let attempt = attempt + u32::from(reopens && mark > 0);
         let is_milestone = job.starts_with('m') && mark > 0 && !reopens && self.random.bool();
         let ends = !is_milestone && self.random.u8(0..8) == 0;
-        let status = if ends { "completed" } else { "running" };
+        let removes = !is_milestone && !ends && mark > 0 && self.random.u8(0..10) == 0;
+        let status = match (ends, removes) {
+            (true, _) => "completed",
+            (false, true) => "removed",
+            (false, false) => "running",
+        };
+        let ends = ends || removes;
         self.marks.insert(job, (attempt, mark + 1, ends));
         let (what, payload) = if is_milestone {
             (What::Milestone(name("clip")), mark.to_string())
@@ -310,6 +319,9 @@ impl World {
             (What::State, payload)
         };
         let incoming = self.stream.append(job, what, payload, ends);
+        if removes {
+            self.removed.insert(job, incoming.seq);
+        }
         self.send(job, &incoming);
     }
 
@@ -469,12 +481,18 @@ impl World {
                 Topic::User(_) | Topic::Group(_) => true,
             });
             for each in of_topic {
+                let removed = self.removed.get(each.job.as_str()).copied();
+                if removed.is_some_and(|removed| each.seq < removed) {
+                    continue;
+                }
+                let is_removal = removed == Some(each.seq);
                 let is_last_state = each.what == What::State
+                    && !is_removal
                     && !acceptable().any(|newer| {
                         newer.job == each.job && newer.what == each.what && newer.seq > each.seq
                     });
                 let is_ending = each.payload.starts_with(br#"{"status":"completed""#);
-                let is_owed = (each.what != What::State || is_ending)
+                let is_owed = (each.what != What::State || is_ending || is_removal)
                     && each.seq > client.from
                     && !client.gaps.contains(&each.job);
                 let is_excused = self.lost.contains(&each.seq) && each.seq <= client.resumed;

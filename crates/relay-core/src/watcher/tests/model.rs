@@ -38,6 +38,7 @@ enum Step {
     Milestone(usize),
     Ending(usize),
     NextAttempt(usize),
+    Removal(usize),
     /// Time passes, and so many things are taken.
     Take(u64, usize),
     /// A repair holds the connection back to where the bus is now.
@@ -67,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..JOBS).prop_map(Step::Milestone),
         2 => (0..JOBS).prop_map(Step::Ending),
         2 => (0..JOBS).prop_map(Step::NextAttempt),
+        1 => (0..JOBS).prop_map(Step::Removal),
         6 => (0u64..150, 0usize..4).prop_map(|(ms, n)| Step::Take(ms, n)),
         1 => Just(Step::Hold),
         2 => (0..NODES).prop_map(Step::Release),
@@ -104,6 +106,7 @@ enum Kind {
     State,
     Ending,
     Milestone,
+    Removal,
 }
 
 /// What was published: its number, its job, and the words.
@@ -159,7 +162,7 @@ impl Node {
         let name = Name::parse("m").unwrap();
         let subject = match kind {
             Kind::Milestone => Subject::Milestone(&name),
-            Kind::State | Kind::Ending => Subject::State,
+            Kind::State | Kind::Ending | Kind::Removal => Subject::State,
         };
         let place = Place {
             epoch: EPOCH,
@@ -170,6 +173,7 @@ impl Node {
         let bounds = JobBounds {
             history: HISTORY,
             update_bytes: 1000,
+            kinds: Arc::default(),
         };
         let applied = self.jobs[n].apply(subject, &payload.into(), place, &bounds);
         applied.ok()
@@ -244,6 +248,7 @@ impl World {
                 self.attempts[job] += 1;
                 self.publish(job, Kind::State, "queued");
             }
+            Step::Removal(job) => self.publish(job, Kind::Removal, "removed"),
             Step::Milestone(job) => self.publish(job, Kind::Milestone, ""),
             Step::Take(ms, count) => {
                 self.now = self.now + Duration::from_millis(ms);
@@ -274,12 +279,16 @@ impl World {
         let group = if n < 2 { r#","parent_id":"g""# } else { "" };
         let payload = match kind {
             Kind::Milestone => format!("{seq}"),
-            Kind::State | Kind::Ending => {
+            Kind::State | Kind::Ending | Kind::Removal => {
                 format!(r#"{{"status":"{status}","attempt":{attempt},"message":"{seq}"{group}}}"#)
             }
         };
         let update = (seq, n, kind, payload);
         if self.truth.apply(update.clone(), self.now).is_some() {
+            if kind == Kind::Removal {
+                // Nothing of what was before is owed any more.
+                self.published.retain(|(_, job, _)| *job != n);
+            }
             self.published.push((seq, n, kind));
         }
         for at in 0..NODES {
@@ -457,6 +466,10 @@ impl World {
             if since.is_none() {
                 self.watched.insert(n, node.high());
             }
+            // Whoever replaces what it shows by what comes shows nothing that is not there any more.
+            let gone = jobs.iter().flat_map(|job| job.publications());
+            let gone = gone.filter(|each| each.is_removal());
+            self.arrived.extend(gone.map(|each| each.seq));
             self.began.insert(n, self.seq);
             if node.high() < self.seq {
                 self.unsure = self.seq;

@@ -4,6 +4,7 @@
 //! Invariant: an accepted document is silent nowhere, and no mapping fails on it.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -22,10 +23,11 @@ use crate::dialect::routes::Answering;
 use crate::dialect::voice::{Before, Hearing};
 use crate::native::frame::{self, Wire};
 
-const BOUNDS: JobBounds = JobBounds {
+static BOUNDS: LazyLock<JobBounds> = LazyLock::new(|| JobBounds {
     history: 8,
     update_bytes: 4096,
-};
+    kinds: Arc::default(),
+});
 
 /// A value as the strictest reader takes it: no half of a surrogate pair, no number beyond a double, no name twice.
 #[derive(Debug, Clone, PartialEq)]

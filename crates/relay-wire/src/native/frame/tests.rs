@@ -3,7 +3,7 @@
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Seq};
-use relay_core::publication::JobKey;
+use relay_core::publication::{Gone, JobKey};
 use relay_core::tally::{Share, Sum};
 
 use super::*;
@@ -43,7 +43,7 @@ fn bodies() -> [Body; 3] {
             name: Name::parse("half").unwrap(),
             data: Bytes::from_static(b"[1]"),
         },
-        Body::Gone,
+        Body::Gone(Gone::Removed { attempt: 1 }),
     ]
 }
 
@@ -75,9 +75,9 @@ fn a_client_gets_topic_and_cursor_and_a_mapping_the_owner() {
             r#"{"type":"milestone","job_id":"j1","owner":"alice","name":"half","data":[1]}"#,
         ],
         [
-            r#"{"type":"gone","topic":"user:alice","cursor":"c","job_id":"j1"}"#,
-            r#"{"type":"gone","topic":"user:alice","cursor":"c","stale":true,"job_id":"j1"}"#,
-            r#"{"type":"gone","job_id":"j1","owner":"alice"}"#,
+            r#"{"type":"gone","topic":"user:alice","cursor":"c","job_id":"j1","reason":"removed"}"#,
+            r#"{"type":"gone","topic":"user:alice","cursor":"c","stale":true,"job_id":"j1","reason":"removed"}"#,
+            r#"{"type":"gone","job_id":"j1","owner":"alice","reason":"removed"}"#,
         ],
     ];
     for (body, [fresh, late, bare]) in bodies().into_iter().zip(expected) {
