@@ -79,7 +79,8 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "relay_dialect_failures_total",
         "reason",
-        "`too_deep`, `unreadable`, `error`, `halt`, `too_much`, `not_json`, `not_an_instruction`",
+        "`unreadable` and `too_deep` (what the mapping is given cannot be read), `error` (the mapping's own), `halt`, \
+         `too_much` (more values or bytes than a run may give), `not_json`, `not_an_instruction` (what it gave is neither)",
     ),
     ("relay_gaps_total", "reason", GAPS),
     (

@@ -85,10 +85,6 @@ pub enum Failure {
     NotAnInstruction(String),
 }
 
-/// An input to mappings, read once and run through any number of them.
-#[derive(Debug, Clone)]
-pub struct Input(Val);
-
 impl Failure {
     /// The reason as one word, for a metric's label.
     pub fn reason(&self) -> &'static str {
@@ -103,6 +99,10 @@ impl Failure {
         }
     }
 }
+
+/// An input to mappings, read once and run through any number of them.
+#[derive(Debug, Clone)]
+pub struct Input(Val);
 
 impl Input {
     /// Reads JSON.
