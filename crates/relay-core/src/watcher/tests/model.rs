@@ -444,8 +444,21 @@ impl World {
         let horizon = &self.nodes[self.at].horizon;
         let joins = self.watcher.watch(vec![topic(n)], None, horizon, &BOUNDS);
         for join in joins {
-            self.join(n, join);
+            if self.is_ready(n, &join) {
+                self.join(n, join);
+            } else {
+                self.pending.push((n, join));
+            }
         }
+    }
+
+    /// Whether the node answers a join by now, as the hub has it: it waits until the node has heard as much as the
+    /// cursor says, and until each job that the topic shows is repaired.
+    fn is_ready(&self, n: usize, join: &Join) -> bool {
+        let (topic, node) = (topic(n), &self.nodes[self.at]);
+        let since = join.cursor.as_ref().and_then(|it| it.since(&topic));
+        let is_repaired = || !node.missed.iter().any(|(_, job, ..)| covers(&topic, *job));
+        since.is_none_or(|since| since <= node.high()) && (node.away || is_repaired())
     }
 
     /// What the hub does for a join.
@@ -528,13 +541,11 @@ impl World {
         }
     }
 
-    /// Answers the first of the pending topics that this node can speak of: where another node was ahead, it is
-    /// waited for.
+    /// Answers the first of the pending topics that this node can speak of: where another node was ahead, or a job is
+    /// being repaired, that is waited for.
     fn answer(&mut self) {
-        let high = self.nodes[self.at].high();
-        let since = |join: &Join| join.cursor.as_ref().and_then(|it| it.since(&join.topic));
-        let ready = |(_, join): &(usize, Join)| since(join).is_none_or(|since| since <= high);
-        if let Some(first) = self.pending.iter().position(ready) {
+        let mut pending = self.pending.iter();
+        if let Some(first) = pending.position(|(n, join)| self.is_ready(*n, join)) {
             let (n, join) = self.pending.remove(first);
             self.join(n, join);
         }
@@ -644,6 +655,24 @@ fn regression_a_snapshot_of_a_node_that_is_ahead_is_not_taken_for_what_this_one_
         State(0),
         Subscribe(4),
         cut(0, 1),
+    ]);
+}
+
+/// A watcher of nothing stands where the node does, while a job is held that it asks for then.
+#[test]
+fn regression_a_topic_of_a_job_under_repair_begins_when_the_job_is_repaired() {
+    use Step::{Away, Back, State, Subscribe, Take, Unsubscribe};
+    play([
+        Away(1),
+        State(1),
+        Unsubscribe(3),
+        cut(1, 0),
+        Back(1),
+        State(0),
+        Subscribe(1),
+        Take(0, 1),
+        State(2),
+        cut(0, 0),
     ]);
 }
 
