@@ -1,14 +1,19 @@
 //! What the store answers.
 
+use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Held, Store, StoreError, What};
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, Worker, chain, name, settings};
+use crate::support::{Mode, Worker, chain, connection, name, settings};
 
 async fn server() -> (NatsServer, Mode, Worker) {
+    server_for(settings()).await
+}
+
+async fn server_for(settings: JetStreamSettings) -> (NatsServer, Mode, Worker) {
     let server = NatsServer::start(Options::jetstream()).await.unwrap();
-    let mode = Mode::at(&server.url());
+    let mode = Mode::start(settings, &connection(&server.url()));
     mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
     (server, mode, worker)
@@ -144,8 +149,12 @@ async fn a_last_state_says_whether_it_is_all_there_is() {
 /// Whoever asks for it costs the stream no more than for another job.
 #[tokio::test]
 async fn regression_a_job_that_holds_more_than_may_be_read_is_told_by_its_last_messages() {
-    let (_server, mode, worker) = server().await;
     let large = "x".repeat(900_000);
+    let takes_it = JetStreamSettings {
+        update_bytes: large.len(),
+        ..settings()
+    };
+    let (_server, mode, worker) = server_for(takes_it).await;
     worker.publish("progress.u.j.state", "first").await;
     for subject in ["clip", "frame"] {
         for _ in 0..8 {

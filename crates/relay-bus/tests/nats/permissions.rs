@@ -71,10 +71,10 @@ async fn a_server_without_the_password_of_the_routes_is_not_let_into_the_cluster
         .await
         .unwrap();
     for (said, is_in) in [
-        (r#"{"verbose":false}"#, false),
-        (r#"{"verbose":false,"user":"route","pass":"x"}"#, false),
+        (r#"{"cluster":"relay"}"#, false),
+        (r#"{"cluster":"relay","user":"route","pass":"x"}"#, false),
         (
-            r#"{"verbose":false,"user":"route","pass":"change-me-route"}"#,
+            r#"{"cluster":"relay","user":"route","pass":"change-me-route"}"#,
             true,
         ),
     ] {
