@@ -145,7 +145,7 @@ fn each_dialect_is_told_everything_in_its_own_words() {
         name = "plain"
         path = "/production"
         say = ['{"type":"subscribe","data":{"channel":"job:{job}"}}']
-        carries = "delivery_latency_ms"
+        carries = "source"
         "#,
         &["--no-floor"],
     );
