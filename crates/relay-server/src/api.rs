@@ -76,7 +76,7 @@ pub(crate) fn router(api: Api) -> Router {
 /// The methods that a route takes; none where there is no such route.
 fn methods(route: Option<&str>) -> &'static str {
     match route {
-        Some("/v1/jobs/{id}") => "GET, HEAD, POST, PATCH, OPTIONS",
+        Some("/v1/jobs/{id}") => "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
         Some(_) => "POST, OPTIONS",
         None => "",
     }
