@@ -3,10 +3,8 @@
 //! A join registers the shard's interest and takes the answer under one lock; the answer travels through
 //! the shard's inbox behind everything published before it and ahead of everything after.
 
-use std::cmp::Reverse;
-
 use hashbrown::HashSet;
-use relay_core::id::{JobId, Name};
+use relay_core::id::JobId;
 use relay_core::job::{Job, Replay};
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
@@ -198,8 +196,7 @@ impl Hub {
         let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
         let recovered = since.filter(|since| {
             // More may have changed than a snapshot holds.
-            let all_listed = members.len() < SNAPSHOT_JOBS
-                || last_of(table, members).is_some_and(|last| last <= *since);
+            let all_listed = lists_all_since(table, &request.topic, *since);
             let all_known = self.backing.memory().is_some() || *since >= table.known_from();
             all_listed && all_known && jobs.iter().all(|job| *since >= job.known_from())
         });
@@ -239,13 +236,6 @@ fn left_out_since(job: &Job, since: Option<Seq>) -> Option<LeftOut> {
     })
 }
 
-/// The last number of that member which was updated least recently.
-fn last_of(table: &Table, members: &[JobId]) -> Option<Seq> {
-    members
-        .last()
-        .and_then(|id| Some(table.get(id)?.last_seq()))
-}
-
 /// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
 fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
@@ -253,26 +243,16 @@ fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     (cursor.position.epoch == table.epoch() && since <= table.high()).then_some(since)
 }
 
-/// The most recently updated jobs of an owner or a group.
+/// The most recently updated jobs of an owner or a group. However many there are, no more are looked at.
 pub(super) fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
-    let group = match topic {
-        Topic::Group(parent) => Some(parent),
-        Topic::Job(_) | Topic::User(_) => None,
-    };
-    let belongs = |id: &JobId| group.is_none_or(|group| parent_of(table, id) == Some(group));
-    let mut recent: Vec<_> = table
-        .index
-        .jobs(topic)
-        .filter(|id| belongs(id))
-        .filter_map(|id| Some((table.get(id)?.last_seq(), id)))
-        .collect();
-    recent.sort_unstable_by_key(|entry| Reverse(entry.0));
-    recent.truncate(SNAPSHOT_JOBS);
-    recent.into_iter().map(|(_, id)| id.clone()).collect()
+    let newest = table.index.newest(topic).take(SNAPSHOT_JOBS);
+    newest.map(|(_, id)| id.clone()).collect()
 }
 
-fn parent_of<'a>(table: &'a Table, id: &JobId) -> Option<&'a Name> {
-    table.get(id)?.job.as_deref()?.group()
+/// Whether an owner or a group has had no update above `since` but of the jobs that are listed.
+fn lists_all_since(table: &Table, topic: &Topic, since: Seq) -> bool {
+    let unlisted = table.index.newest(topic).nth(SNAPSHOT_JOBS);
+    unlisted.is_none_or(|(last, _)| *last <= since)
 }
 
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.

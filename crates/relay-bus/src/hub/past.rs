@@ -11,8 +11,7 @@ use relay_core::id::JobId;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 
-use super::Hub;
-use super::join::members;
+use super::{Hub, SNAPSHOT_JOBS};
 
 impl Hub {
     /// The milestones of a job's attempt that are remembered, in order, and whether there were earlier ones.
@@ -25,10 +24,8 @@ impl Hub {
     /// The latest states of the jobs of a user or a group, the most recently updated first, at most `limit` of them.
     pub fn states(&self, topic: &Topic, limit: usize) -> Vec<Arc<Publication>> {
         let table = self.table();
-        let members = members(&table, topic);
-        let states = members
-            .iter()
-            .filter_map(|id| table.get(id)?.state().cloned());
+        let newest = table.index.newest(topic).take(SNAPSHOT_JOBS);
+        let states = newest.filter_map(|(_, id)| table.get(id)?.state().cloned());
         states.take(limit).collect()
     }
 }

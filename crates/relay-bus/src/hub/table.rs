@@ -330,22 +330,15 @@ impl Table {
         };
         let entry = entry.as_mut();
         self.eviction.touch(&mut entry.turn);
-        let is_unsure = entry.is_unsure();
         if let Some(job) = &entry.job {
             self.eviction.weigh(&mut entry.turn, job.payload_bytes());
-            self.index.enter(&mut entry.listing, job, is_unsure);
         }
+        entry.list(&mut self.index);
     }
 
     /// Whether nobody watches what an update is about, as far as it says that without being read.
     pub(super) fn is_unwatched(&self, update: &Incoming) -> bool {
         !self.index.watches_groups() && self.watchers(&update.job, &update.owner, None) == 0
-    }
-
-    /// Whether any job of a user or a group is being repaired.
-    pub(super) fn has_repairs(&self, topic: &Topic) -> bool {
-        let mut jobs = self.index.jobs(topic);
-        jobs.any(|id| self.jobs.get(id).is_some_and(|it| it.repair.is_some()))
     }
 
     /// Keeps the table within its bounds; what is evicted can be loaded again where there is a store.
@@ -446,6 +439,7 @@ impl Table {
             if known.is_some() {
                 self.hold(id, known.as_ref(), last);
             }
+            self.relist(id);
         }
         let repair = self.entry(id).repair.get_or_insert_default();
         repair.missed_from = repair.missed_from.into_iter().chain(missed_from).min();
@@ -456,7 +450,15 @@ impl Table {
     pub(super) fn take_repair(&mut self, id: &JobId) -> Option<Repair> {
         let repair = self.jobs.get_mut(id)?.repair.take()?;
         self.repairs -= 1;
+        self.relist(id);
         Some(*repair)
+    }
+
+    /// A job's repair begins or ends.
+    fn relist(&mut self, id: &JobId) {
+        if let Some(entry) = self.jobs.get_mut(id) {
+            entry.list(&mut self.index);
+        }
     }
 
     /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it

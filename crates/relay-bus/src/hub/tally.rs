@@ -115,7 +115,7 @@ impl Hub {
 
 fn surveyed(table: &Table, topic: &Topic) -> Survey {
     // What is under repair counts as it was last known.
-    let stale = table.is_stale() || table.repairs() > 0 && table.has_repairs(topic);
+    let stale = table.is_stale() || table.index.has_repairs(topic);
     Survey {
         tally: table.index.tally(topic),
         epoch: table.epoch(),

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::Shards;
 use super::eviction::Turn;
-use super::index::Listing;
+use super::index::{Index, Known, Listing};
 use crate::hub::request::{JoinRequest, Lookup};
 use crate::seam::{First, Incoming, What};
 
@@ -202,6 +202,18 @@ impl Entry {
     /// Whether nobody watches it and nothing is fetched, so that it is kept for what is known of it alone.
     pub(in crate::hub) fn is_idle(&self) -> bool {
         self.shards == 0 && self.repair.is_none()
+    }
+
+    /// Lists the job as it stands now.
+    pub(super) fn list(&mut self, index: &mut Index) {
+        let known = Known {
+            seq: self.last_seq(),
+            is_unsure: self.is_unsure(),
+            is_repaired: self.repair.is_some(),
+        };
+        if let Some(job) = &self.job {
+            index.enter(&mut self.listing, job, known);
+        }
     }
 
     /// Whether nothing would be lost with it.

@@ -4,11 +4,14 @@
 //! entered for a job it keeps in that job's [`Listing`].
 //!
 //! Invariants: nobody's jobs are listed without one, or a watcher; a tally counts no more jobs than are listed;
-//! a group is watched if a shard watches it.
+//! a group is watched if a shard watches it; whoever wants the newest jobs of an owner or a group looks at no others.
+
+use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::Job;
+use relay_core::position::Seq;
 use relay_core::tally::{Share, Sum, Tally};
 use relay_core::topic::Topic;
 
@@ -33,12 +36,15 @@ pub(in crate::hub) struct Index {
 /// The jobs of an owner or a group, and the shards that watch them.
 #[derive(Debug, Default)]
 struct Members {
-    jobs: HashSet<JobId>,
+    /// In the order of their last numbers.
+    jobs: BTreeSet<(Seq, JobId)>,
     shards: Shards,
     /// How the jobs stand, taken together.
     sum: Sum,
     /// How many of the jobs are known by their last state alone, which need not be the truth.
     unsure: u32,
+    /// How many of the jobs are being repaired.
+    repaired: u32,
     /// Shards that are told when that changes.
     tallied: Shards,
 }
@@ -49,6 +55,7 @@ impl Members {
             self.sum.add(share);
         }
         self.unsure += u32::from(counted.is_unsure);
+        self.repaired += u32::from(counted.is_repaired);
     }
 
     fn take_out(&mut self, counted: Counted) {
@@ -56,6 +63,7 @@ impl Members {
             self.sum.remove(share);
         }
         self.unsure -= u32::from(counted.is_unsure);
+        self.repaired -= u32::from(counted.is_repaired);
     }
 
     fn is_idle(&self) -> bool {
@@ -76,42 +84,70 @@ struct Counted {
     share: Option<Share>,
     /// Whether it is known by its last state alone, which need not be the truth.
     is_unsure: bool,
+    /// Whether it is being repaired.
+    is_repaired: bool,
 }
 
-#[derive(Debug, Clone)]
+/// What the index has to know of a job besides the job itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    /// The last number seen of it.
+    pub(super) seq: Seq,
+    /// Whether it is known by its last state alone, which need not be the truth.
+    pub(super) is_unsure: bool,
+    /// Whether it is being repaired.
+    pub(super) is_repaired: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 struct Place {
     owner: Owner,
     group: Option<Name>,
+    seq: Seq,
+}
+
+impl Place {
+    fn topics(&self) -> impl Iterator<Item = Topic> {
+        let of_owner = Topic::User(self.owner.clone());
+        let of_group = self.group.clone().map(Topic::Group);
+        std::iter::once(of_owner).chain(of_group)
+    }
 }
 
 impl Index {
     /// Lists a job as it stands now.
-    pub(super) fn enter(&mut self, listing: &mut Listing, job: &Job, is_unsure: bool) {
+    pub(super) fn enter(&mut self, listing: &mut Listing, job: &Job, known: Known) {
         let group = job.group();
-        let share = job.state().and_then(|state| state.share());
-        let counted = Counted { share, is_unsure };
-        let stays = listing
-            .place
-            .as_ref()
-            .is_some_and(|place| place.owner == job.owner && place.group.as_ref() == group);
-        if stays && listing.counted == counted {
+        let counted = Counted {
+            share: job.state().and_then(|state| state.share()),
+            is_unsure: known.is_unsure,
+            is_repaired: known.is_repaired,
+        };
+        let before = listing.place.as_ref();
+        let stays = before.is_some_and(|it| it.owner == job.owner && it.group.as_ref() == group);
+        let in_place = stays && before.is_some_and(|it| it.seq == known.seq);
+        if in_place && listing.counted == counted {
             return;
         }
         let place = Place {
             owner: job.owner.clone(),
             group: group.cloned(),
+            seq: known.seq,
         };
         let before = listing.place.replace(place.clone());
         let counted_before = std::mem::replace(&mut listing.counted, counted);
-        self.count(before.as_ref(), counted_before, Members::take_out);
-        if !stays {
-            self.unlist(&job.id, before);
-            list(&mut self.owners, &place.owner, &job.id);
-            if let Some(group) = &place.group {
-                list(&mut self.groups, group, &job.id);
+        if !stays || counted_before != counted {
+            let is_news = !stays || counted_before.share != counted.share;
+            self.count(before.as_ref(), counted_before, is_news, Members::take_out);
+            if !stays {
+                self.unlist(&job.id, before.as_ref());
+                self.list(&job.id, &place);
             }
+            self.count(Some(&place), counted, is_news, Members::put_in);
         }
-        self.count(Some(&place), counted, Members::put_in);
+        if stays && !in_place {
+            self.reorder(&job.id, before.as_ref(), &place);
+        }
     }
 
     /// A job is not known any more.
@@ -119,36 +155,69 @@ impl Index {
         if let Some(place) = &listing.place {
             self.complete_owners.remove(&place.owner);
         }
-        self.count(listing.place.as_ref(), listing.counted, Members::take_out);
-        self.unlist(id, listing.place);
+        let Listing { place, counted } = listing;
+        self.count(place.as_ref(), counted, true, Members::take_out);
+        self.unlist(id, place.as_ref());
     }
 
-    fn unlist(&mut self, id: &JobId, place: Option<Place>) {
-        let Some(place) = place else {
-            return;
-        };
-        unlist(&mut self.owners, &place.owner, id);
-        if let Some(group) = place.group {
-            unlist(&mut self.groups, &group, id);
+    fn list(&mut self, id: &JobId, place: &Place) {
+        let owner = self.owners.entry_ref(&place.owner).or_default();
+        owner.jobs.insert((place.seq, id.clone()));
+        if let Some(group) = &place.group {
+            let group = self.groups.entry_ref(group).or_default();
+            group.jobs.insert((place.seq, id.clone()));
         }
     }
 
-    /// Puts what a job counts for into the sums of its owner and its group, or takes it out.
+    fn unlist(&mut self, id: &JobId, place: Option<&Place>) {
+        let Some(place) = place else {
+            return;
+        };
+        let listed = (place.seq, id.clone());
+        for topic in place.topics() {
+            if let Some(members) = self.members_mut(&topic) {
+                members.jobs.remove(&listed);
+            }
+        }
+        prune(&mut self.owners, &place.owner);
+        if let Some(group) = &place.group {
+            prune(&mut self.groups, group);
+        }
+    }
+
+    /// A job has a newer number than before.
+    fn reorder(&mut self, id: &JobId, before: Option<&Place>, now: &Place) {
+        let Some(before) = before else {
+            return;
+        };
+        let mut listed = (before.seq, id.clone());
+        let owner = self.owners.get_mut(&now.owner);
+        let group = now.group.as_ref();
+        let group = group.and_then(|group| self.groups.get_mut(group));
+        for members in owner.into_iter().chain(group) {
+            listed.0 = before.seq;
+            members.jobs.remove(&listed);
+            listed.0 = now.seq;
+            members.jobs.insert(listed.clone());
+        }
+    }
+
+    /// Puts what a job counts for into the sums of its owner and its group, or takes it out. `is_news` where that
+    /// changes what is told of them.
     fn count(
         &mut self,
         place: Option<&Place>,
         counted: Counted,
+        is_news: bool,
         change: fn(&mut Members, Counted),
     ) {
         let Some(place) = place else {
             return;
         };
-        let of_owner = Topic::User(place.owner.clone());
-        let of_group = place.group.clone().map(Topic::Group);
-        for topic in std::iter::once(of_owner).chain(of_group) {
+        for topic in place.topics() {
             if let Some(members) = self.members_mut(&topic) {
                 change(members, counted);
-                if members.tallied != 0 && counted.share.is_some() {
+                if is_news && members.tallied != 0 && counted.share.is_some() {
                     self.changed.insert(topic);
                 }
             }
@@ -171,9 +240,15 @@ impl Index {
         }
     }
 
-    /// The jobs of an owner or a group, in no order.
-    pub(in crate::hub) fn jobs(&self, topic: &Topic) -> impl Iterator<Item = &JobId> {
-        self.members(topic).into_iter().flat_map(|it| &it.jobs)
+    /// The jobs of an owner or a group with their last numbers, the most recently updated first.
+    pub(in crate::hub) fn newest(&self, topic: &Topic) -> impl Iterator<Item = &(Seq, JobId)> {
+        let members = self.members(topic).into_iter();
+        members.flat_map(|it| it.jobs.iter().rev())
+    }
+
+    /// Whether any job of a user or a group is being repaired.
+    pub(in crate::hub) fn has_repairs(&self, topic: &Topic) -> bool {
+        self.members(topic).is_some_and(|it| it.repaired > 0)
     }
 
     /// Shards that watch the owner or the group.
@@ -337,7 +412,8 @@ impl Index {
                 0,
                 "told, and not watching"
             );
-            debug_assert!(members.jobs.iter().all(&is_known), "listed, and not known");
+            let mut jobs = members.jobs.iter().map(|(_, id)| id);
+            debug_assert!(jobs.all(&is_known), "listed, and not known");
         }
         for (group, members) in &self.groups {
             let is_watched = self.watched_groups.contains(group);
@@ -346,28 +422,51 @@ impl Index {
     }
 }
 
-fn list(index: &mut HashMap<Name, Members>, name: &Name, id: &JobId) {
-    match index.get_mut(name) {
-        Some(members) if members.jobs.contains(id) => {}
-        Some(members) => {
-            members.jobs.insert(id.clone());
-        }
-        None => {
-            let members = index.entry(name.clone()).or_default();
-            members.jobs.insert(id.clone());
-        }
-    }
-}
-
-fn unlist(index: &mut HashMap<Name, Members>, name: &Name, id: &JobId) {
-    if let Some(members) = index.get_mut(name) {
-        members.jobs.remove(id);
-    }
-    prune(index, name);
-}
-
 fn prune(index: &mut HashMap<Name, Members>, name: &Name) {
     if index.get(name).is_some_and(Members::is_idle) {
         index.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relay_core::publication::JobKey;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_newest_jobs_of_an_owner_come_first_whatever_came_between() {
+        let mut index = Index::default();
+        let job = |id: &str| Job::new(JobKey(1), name(id), name("u1"), Seq::ZERO);
+        let listed = |index: &mut Index, listing: &mut Listing, id: &str, seq| {
+            let known = Known {
+                seq: Seq::new(seq),
+                is_unsure: false,
+                is_repaired: id == "b",
+            };
+            index.enter(listing, &job(id), known);
+        };
+        let (mut a, mut b, mut c) = <(Listing, Listing, Listing)>::default();
+        listed(&mut index, &mut a, "a", 1);
+        listed(&mut index, &mut b, "b", 2);
+        listed(&mut index, &mut c, "c", 3);
+        listed(&mut index, &mut a, "a", 4);
+        let topic = Topic::User(name("u1"));
+        let newest = |index: &Index| -> Vec<_> {
+            let newest = index.newest(&topic);
+            newest.map(|(_, id)| id.to_string()).collect()
+        };
+        assert_eq!(newest(&index), ["a", "c", "b"]);
+        assert!(index.has_repairs(&topic));
+        index.remove(&name("b"), b);
+        assert_eq!(newest(&index), ["a", "c"]);
+        assert!(!index.has_repairs(&topic));
+        index.remove(&name("a"), a);
+        index.remove(&name("c"), c);
+        assert_eq!(index.len(), 0);
     }
 }
