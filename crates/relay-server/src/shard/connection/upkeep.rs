@@ -100,8 +100,14 @@ impl Connection {
     }
 
     /// Sets its timer to the earliest moment anything of it is due; the timer, if it is sooner than before.
+    ///
+    /// Invariant: what is due already was done before: a timer that has come up as it is set would come up for ever.
     pub(crate) fn set_timer(&mut self, desk: &Desk<'_>) -> Option<(Moment, ConnectionId)> {
         let next = self.next_tick(desk)?;
+        debug_assert!(
+            next > desk.now || !self.goes_on(),
+            "due, and not done: {self:?}"
+        );
         if self.timer.is_some_and(|current| current <= next) {
             return None;
         }
@@ -109,14 +115,21 @@ impl Connection {
         Some((next, self.id))
     }
 
+    /// Whether what is due can leave. Between two requests of a client it cannot, and the next request, not time,
+    /// changes that.
+    fn takes_news(&self) -> bool {
+        !self.speaker.is_polling() || self.outlet.has_request() && self.speaker.may_answer(true)
+    }
+
     fn next_tick(&self, desk: &Desk<'_>) -> Option<Moment> {
         let limits = bounds(&self.speaker, desk.node);
         let heartbeat = self.speaker.has_heartbeat();
         let waits = match self.outlet.deadline(desk.node.delivery.write_timeout) {
             Some(deadline) => Some(deadline),
-            None => self
+            None if self.takes_news() => self
                 .watcher
                 .next_due(self.watcher.ceiling(&desk.tools.horizon)),
+            None => None,
         };
         [
             heartbeat.then(|| self.watcher.next_tick(limits)),

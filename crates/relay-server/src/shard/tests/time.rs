@@ -3,8 +3,10 @@
 use relay_core::moment::WallTime;
 use relay_wire::socketio::client::Visitor;
 use relay_wire::socketio::protocol::Protocol;
+use relay_wire::websocket::Inbound;
 
 use super::*;
+use crate::shard::connection::{Connection, Desk};
 
 #[tokio::test(start_paused = true)]
 async fn a_client_is_pinged_and_let_go_when_it_shows_no_sign_of_life() {
@@ -52,26 +54,41 @@ dead_after = "20s"
 path = "/hurried"
 transport = "socketio"
 namespace = "/"
+topics = ["job:{?job}"]
+
+[frames]
+state = '["state", .job]'
 "#;
 
-/// With the node's own interval it would be let go before it was ever asked.
-#[tokio::test(start_paused = true)]
-async fn a_dialects_own_interval_governs_the_first_ping_of_socket_io() {
+/// Runs a test beside a shard that speaks that dialect.
+async fn with_hurried<F: Future<Output = ()>>(test: impl FnOnce(Bench) -> F) {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("hurried.toml"), HURRIED).unwrap();
     let configure = |config: &mut Config| {
         config.dialects.directory = Some(directory.path().to_owned());
         config.dialects.enabled = vec!["hurried".to_owned()];
     };
-    with_shard(configure, |bench| async move {
-        let visitor = Visitor {
-            path: "/hurried".to_owned(),
-            query: Vec::new(),
-        };
-        let speaker = Speaker::socket_io(Protocol::websocket(), visitor);
-        let who = (None, Ok(Identity::anonymous().shared()));
-        let opening = bench.anybody(speaker).unauthenticated();
-        let client = bench.connect(opening.identified_by(vec![who]));
+    with_shard(configure, test).await;
+}
+
+/// A session of that dialect, whose query names a job.
+fn hurried(bench: &Bench, protocol: Protocol, job: &str) -> Opening {
+    let visitor = Visitor {
+        path: "/hurried".to_owned(),
+        query: vec![("job".to_owned(), job.to_owned())],
+    };
+    let speaker = Speaker::socket_io(protocol, visitor);
+    let who = (None, Ok(Identity::anonymous().shared()));
+    let opening = bench.anybody(speaker).unauthenticated();
+    opening.identified_by(vec![who])
+}
+
+/// With the node's own interval it would be let go before it was ever asked.
+#[tokio::test(start_paused = true)]
+async fn a_dialects_own_interval_governs_the_first_ping_of_socket_io() {
+    with_hurried(|bench| async move {
+        let opening = hurried(&bench, Protocol::websocket(), "unknown");
+        let client = bench.connect(opening);
         let texts = || {
             let texts = client.frames().into_iter().map(|(_, text)| text);
             texts.map(|text| String::from_utf8(text).unwrap())
@@ -242,6 +259,41 @@ async fn a_long_poll_waits_for_news_and_a_drain_answers_it() {
         bench.pause().await;
         bench.drain.send_replace(true);
         assert_eq!(answered.await.unwrap(), Err(Unanswered::Draining));
+    })
+    .await;
+}
+
+/// Its timer came up at once, for ever: the shard ran without a pause.
+#[tokio::test(start_paused = true)]
+async fn regression_a_poll_that_may_not_be_answered_yet_sets_no_timer_for_what_is_due() {
+    use tokio::sync::oneshot;
+
+    with_shard(defaults, |bench| async move {
+        let topics = vec![Topic::parse("job:j1").unwrap()];
+        // Two topics, of which one is still waited for.
+        let opening = bench.anybody(Speaker::long_poll(2)).watching(topics, None);
+        let (request, mut answered) = oneshot::channel();
+        bench.shard.begin_polling(opening, Some(request));
+        bench.progress("j1", 1).await;
+        sleep(Duration::from_secs(5)).await;
+        let waits = Err(oneshot::error::TryRecvError::Empty);
+        assert_eq!(answered.try_recv(), waits);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn regression_news_for_a_client_that_does_not_poll_sets_no_timer() {
+    with_hurried(|bench| async move {
+        let opening = hurried(&bench, Protocol::polling(), "j1");
+        let (id, _) = bench.shard.begin_polling(opening, None);
+        bench.shard.visit(id, |connection, desk| {
+            connection.take_messages([Inbound::Text("40".into())], desk);
+        });
+        bench.progress("j1", 1).await;
+        sleep(Duration::from_secs(10)).await;
+        let is_owed = |connection: &mut Connection, _: &mut Desk<'_>| connection.watcher.is_owed();
+        assert_eq!(bench.shard.visit(id, is_owed), Some(true));
     })
     .await;
 }
