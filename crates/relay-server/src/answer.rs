@@ -3,7 +3,12 @@
 //! Every error has the same shape, `{"error":{"code","message",…}}`: a word for programs, a sentence for
 //! people. One table from what went wrong to a status is here.
 
+use std::sync::Arc;
+
+use axum::Router;
 use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
@@ -15,6 +20,7 @@ use relay_core::topic::Topic;
 use relay_core::watcher::sight::Viewer as _;
 use serde::Serialize;
 
+use crate::hosts::Hosts;
 use crate::identity::Identity;
 use crate::refused::Refused;
 
@@ -375,6 +381,20 @@ impl From<StoreError> for ApiError {
             _ => Self::bus_unavailable(),
         }
     }
+}
+
+/// These routes, for requests that ask under one of these names.
+pub(crate) fn under(hosts: Hosts, routes: Router) -> Router {
+    let hosts = Arc::new(hosts);
+    routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+        let checked = hosts.check(request.uri(), request.headers());
+        async move {
+            match checked {
+                Ok(()) => next.run(request).await,
+                Err(refused) => ApiError::from(refused).into_answer(),
+            }
+        }
+    }))
 }
 
 /// A JSON answer.

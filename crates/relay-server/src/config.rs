@@ -26,6 +26,7 @@ use relay_core::kind::Kinds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::hosts::Hosts;
 pub(crate) use kinds::KindTables;
 pub(crate) use problem::{ConfigErrors, Place, Problem};
 pub(crate) use secret::{Redacted, read_secret};
@@ -141,6 +142,23 @@ impl Config {
     /// Not set is only valid on a loopback listener; [`Config::validate`] sees to that.
     pub(crate) fn auth_mode(&self) -> AuthMode {
         self.auth.mode.unwrap_or(AuthMode::Anonymous)
+    }
+
+    /// Under which names clients may ask.
+    pub(crate) fn hosts(&self) -> Hosts {
+        match (self.auth.mode, self.http.hosts.as_slice()) {
+            (None, _) => Hosts::Loopback,
+            (Some(_), []) => Hosts::Any,
+            (Some(_), listed) => Hosts::Listed(listed.to_vec()),
+        }
+    }
+
+    /// Under which names operators may ask.
+    pub(crate) fn operators_hosts(&self) -> Hosts {
+        match self.admin.listen.ip().to_canonical().is_loopback() {
+            true => Hosts::Operators,
+            false => Hosts::Any,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use relay_wire::dialect::Dialects;
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
 use crate::departures::Departures;
+use crate::hosts::Hosts;
 use crate::identity;
 use crate::logging::Seldom;
 use crate::origin;
@@ -32,6 +33,8 @@ pub(crate) struct Node {
     pub identity: identity::Mode,
     /// `auth.cookie`; the rest of `[auth]` is in [`Node::identity`], and its secrets nowhere else.
     pub cookie: String,
+    /// Under which names clients may ask.
+    pub hosts: Hosts,
     /// Which pages may connect.
     pub origins: origin::Policy,
     /// Which user and which address has how many connections.

@@ -11,12 +11,13 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
 use crate::headers::elements;
+use crate::hosts::{asked, is_local, is_loopback, split_port};
 use crate::refused::Refused;
 
 /// Scheme, host and port of a page, in lower case and with the port that the scheme implies filled in.
@@ -82,12 +83,7 @@ impl Origin {
 
     /// Whether the page came from this machine.
     pub(crate) fn is_loopback(&self) -> bool {
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost"
-            || host.ends_with(".localhost")
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|ip| ip.to_canonical().is_loopback())
+        is_loopback(&self.host)
     }
 
     /// Whether `host`, as in a `Host` header, names the server this page came from. The scheme is left
@@ -119,28 +115,6 @@ fn implied_port(scheme: &str) -> Option<u16> {
         "https" => Some(443),
         _ => None,
     }
-}
-
-/// Parts `host:port`; `None` if it is not that.
-fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
-    let host_end = match authority.rfind(']') {
-        Some(bracket) => bracket + 1,
-        None => authority.find(':').unwrap_or(authority.len()),
-    };
-    let (host, port) = authority.split_at(host_end);
-    let port = match port.strip_prefix(':') {
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
-        Some(_) => return None,
-        None if port.is_empty() => None,
-        None => return None,
-    };
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
-    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    let plain = !host.is_empty() && host.chars().all(name);
-    (bracketed || plain).then_some((host, port))
 }
 
 /// One entry of `http.allowed_origins`.
@@ -206,7 +180,7 @@ pub(crate) enum Standing {
     None,
     /// The page came from the relay's own host.
     Own,
-    /// The page and the listener are both on this machine.
+    /// The page, the listener and whoever asks are on this machine.
     Loopback,
     /// The origin is in `http.allowed_origins`.
     Listed,
@@ -260,11 +234,11 @@ impl Policy {
         }
     }
 
-    /// Decides on a request by its `Origin` and `Host`.
+    /// Decides on a request by its `Origin` and the host that it goes to.
     ///
     /// # Errors
     /// 403 `foreign_origin`, naming the origin and the key to set.
-    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Standing, Refused> {
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<Standing, Refused> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(value) = origins.next() else {
             return Ok(Standing::None);
@@ -275,12 +249,13 @@ impl Policy {
             _ if self.anyone => return Ok(Standing::Anyone),
             _ => return Err(foreign(text)),
         };
-        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-        if host.is_some_and(|host| origin.is_host(host)) {
+        // Behind a proxy on this machine a page of "localhost" is on its visitor's machine, not on this one.
+        let is_ours = !origin.is_loopback() || is_local(uri, headers);
+        if is_ours && asked(uri, headers).is_some_and(|host| origin.is_host(host)) {
             Ok(Standing::Own)
         } else if self.listed.contains(&origin) {
             Ok(Standing::Listed)
-        } else if self.loopback && origin.is_loopback() {
+        } else if is_ours && self.loopback && origin.is_loopback() {
             Ok(Standing::Loopback)
         } else if self.anyone {
             Ok(Standing::Anyone)

@@ -30,6 +30,7 @@ use lost::{Reports, Tasks};
 use settings::Room;
 
 use crate::admin::{self, Admin};
+use crate::answer;
 use crate::api::{self, Api};
 use crate::config::Config;
 use crate::door::{self, Door};
@@ -173,7 +174,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     let (drain, drained) = watch::channel(false);
     let mut router = api::router(Api { node: node.clone() });
     if let Some(routes) = extras.routes {
-        router = routes.fallback_service(router);
+        router = answer::under(config.hosts(), routes).fallback_service(router);
     }
     let fit = node.clone();
     let (reports, mut lost) = Reports::new(move || fit.readiness.drain());
@@ -204,15 +205,16 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         started: Instant::now(),
         job_limit: config.history.jobs,
     };
+    let routes = answer::under(config.operators_hosts(), admin::router(admin));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let listener = admin::Listener::new(admin_listener, budget.operators);
-        let served = axum::serve(listener, admin::router(admin)).await;
+        let served = axum::serve(listener, routes).await;
         if let Err(error) = served {
             tracing::error!(%error, "the operators' listener ended");
         }
     });
-    tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), shards, "relay is up");
+    tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), auth = config.auth_mode().as_str(), shards, "relay is up");
     if let Some(ready) = extras.ready {
         ready(addresses);
     }

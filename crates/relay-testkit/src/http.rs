@@ -167,8 +167,11 @@ impl Connection {
     pub async fn start(&mut self, request: Request) -> Result<hyper::Response<Incoming>> {
         let mut builder = hyper::Request::builder()
             .method(request.method)
-            .uri(request.path)
-            .header("host", &self.address);
+            .uri(request.path);
+        let names_host = |(name, _): &(_, _)| AsRef::<str>::as_ref(name) == "host";
+        if !request.headers.iter().any(names_host) {
+            builder = builder.header("host", &self.address);
+        }
         for (name, value) in request.headers {
             builder = builder.header(name, value);
         }

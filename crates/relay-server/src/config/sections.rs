@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::secret::Redacted;
 use super::url::NatsUrl;
 use super::value::{AddressText, DurationText, ListOf, SizeText};
+use crate::hosts::HostName;
 use crate::identity::Algorithm;
 use crate::origin::AllowedOrigin;
 
@@ -41,6 +42,9 @@ pub(crate) struct Http {
     /// How long a connection may be without a request before it is closed; longer than the proxies in front keep theirs (often 60s), or they would use one that has just gone.
     #[serde(with = "DurationText")]
     pub keep_alive: Duration,
+    /// Names under which the relay answers, such as "relay.example.com", on every port; a request for another one is rejected with 421. Empty: any name, where auth.mode is set; where it is not, those of this machine alone, such as localhost.
+    #[serde(with = "ListOf::<HostName>")]
+    pub hosts: Vec<HostName>,
     /// Web pages that may connect besides those of the relay's own host: `scheme://host[:port]`, or "*" for any (cookies are then ignored).
     #[serde(with = "ListOf::<AllowedOrigin>")]
     pub allowed_origins: Vec<AllowedOrigin>,
@@ -54,6 +58,7 @@ impl Default for Http {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: seconds(10),
             keep_alive: seconds(75),
+            hosts: Vec::new(),
             allowed_origins: Vec::new(),
             shards: 0,
         }
@@ -248,6 +253,16 @@ pub(crate) enum AuthMode {
     Anonymous,
     /// By a signed token.
     Jwt,
+}
+
+impl AuthMode {
+    /// The word in the configuration.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Jwt => "jwt",
+        }
+    }
 }
 
 /// What one client, or all of them, may use. Whatever exceeds a limit is rejected with the reason.

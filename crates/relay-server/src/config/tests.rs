@@ -362,7 +362,8 @@ fn a_secret_in_a_problem_is_never_repeated() {
 }
 
 /// Lists, of which an empty one is a value.
-const LISTS: [&str; 4] = [
+const LISTS: [&str; 5] = [
+    "http.hosts",
     "http.allowed_origins",
     "nats.url",
     "auth.algorithms",

@@ -169,6 +169,12 @@ fn listeners(config: &Config, found: &mut Findings) {
         [millis(1000), minutes(60)],
     );
     found.count("http.shards", http.shards, [0, 1024]);
+    if config.auth.mode.is_none() && !http.hosts.is_empty() {
+        found.error(
+            &["http.hosts", "auth.mode"],
+            "http.hosts needs auth.mode: without it the relay answers only under names of this machine, such as localhost; set it to \"jwt\", or to \"anonymous\" if everybody may see and publish everything",
+        );
+    }
     let same_ip = http.listen.ip() == admin.listen.ip()
         || http.listen.ip().is_unspecified()
         || admin.listen.ip().is_unspecified();

@@ -223,7 +223,11 @@ impl Gate {
     pub(crate) fn receive<'a>(&self, head: Head<'_>, route: Route<'a>) -> Arrival<'a> {
         let origins = &self.node.origins;
         let checked = match head.has_one_host() {
-            true => origins.check(head.headers).map_err(ApiError::from),
+            true => {
+                let served = self.node.hosts.check(head.uri, head.headers);
+                let standing = served.and_then(|()| origins.check(head.uri, head.headers));
+                standing.map_err(ApiError::from)
+            }
             false => Err(ApiError::bad_request(
                 "bad_host",
                 "a request has one Host header, with the name and port that it goes to",

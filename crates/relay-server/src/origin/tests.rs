@@ -21,8 +21,12 @@ fn request(host: &str, origin: Option<&str>) -> HeaderMap {
 
 fn check(policy: &Policy, host: &str, origin: &str) -> Result<Standing, &'static str> {
     policy
-        .check(&request(host, Some(origin)))
+        .check(&here(), &request(host, Some(origin)))
         .map_err(|refused| refused.code)
+}
+
+fn here() -> Uri {
+    Uri::from_static("/")
 }
 
 const PUBLIC: &str = "0.0.0.0:8080";
@@ -30,7 +34,7 @@ const LOCAL: &str = "127.0.0.1:8080";
 
 #[test]
 fn a_request_without_an_origin_passes() {
-    let standing = policy(PUBLIC, &[]).check(&request("relay.example", None));
+    let standing = policy(PUBLIC, &[]).check(&here(), &request("relay.example", None));
     assert_eq!(standing, Ok(Standing::None));
 }
 
@@ -69,7 +73,10 @@ fn a_foreign_page_is_refused_with_its_name_and_the_key_to_set() {
         assert_eq!(got, Err("foreign_origin"), "{origin}");
     }
     let refused = policy
-        .check(&request("relay.example", Some("https://evil.example")))
+        .check(
+            &here(),
+            &request("relay.example", Some("https://evil.example")),
+        )
         .unwrap_err();
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
     assert!(refused.message.contains("https://evil.example"));
@@ -87,7 +94,7 @@ fn an_app_with_a_scheme_of_its_own_is_no_page_of_the_host_it_names() {
 fn two_origins_in_one_request_are_refused() {
     let mut headers = request("relay.example", Some("https://relay.example"));
     headers.append(header::ORIGIN, "https://evil.example".parse().unwrap());
-    assert!(policy(PUBLIC, &[]).check(&headers).is_err());
+    assert!(policy(PUBLIC, &[]).check(&here(), &headers).is_err());
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn a_star_lets_any_page_in_but_without_cookies() {
 
 fn answer(policy: &Policy, origin: Option<&str>) -> HeaderMap {
     let request = request("relay.example", origin);
-    let standing = policy.check(&request).unwrap();
+    let standing = policy.check(&here(), &request).unwrap();
     policy.response_headers(standing, &request).collect()
 }
 
@@ -258,5 +265,20 @@ fn an_origin_reads_back_what_it_writes() {
     ] {
         let allowed: AllowedOrigin = text.parse().unwrap();
         assert_eq!(allowed.to_string(), text);
+    }
+}
+
+#[test]
+fn a_page_of_the_visitors_machine_is_not_one_of_this_machine() {
+    let policy = policy(LOCAL, &[]);
+    let page = "http://localhost:3000";
+    // The name that a proxy passes on.
+    assert_eq!(check(&policy, "relay.example", page), Err("foreign_origin"));
+    // A proxy that asks under the relay's own address, as nginx does unless it is told otherwise.
+    for page in [page, "http://127.0.0.1:8080"] {
+        let mut headers = request("127.0.0.1:8080", Some(page));
+        assert!(policy.check(&here(), &headers).is_ok(), "{page}");
+        headers.insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
+        assert!(policy.check(&here(), &headers).is_err(), "{page}");
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn node(
         hub,
         identity,
         cookie: config.auth.cookie.clone(),
+        hosts: config.hosts(),
         origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
         admissions: Admissions::new(ConnectionLimits {
             per_user: count(limits.connections_per_user),

@@ -1,7 +1,7 @@
-//! What every way in has in common: pages that may not use the relay get in nowhere.
+//! What every way in has in common: pages that may not use the relay get in nowhere, under whatever name they ask.
 
 use http::Method;
-use relay_testkit::http::{Answer, Request};
+use relay_testkit::http::{self, Answer, Request};
 use relay_testkit::relay::RelayServer;
 
 use crate::settings;
@@ -116,4 +116,74 @@ async fn a_page_of_a_foreign_origin_is_refused_on_every_way_in() {
     }
     let job = relay.send(Request::get("/v1/jobs/j")).await.unwrap();
     assert_eq!(job.error_code(), "unknown_job", "a page published it");
+}
+
+/// What a browser sends for a page whose name was made to lead to this machine, and what a proxy sends that was put
+/// in front of a relay without tokens.
+const FROM_ELSEWHERE: &[&[(&str, &str)]] = &[
+    &[("host", "evil.example:8080")],
+    &[("host", "evil.example"), ("origin", "http://evil.example")],
+    &[("x-forwarded-for", "203.0.113.7")],
+];
+
+#[tokio::test]
+async fn a_relay_that_asks_nobody_who_they_are_answers_its_own_machine_alone() {
+    let settings = settings().set("dialects.enabled", "video-generation");
+    let relay = RelayServer::start(settings).await.unwrap();
+    for (route, method, path, upgrades) in WAYS_IN {
+        for headers in FROM_ELSEWHERE {
+            for method in [method, &Method::OPTIONS] {
+                let place = format!("{method} {path} {headers:?} {route}");
+                let mut request = request(method, path, *upgrades);
+                for (name, value) in *headers {
+                    request = request.header(name, *value);
+                }
+                let answer = relay.send(request).await.unwrap();
+                let answered = (answer.status.as_u16(), answer.error_code());
+                assert_eq!(answered, (421, "foreign_host".to_owned()), "{place}");
+                let message = answer.json()["error"]["message"].to_string();
+                assert!(message.contains("Set auth.mode"), "{place}: {message}");
+            }
+        }
+    }
+    let job = relay.send(Request::get("/v1/jobs/j")).await.unwrap();
+    assert_eq!(job.error_code(), "unknown_job", "somebody published it");
+    assert!(
+        relay.logs().contains("auth=\"anonymous\""),
+        "{}",
+        relay.logs()
+    );
+}
+
+#[tokio::test]
+async fn operators_on_loopback_ask_under_names_of_this_machine() {
+    let relay = RelayServer::start(settings().set("auth.mode", "anonymous"))
+        .await
+        .unwrap();
+    for path in ["/metrics", "/livez", "/readyz", "/status", "/refused", "/"] {
+        for (host, foreign) in [("evil.example", true), ("localhost:9090", false)] {
+            let request = Request::get(path).header("host", host);
+            let answer = http::send(&relay.admin_address(), request).await.unwrap();
+            let refused = answer.status.as_u16() == 421;
+            assert_eq!(refused, foreign, "{path} {host}");
+            if foreign {
+                assert_eq!(answer.error_code(), "foreign_host", "{path}");
+            }
+        }
+    }
+    // Where it is said that everybody may, the name does not matter, and a page of this machine is one of this
+    // machine only if it asks from there.
+    for (host, origin, status) in [
+        ("relay.example", "", 404),
+        ("relay.example", "http://relay.example", 404),
+        ("127.0.0.1:8080", "http://localhost:3000", 404),
+        ("relay.example", "http://localhost:3000", 403),
+    ] {
+        let mut request = Request::get("/v1/jobs/j").header("host", host);
+        if !origin.is_empty() {
+            request = request.header("origin", origin);
+        }
+        let answer = relay.send(request).await.unwrap();
+        assert_eq!(answer.status.as_u16(), status, "{host} {origin}");
+    }
 }

@@ -13,7 +13,7 @@ async fn ask(relay: &RelayServer, line: &str, body: &str) -> String {
     let length = body.len();
     let mut raw = Raw::connect(&relay.address()).await.unwrap();
     raw.send(format!(
-        "{line} HTTP/1.1\r\nhost: relay\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"
     ))
     .await
     .unwrap();

@@ -43,7 +43,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
         let mut relay = RelayServer::start(settings).await.unwrap();
         // A request that does not end keeps the drain waiting, far longer than this test may take.
         let mut slow = TcpStream::connect(relay.address()).await.unwrap();
-        let head = "POST /v1/jobs/a HTTP/1.1\r\nhost: relay\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
+        let head = "POST /v1/jobs/a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
         slow.write_all(head.as_bytes()).await.unwrap();
         let mut body_is_wanted = [0; 12];
         slow.read_exact(&mut body_is_wanted).await.unwrap();

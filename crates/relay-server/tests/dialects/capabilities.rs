@@ -272,7 +272,7 @@ struct Stream(Raw);
 impl Stream {
     async fn open(relay: &RelayServer, path: &str, headers: &str) -> Self {
         let mut raw = Raw::connect(&relay.address()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n{headers}\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         raw.send(request).await.unwrap();
         Self(raw)
     }

@@ -156,7 +156,7 @@ async fn a_second_post_ends_the_session() {
         .await
         .unwrap();
     let path = format!("{PATH}&transport=polling&sid={}", session.sid);
-    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n4");
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n4");
     slow.send(head).await.unwrap();
     wait::until_some(SOON, "the overlap to be refused", async || {
         let answer = session.post("3").await;
