@@ -4,7 +4,7 @@
 //! address.
 //!
 //! Invariant: the ledger holds an entry only for a user or address that has a connection, so it is as small as the
-//! node is busy; the counts of addresses sum to the total, and those of users to no more.
+//! node is busy; neither the counts of addresses nor those of users sum to more than the total.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -94,34 +94,43 @@ impl Ledger {
         }
     }
 
-    /// Counts one more connection of `user` from `address`, or of nobody in particular.
+    /// Counts one more connection of `user` from `address`, or of nobody in particular. One without an address comes
+    /// from where the bound of an address does not hold.
     ///
     /// # Errors
     /// When the node, the address or the user has as many as it may; then nothing is counted.
-    pub fn admit(&mut self, user: Option<&Name>, address: IpAddr) -> Result<(), LimitRefusal> {
+    pub fn admit(
+        &mut self,
+        user: Option<&Name>,
+        address: Option<IpAddr>,
+    ) -> Result<(), LimitRefusal> {
         let limits = self.limits;
         if self.total >= limits.per_node {
             let limit = limits.per_node;
             return Err(LimitRefusal::Node { limit });
         }
-        if self.of_address(address) >= limits.per_address {
+        if address.is_some_and(|address| self.of_address(address) >= limits.per_address) {
             let limit = limits.per_address;
             return Err(LimitRefusal::Address { limit });
         }
         if let Some(user) = user {
             self.count_user(user)?;
         }
-        *self.addresses.entry(network(address)).or_default() += 1;
+        if let Some(address) = address {
+            *self.addresses.entry(network(address)).or_default() += 1;
+        }
         self.total += 1;
         self.check();
         Ok(())
     }
 
     /// Counts one connection of `user` from `address` less.
-    pub fn release(&mut self, user: Option<&Name>, address: IpAddr) {
+    pub fn release(&mut self, user: Option<&Name>, address: Option<IpAddr>) {
         debug_assert!(self.total > 0, "released more than was admitted");
         self.total = self.total.saturating_sub(1);
-        take_one(&mut self.addresses, &network(address));
+        if let Some(address) = address {
+            take_one(&mut self.addresses, &network(address));
+        }
         if let Some(user) = user {
             take_one(&mut self.users, user);
         }
@@ -199,7 +208,11 @@ impl Ledger {
         );
         let of_addresses: u32 = self.addresses.values().sum();
         let of_users: u32 = self.users.values().sum();
-        debug_assert_eq!(of_addresses, self.total, "addresses and the total");
+        debug_assert!(
+            of_addresses <= self.total,
+            "{of_addresses} of addresses, {} in all",
+            self.total
+        );
         debug_assert!(
             of_users <= self.total,
             "{of_users} of users, {} in all",
@@ -251,19 +264,21 @@ mod tests {
     fn each_bound_is_kept_and_says_which_it_is() {
         let alice = Name::parse("alice").unwrap();
         let mut ledger = ledger(1, 2, 3);
-        ledger.admit(Some(&alice), ip("10.0.0.1")).unwrap();
-        let refusal = ledger.admit(Some(&alice), ip("10.0.0.2")).unwrap_err();
+        ledger.admit(Some(&alice), Some(ip("10.0.0.1"))).unwrap();
+        let refusal = ledger
+            .admit(Some(&alice), Some(ip("10.0.0.2")))
+            .unwrap_err();
         assert_eq!(refusal, LimitRefusal::User { limit: 1 });
         assert_eq!(refusal.code(), "user_limit");
         assert_eq!(
             refusal.to_string(),
             "this user already has 1 connection, the most allowed; close one and try again"
         );
-        ledger.admit(None, ip("10.0.0.1")).unwrap();
-        let refusal = ledger.admit(None, ip("10.0.0.1")).unwrap_err();
+        ledger.admit(None, Some(ip("10.0.0.1"))).unwrap();
+        let refusal = ledger.admit(None, Some(ip("10.0.0.1"))).unwrap_err();
         assert_eq!(refusal, LimitRefusal::Address { limit: 2 });
-        ledger.admit(None, ip("10.0.0.3")).unwrap();
-        let refusal = ledger.admit(None, ip("10.0.0.4")).unwrap_err();
+        ledger.admit(None, Some(ip("10.0.0.3"))).unwrap();
+        let refusal = ledger.admit(None, Some(ip("10.0.0.4"))).unwrap_err();
         assert_eq!(refusal, LimitRefusal::Node { limit: 3 });
         assert_eq!(refusal.limit(), 3);
         assert_eq!(ledger.total(), 3, "what is refused is not counted");
@@ -271,13 +286,27 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_address_of_its_own_counts_for_the_node_alone() {
+        let mut ledger = ledger(9, 1, 3);
+        for _ in 0..3 {
+            ledger.admit(None, None).unwrap();
+        }
+        let refusal = ledger.admit(None, None).unwrap_err();
+        assert_eq!(refusal, LimitRefusal::Node { limit: 3 });
+        ledger.release(None, None);
+        assert_eq!((ledger.total(), ledger.addresses()), (2, 0));
+    }
+
+    #[test]
     fn an_ipv6_network_is_one_address_and_a_mapped_ipv4_is_ipv4() {
         let mut ledger = ledger(9, 2, 9);
-        ledger.admit(None, ip("2001:db8:0:1::1")).unwrap();
-        ledger.admit(None, ip("2001:db8:0:1:ffff::2")).unwrap();
-        assert!(ledger.admit(None, ip("2001:db8:0:1::3")).is_err());
-        ledger.admit(None, ip("2001:db8:0:2::1")).unwrap();
-        ledger.admit(None, ip("::ffff:10.0.0.1")).unwrap();
+        ledger.admit(None, Some(ip("2001:db8:0:1::1"))).unwrap();
+        ledger
+            .admit(None, Some(ip("2001:db8:0:1:ffff::2")))
+            .unwrap();
+        assert!(ledger.admit(None, Some(ip("2001:db8:0:1::3"))).is_err());
+        ledger.admit(None, Some(ip("2001:db8:0:2::1"))).unwrap();
+        ledger.admit(None, Some(ip("::ffff:10.0.0.1"))).unwrap();
         assert_eq!(ledger.of_address(ip("10.0.0.1")), 1);
         assert_eq!(ledger.of_address(ip("::ffff:10.0.0.2")), 0);
     }
@@ -286,7 +315,7 @@ mod tests {
     fn regression_a_connection_may_become_anothers_while_all_have_users() {
         let (alice, bob) = (Name::parse("alice").unwrap(), Name::parse("bob").unwrap());
         let mut ledger = ledger(1, 9, 9);
-        ledger.admit(Some(&alice), ip("10.0.0.1")).unwrap();
+        ledger.admit(Some(&alice), Some(ip("10.0.0.1"))).unwrap();
         ledger.change_user(Some(&alice), Some(&bob)).unwrap();
         assert_eq!((ledger.of_user(&alice), ledger.of_user(&bob)), (0, 1));
         ledger.change_user(Some(&bob), None).unwrap();
@@ -297,13 +326,13 @@ mod tests {
     fn a_user_may_be_named_later() {
         let alice = Name::parse("alice").unwrap();
         let mut ledger = ledger(1, 9, 9);
-        ledger.admit(None, ip("10.0.0.1")).unwrap();
+        ledger.admit(None, Some(ip("10.0.0.1"))).unwrap();
         ledger.change_user(None, Some(&alice)).unwrap();
         assert_eq!(
             ledger.change_user(None, Some(&alice)),
             Err(LimitRefusal::User { limit: 1 })
         );
-        ledger.release(Some(&alice), ip("10.0.0.1"));
+        ledger.release(Some(&alice), Some(ip("10.0.0.1")));
         assert_eq!(
             (ledger.total(), ledger.users(), ledger.addresses()),
             (0, 0, 0)
@@ -319,10 +348,10 @@ mod tests {
             for (close, user, host) in steps {
                 if close && !open.is_empty() {
                     let (user, address) = open.swap_remove(user % open.len());
-                    ledger.release(user, address);
+                    ledger.release(user, Some(address));
                 } else {
                     let (user, address) = (users.get(user), IpAddr::from([10, 0, 0, host]));
-                    if ledger.admit(user, address).is_ok() {
+                    if ledger.admit(user, Some(address)).is_ok() {
                         open.push((user, address));
                     }
                 }
@@ -340,7 +369,7 @@ mod tests {
                 }
             }
             for (user, address) in open.drain(..) {
-                ledger.release(user, address);
+                ledger.release(user, Some(address));
             }
             prop_assert_eq!((ledger.total(), ledger.users(), ledger.addresses()), (0, 0, 0));
         }

@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 use relay_core::id::Name;
 use relay_core::limits::{ConnectionLimits, Ledger, LimitRefusal};
 
+use crate::proxies::Client;
+
 /// The node's ledger.
 #[derive(Debug, Clone)]
 pub(crate) struct Admissions {
@@ -25,20 +27,20 @@ impl Admissions {
         }
     }
 
-    /// Counts one more connection of `user` from `address`.
+    /// Counts one more connection of `user` from where `client` is.
     ///
     /// # Errors
     /// Names the bound that is reached.
     pub(crate) fn admit(
         &self,
         user: Option<&Name>,
-        address: IpAddr,
+        client: Client,
     ) -> Result<Admission, LimitRefusal> {
-        self.ledger.lock().admit(user, address)?;
+        self.ledger.lock().admit(user, client.counted())?;
         Ok(Admission {
             ledger: self.ledger.clone(),
             user: user.cloned(),
-            address,
+            client,
         })
     }
 
@@ -53,13 +55,13 @@ impl Admissions {
 pub(crate) struct Admission {
     ledger: Arc<Mutex<Ledger>>,
     user: Option<Name>,
-    address: IpAddr,
+    client: Client,
 }
 
 impl Admission {
     /// Where it comes from.
     pub(crate) fn address(&self) -> IpAddr {
-        self.address
+        self.client.address
     }
 
     /// The connection turned out to be `user`'s.
@@ -76,6 +78,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.ledger.lock().release(self.user.as_ref(), self.address);
+        let address = self.client.counted();
+        self.ledger.lock().release(self.user.as_ref(), address);
     }
 }

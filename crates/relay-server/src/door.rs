@@ -11,6 +11,7 @@ mod dialect;
 mod engineio;
 pub(crate) mod gate;
 mod handshake;
+mod introduction;
 mod patience;
 mod peer;
 mod poll;
@@ -99,7 +100,7 @@ impl Door {
             }
             if let Some(asked) = Target::of(request.headers(), &found) {
                 let request = request.map(|_| ());
-                return Box::pin(self.dialect(&request, peer.address, asked, &found)).await;
+                return Box::pin(self.dialect(&request, asked, &found)).await;
             }
         }
         // The router cannot fail; its error type has no values.

@@ -69,6 +69,13 @@ pub(crate) fn names_another_machine(headers: &HeaderMap) -> bool {
         .any(is_elsewhere)
 }
 
+/// Whether a header says that the request was passed on by a proxy.
+pub(crate) fn is_passed_on(headers: &HeaderMap) -> bool {
+    [X_FORWARDED_FOR, X_REAL_IP, header::FORWARDED, header::VIA]
+        .iter()
+        .any(|name| headers.contains_key(name))
+}
+
 /// An address as proxies write it: alone, with a port, in brackets. IPv4 within IPv6 is IPv4.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = || IpAddr::from_str(text).ok();
@@ -290,7 +297,9 @@ mod tests {
         ] {
             let headers = lines(&name, &[value]);
             assert_eq!(names_another_machine(&headers), elsewhere, "{name} {value}");
+            assert!(is_passed_on(&headers), "{name}");
         }
         assert!(!names_another_machine(&HeaderMap::new()));
+        assert!(!is_passed_on(&HeaderMap::new()));
     }
 }

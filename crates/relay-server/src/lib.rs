@@ -22,6 +22,7 @@ mod logging;
 mod node;
 mod origin;
 mod poll_limits;
+mod proxies;
 mod readiness;
 #[cfg(test)]
 mod reference;

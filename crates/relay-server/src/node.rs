@@ -20,6 +20,7 @@ use crate::identity;
 use crate::logging::Seldom;
 use crate::origin;
 use crate::poll_limits::PollLimits;
+use crate::proxies::Proxies;
 use crate::readiness::Readiness;
 use crate::sockets::Sockets;
 use crate::telemetry::Telemetry;
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub identity: identity::Mode,
     /// `auth.cookie`; the rest of `[auth]` is in [`Node::identity`], and its secrets nowhere else.
     pub cookie: String,
+    /// Which proxies are believed about their clients.
+    pub proxies: Proxies,
     /// Under which names clients may ask.
     pub hosts: Hosts,
     /// Which pages may connect.
@@ -74,4 +77,8 @@ pub(crate) struct Told {
     pub full: Seldom,
     /// A socket could not be accepted.
     pub accept: Seldom,
+    /// A connection did not begin as one of a proxy has to.
+    pub introduction: Seldom,
+    /// A trusted proxy says in another way for whom it asks.
+    pub forwarding: Seldom,
 }

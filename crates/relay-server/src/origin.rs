@@ -86,15 +86,18 @@ impl Origin {
         is_loopback(&self.host)
     }
 
-    /// Whether `host`, as in a `Host` header, names the server this page came from. The scheme is left
-    /// out of it: behind a proxy that ends TLS the relay cannot know its own.
-    fn is_host(&self, host: &str) -> bool {
+    /// Whether `host`, as in a `Host` header, names the server this page came from. The scheme counts where the
+    /// relay knows its own: behind a proxy that ends TLS and says nothing it cannot.
+    fn is_host(&self, host: &str, is_secure: Option<bool>) -> bool {
         // An app's own scheme (capacitor://localhost) is not a page that this host served.
         let Some(implied) = implied_port(&self.scheme) else {
             return false;
         };
+        let is_scheme = is_secure.is_none_or(|secure| secure == (self.scheme == "https"));
         split_port(host).is_some_and(|(name, port)| {
-            name.eq_ignore_ascii_case(&self.host) && Some(port.unwrap_or(implied)) == self.port
+            is_scheme
+                && name.eq_ignore_ascii_case(&self.host)
+                && Some(port.unwrap_or(implied)) == self.port
         })
     }
 }
@@ -234,11 +237,16 @@ impl Policy {
         }
     }
 
-    /// Decides on a request by its `Origin` and the host that it goes to.
+    /// Decides on a request by its `Origin`, the host that it goes to, and whether it is known to go there over TLS.
     ///
     /// # Errors
     /// 403 `foreign_origin`, naming the origin and the key to set.
-    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<Standing, Refused> {
+    pub(crate) fn check(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        is_secure: Option<bool>,
+    ) -> Result<Standing, Refused> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(value) = origins.next() else {
             return Ok(Standing::None);
@@ -251,7 +259,9 @@ impl Policy {
         };
         // Behind a proxy on this machine a page of "localhost" is on its visitor's machine, not on this one.
         let is_ours = !origin.is_loopback() || is_local(uri, headers);
-        if is_ours && asked(uri, headers).is_some_and(|host| origin.is_host(host)) {
+        let asked = asked(uri, headers);
+        let is_own = |secure| is_ours && asked.is_some_and(|host| origin.is_host(host, secure));
+        if is_own(is_secure) {
             Ok(Standing::Own)
         } else if self.listed.contains(&origin) {
             Ok(Standing::Listed)
@@ -259,6 +269,8 @@ impl Policy {
             Ok(Standing::Loopback)
         } else if self.anyone {
             Ok(Standing::Anyone)
+        } else if is_own(None) {
+            Err(of_the_other_scheme(text))
         } else {
             Err(foreign(text))
         }
@@ -322,6 +334,17 @@ fn allowed(request: &HeaderMap) -> HeaderValue {
     let asked = Some(asked).filter(|names| (1..=MAX_REQUEST_HEADERS).contains(&names.len()));
     let asked = asked.and_then(|names| HeaderValue::try_from(names).ok());
     asked.unwrap_or(ALLOW_HEADERS)
+}
+
+/// The page is of the relay's own host, but by its proxy it was asked over TLS, and the page was not, or the other way
+/// round.
+fn of_the_other_scheme(origin: &str) -> Refused {
+    let shown: String = origin.chars().take(100).collect();
+    let mut refused = foreign(origin);
+    refused.message = format!(
+        "The page is of {shown}, and this request came by the other of http and https, as the proxy says; add that origin to http.allowed_origins if it may use this relay, or let the proxy that ends TLS say \"https\"."
+    );
+    refused
 }
 
 fn foreign(origin: &str) -> Refused {

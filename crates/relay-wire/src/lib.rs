@@ -7,7 +7,7 @@
 //! Read the modules in this order: [`Frame`] names what can be sent to a client; [`native`] has the relay's own
 //! words for it, [`dialect`] those of other front ends, as files say them. [`websocket`] frames texts on a
 //! socket of its own; [`socketio`] and below it [`engineio`] are another way for texts to travel. [`target`] reads
-//! paths and queries.
+//! paths and queries, [`introduction`] what a proxy says before all that.
 //!
 //! Invariant: nothing a client sends makes anything here panic, or take more memory than a bound says.
 
@@ -15,6 +15,7 @@ pub mod dialect;
 pub mod duration;
 pub mod engineio;
 pub mod exchange;
+pub mod introduction;
 mod kind;
 pub mod native;
 pub mod socketio;

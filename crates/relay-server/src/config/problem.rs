@@ -95,13 +95,15 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 /// Names people know from other programs, and the key they mean here.
-const KNOWN_AS: [(&str, &str); 12] = [
+const KNOWN_AS: [(&str, &str); 14] = [
     ("http.addr", "http.listen"),
     ("http.address", "http.listen"),
     ("http.bind", "http.listen"),
     ("http.host", "http.listen"),
     ("http.port", "http.listen"),
     ("http.cors", "http.allowed_origins"),
+    ("http.proxies", "http.trusted_proxies"),
+    ("http.proxy_protocol", "http.forwarded"),
     ("nats.host", "nats.url"),
     ("nats.servers", "nats.url"),
     ("nats.username", "nats.user"),

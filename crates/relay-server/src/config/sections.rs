@@ -17,6 +17,7 @@ use super::value::{AddressText, DurationText, ListOf, SizeText};
 use crate::hosts::HostName;
 use crate::identity::Algorithm;
 use crate::origin::AllowedOrigin;
+use crate::proxies::{Forwarding, Network};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -42,6 +43,11 @@ pub(crate) struct Http {
     /// How long a connection may be without a request before it is closed; longer than the proxies in front keep theirs (often 60s), or they would use one that has just gone.
     #[serde(with = "DurationText")]
     pub keep_alive: Duration,
+    /// Proxies in front of the relay, as addresses or networks, such as "10.0.0.0/8"; what they say about their clients is believed, and they may open any number of connections. Empty: nobody is believed, and all clients behind a proxy count as one address.
+    #[serde(with = "ListOf::<Network>")]
+    pub trusted_proxies: Vec<Network>,
+    /// How the proxies of http.trusted_proxies say who their clients are; every other way is ignored. "x-forwarded-for": by X-Forwarded-For and X-Forwarded-Proto; "forwarded": by Forwarded (RFC 7239); "proxy": by the PROXY protocol, version 1 or 2, with which then every connection has to begin. Example: `"x-forwarded-for"`
+    pub forwarded: Option<Forwarding>,
     /// Names under which the relay answers, such as "relay.example.com", on every port; a request for another one is rejected with 421. Empty: any name, where auth.mode is set; where it is not, those of this machine alone, such as localhost.
     #[serde(with = "ListOf::<HostName>")]
     pub hosts: Vec<HostName>,
@@ -58,6 +64,8 @@ impl Default for Http {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: seconds(10),
             keep_alive: seconds(75),
+            trusted_proxies: Vec::new(),
+            forwarded: None,
             hosts: Vec::new(),
             allowed_origins: Vec::new(),
             shards: 0,
@@ -273,7 +281,7 @@ pub(crate) struct Limits {
     pub connections: usize,
     /// Connections of one user on this node; each node counts its own.
     pub connections_per_user: usize,
-    /// Connections from one address to this node; IPv6 addresses count by /64. Raise it behind a proxy.
+    /// Connections from one address to this node; IPv6 addresses count by /64. Behind a proxy set http.trusted_proxies, or all clients count as one address.
     pub connections_per_address: usize,
     /// Topics one connection may watch.
     pub subscriptions_per_connection: usize,

@@ -362,7 +362,8 @@ fn a_secret_in_a_problem_is_never_repeated() {
 }
 
 /// Lists, of which an empty one is a value.
-const LISTS: [&str; 5] = [
+const LISTS: [&str; 6] = [
+    "http.trusted_proxies",
     "http.hosts",
     "http.allowed_origins",
     "nats.url",

@@ -175,6 +175,7 @@ fn listeners(config: &Config, found: &mut Findings) {
             "http.hosts needs auth.mode: without it the relay answers only under names of this machine, such as localhost; set it to \"jwt\", or to \"anonymous\" if everybody may see and publish everything",
         );
     }
+    proxies(config, found);
     let same_ip = http.listen.ip() == admin.listen.ip()
         || http.listen.ip().is_unspecified()
         || admin.listen.ip().is_unspecified();
@@ -185,6 +186,28 @@ fn listeners(config: &Config, found: &mut Findings) {
                 "{} and http.listen {} cannot both be listened on; give one another port",
                 admin.listen, http.listen
             ),
+        );
+    }
+}
+
+fn proxies(config: &Config, found: &mut Findings) {
+    let http = &config.http;
+    match (http.forwarded, http.trusted_proxies.is_empty()) {
+        (None, false) => found.error(
+            &["http.forwarded", "http.trusted_proxies"],
+            "is not set although http.trusted_proxies names proxies; say how they name their clients: \"x-forwarded-for\", \"forwarded\" or \"proxy\"",
+        ),
+        (Some(_), true) => found.error(
+            &["http.trusted_proxies", "http.forwarded"],
+            "is empty although http.forwarded is set; name the proxies that may say who their clients are, such as [\"127.0.0.1\", \"10.0.0.0/8\"]",
+        ),
+        (Some(_), false) | (None, true) => {}
+    }
+    let everybody = http.trusted_proxies.iter().find(|each| each.is_everybody());
+    if let Some(network) = everybody {
+        found.warning(
+            &["http.trusted_proxies"],
+            format!("{network} is everybody: any client may say that it is another one; name the proxies alone"),
         );
     }
 }

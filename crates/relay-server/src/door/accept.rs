@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -21,7 +21,8 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use http::Response;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -39,6 +40,7 @@ use super::socket::{linger, write_head};
 use super::unread::Explained;
 use super::upgrade::Upgrade;
 use super::{Door, Outcome};
+use crate::proxies::Client;
 use crate::shard::Opening;
 use crate::sockets::Seat;
 
@@ -152,7 +154,8 @@ impl Door {
                     }
                     Ok((socket, peer)) => {
                         let drain = drain.clone();
-                        let served = self.clone().serve_socket(socket, peer.ip(), seat.take(), drain);
+                        let peer = self.node.proxies.peer(peer.ip());
+                        let served = self.clone().serve_socket(socket, peer, seat.take(), drain);
                         connections.spawn_local(served);
                     }
                     Err(error) => {
@@ -195,10 +198,13 @@ impl Door {
     async fn serve_socket(
         self: Rc<Self>,
         socket: TcpStream,
-        peer: IpAddr,
+        peer: Client,
         _seat: Option<Seat>,
         drain: channel::Receiver<bool>,
     ) {
+        let Some(peer) = Box::pin(self.introduced(&socket, peer)).await else {
+            return;
+        };
         // What is held as long as a stream lives must be small, so hyper's parts and the takeover are boxed.
         let http = Box::pin(self.clone().serve_http(socket, peer, drain));
         let Some((socket, departure)) = http.await else {
@@ -235,7 +241,7 @@ impl Door {
     async fn serve_http(
         self: Rc<Self>,
         socket: TcpStream,
-        address: IpAddr,
+        from: Client,
         mut drain: channel::Receiver<bool>,
     ) -> Option<(TcpStream, Departure)> {
         let left: Handoff = Rc::default();
@@ -244,10 +250,10 @@ impl Door {
         let (door, leaves, asks) = (self.clone(), left.clone(), patience.clone());
         let socket = Rc::new(socket);
         let peer = Peer {
-            address,
             socket: socket.clone(),
         };
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            door.leave_client(from, &mut request);
             let (door, leaves, peer) = (door.clone(), leaves.clone(), peer.clone());
             let asks = asks.clone();
             asks.answering();

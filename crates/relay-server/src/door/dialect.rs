@@ -6,7 +6,6 @@
 //! Invariant: a health path is the only one that answers somebody who was not identified.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +46,6 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// One request, and what its answer is shaped by.
 struct Call<'a> {
     request: &'a Request<()>,
-    peer: IpAddr,
     dialect: &'a Arc<Dialect>,
     /// The file's own word for the route.
     view: &'a str,
@@ -118,7 +116,6 @@ impl Door {
     pub(super) async fn dialect(
         &self,
         request: &Request<()>,
-        peer: IpAddr,
         asked: Target<'_>,
         found: &Found<'_>,
     ) -> Outcome {
@@ -130,7 +127,6 @@ impl Door {
         };
         let call = Call {
             request,
-            peer,
             dialect,
             view: asked.view(),
             request_id: visit.request_id().cloned(),
@@ -188,7 +184,7 @@ impl Door {
             if let Some(speech) = speaker.speech_mut() {
                 speech.authenticates_later(query);
             }
-            let admission = self.gate.admit(guest, None, call.peer)?;
+            let admission = self.gate.admit(guest, None)?;
             let opening = Opening::new(speaker, identity, admission).unauthenticated();
             return Ok(Outcome::Leave(Departure::begin(head, opening)));
         }
@@ -201,7 +197,7 @@ impl Door {
         }
         self.gate.may_watch(&identity, &topics).await?;
         let user = identity.user.as_ref();
-        let admission = self.gate.admit(guest, user, call.peer)?;
+        let admission = self.gate.admit(guest, user)?;
         let cursor = match is_socket {
             true => None,
             false => left_off(headers, &query)?,
@@ -404,7 +400,7 @@ impl Door {
         };
         let caller = match &identity.user {
             Some(user) => Caller::User(user.clone()),
-            None => Caller::Address(call.peer),
+            None => Caller::Address(Head::of(call.request).client().address),
         };
         let now = self.clock.now();
         let allowance = self.node.polls.count(&poll.path, caller, per_minute, now);

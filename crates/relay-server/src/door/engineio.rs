@@ -5,7 +5,6 @@
 //!
 //! Invariant: a request that is dropped while a session counts on it says so to the session.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,8 +131,7 @@ impl Door {
         match request::parse(request.method().as_str(), query, is_upgrade)? {
             Purpose::OpenPolling => {
                 let protocol = Protocol::polling();
-                let opening =
-                    self.opening(Head::of(&request), peer.address, guest, found, protocol)?;
+                let opening = self.opening(Head::of(&request), guest, found, protocol)?;
                 let (_, packet) = self.shard.begin_polling(opening, None);
                 Ok(Outcome::Answer(plain(
                     packet.unwrap_or_default().into_bytes(),
@@ -142,8 +140,7 @@ impl Door {
             Purpose::OpenWebSocket => {
                 let answer = handshake::answer(Head::of(&request), &[], visit.request_id())?;
                 let protocol = Protocol::websocket();
-                let opening =
-                    self.opening(Head::of(&request), peer.address, guest, found, protocol)?;
+                let opening = self.opening(Head::of(&request), guest, found, protocol)?;
                 Ok(Outcome::Leave(Departure::begin(answer, opening)))
             }
             Purpose::Upgrade(sid) => {
@@ -176,7 +173,6 @@ impl Door {
     fn opening(
         &self,
         head: Head<'_>,
-        peer: IpAddr,
         guest: Guest,
         found: &Found<'_>,
         protocol: Protocol,
@@ -196,7 +192,7 @@ impl Door {
         let known = identities.iter().filter_map(|(_, each)| each.as_ref().ok());
         let user = known.filter_map(|identity| identity.user.as_ref()).next();
         // Refused here the client's own backoff grows, and the answer says why.
-        let admission = self.gate.admit(guest, user, peer)?;
+        let admission = self.gate.admit(guest, user)?;
         let query = head.uri().query().unwrap_or("");
         let ours = ["EIO", "transport", "t", "b64", "token"];
         let visitor = Visitor {

@@ -8,13 +8,12 @@
 //! counted without one.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Extensions, Method, Request, Response, Uri, Version};
 use relay_core::id::Name;
 use relay_core::limits::LimitRefusal;
 use relay_core::topic::Topic;
@@ -23,10 +22,12 @@ use tokio::time::timeout;
 
 use crate::admission::Admission;
 use crate::answer::ApiError;
+use crate::forwarded::is_passed_on;
 use crate::headers::asks_for_websocket;
 use crate::identity::{Credential, Identity, credential};
 use crate::node::Node;
 use crate::origin::{Standing, preflight};
+use crate::proxies::Client;
 use crate::refused::Refused;
 
 /// How long a request waits for the bus to say whose a job is.
@@ -38,6 +39,11 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over.
 const MAX_REQUEST_ID: usize = 128;
 
+/// Whom a request is from, as the door has left it there.
+fn client_of(extensions: &Extensions) -> Client {
+    extensions.get().copied().unwrap_or(Client::NOBODY)
+}
+
 /// A request without its body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head<'a> {
@@ -45,6 +51,7 @@ pub(crate) struct Head<'a> {
     uri: &'a Uri,
     version: Version,
     headers: &'a HeaderMap,
+    client: Client,
 }
 
 impl<'a> Head<'a> {
@@ -54,7 +61,13 @@ impl<'a> Head<'a> {
             uri: request.uri(),
             version: request.version(),
             headers: request.headers(),
+            client: client_of(request.extensions()),
         }
+    }
+
+    /// Whom the request is from.
+    pub(crate) fn client(self) -> Client {
+        self.client
     }
 
     pub(crate) fn method(self) -> &'a Method {
@@ -185,6 +198,9 @@ impl Visit<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Guest {
     standing: Standing,
+    client: Client,
+    /// Whether it came by a proxy, which may be one that is not believed.
+    is_passed_on: bool,
 }
 
 /// How a request ends.
@@ -225,7 +241,9 @@ impl Gate {
         let checked = match head.has_one_host() {
             true => {
                 let served = self.node.hosts.check(head.uri, head.headers);
-                let standing = served.and_then(|()| origins.check(head.uri, head.headers));
+                let is_secure = head.client.is_secure;
+                let standing =
+                    served.and_then(|()| origins.check(head.uri, head.headers, is_secure));
                 standing.map_err(ApiError::from)
             }
             false => Err(ApiError::bad_request(
@@ -248,7 +266,11 @@ impl Gate {
             }
             return Arrival::Preflight(answer);
         }
-        let guest = checked.map(|standing| Guest { standing });
+        let guest = checked.map(|standing| Guest {
+            standing,
+            client: head.client,
+            is_passed_on: is_passed_on(head.headers),
+        });
         let visit = Visit {
             label: route.label,
             opens: route.opens(head.headers),
@@ -340,33 +362,36 @@ impl Gate {
         Ok(())
     }
 
-    /// Counts one more connection of `user` from `peer`, who is a guest.
+    /// Counts one more connection of `user`, from where the guest is.
     ///
     /// # Errors
     /// 429, naming the bound that is reached.
-    pub(crate) fn admit(
-        &self,
-        _guest: Guest,
-        user: Option<&Name>,
-        peer: IpAddr,
-    ) -> Result<Admission, ApiError> {
-        let admitted = self.node.admissions.admit(user, peer);
+    pub(crate) fn admit(&self, guest: Guest, user: Option<&Name>) -> Result<Admission, ApiError> {
+        let admitted = self.node.admissions.admit(user, guest.client);
         admitted.map_err(|refusal| {
-            self.say_limit(refusal, peer);
+            self.say_limit(refusal, guest);
             ApiError::limit(refusal.code(), &refusal.to_string())
         })
     }
 
     /// Says once a minute that a limit turns clients away that have done nothing wrong.
-    fn say_limit(&self, refusal: LimitRefusal, peer: IpAddr) {
+    fn say_limit(&self, refusal: LimitRefusal, guest: Guest) {
         match refusal {
             LimitRefusal::Address { limit } => {
                 if let Some(more) = self.node.told.address.allow() {
+                    let advice = match guest.is_passed_on {
+                        true => {
+                            "what it sends was passed on, so this looks like a proxy, and all clients behind it count as one address; name it in http.trusted_proxies, and say in http.forwarded how it names its clients"
+                        }
+                        false => {
+                            "if this is a proxy, name it in http.trusted_proxies: all clients behind it count as one address"
+                        }
+                    };
                     tracing::warn!(
-                        address = %peer,
+                        address = %guest.client.address,
                         limit,
                         more,
-                        "an address has as many connections as limits.connections_per_address allows, and further ones are rejected. Is this a proxy? Then raise that limit: all clients behind it count as one address"
+                        "an address has as many connections as limits.connections_per_address allows, and further ones are rejected; {advice}"
                     );
                 }
             }

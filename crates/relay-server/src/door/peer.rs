@@ -7,7 +7,6 @@
 //! Invariant: bytes are taken from the socket by hyper alone; here they are only looked at.
 
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -18,8 +17,6 @@ use tokio::net::TcpStream;
 /// The other end of a socket.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
-    /// Where it is.
-    pub(super) address: IpAddr,
     /// hyper holds the other clone; what it reads and writes is its own affair.
     pub(super) socket: Rc<TcpStream>,
 }

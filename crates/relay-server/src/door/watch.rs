@@ -115,9 +115,7 @@ impl Door {
             Native::WebSocket => Some(handshake::answer(Head::of(request), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
-        let admission = self
-            .gate
-            .admit(guest, identity.user.as_ref(), peer.address)?;
+        let admission = self.gate.admit(guest, identity.user.as_ref())?;
         if only_head && native == Native::EventStream {
             return Ok(Outcome::Answer(event_stream_answer()));
         }

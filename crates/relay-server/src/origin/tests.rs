@@ -21,7 +21,7 @@ fn request(host: &str, origin: Option<&str>) -> HeaderMap {
 
 fn check(policy: &Policy, host: &str, origin: &str) -> Result<Standing, &'static str> {
     policy
-        .check(&here(), &request(host, Some(origin)))
+        .check(&here(), &request(host, Some(origin)), None)
         .map_err(|refused| refused.code)
 }
 
@@ -34,7 +34,7 @@ const LOCAL: &str = "127.0.0.1:8080";
 
 #[test]
 fn a_request_without_an_origin_passes() {
-    let standing = policy(PUBLIC, &[]).check(&here(), &request("relay.example", None));
+    let standing = policy(PUBLIC, &[]).check(&here(), &request("relay.example", None), None);
     assert_eq!(standing, Ok(Standing::None));
 }
 
@@ -76,6 +76,7 @@ fn a_foreign_page_is_refused_with_its_name_and_the_key_to_set() {
         .check(
             &here(),
             &request("relay.example", Some("https://evil.example")),
+            None,
         )
         .unwrap_err();
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
@@ -94,7 +95,7 @@ fn an_app_with_a_scheme_of_its_own_is_no_page_of_the_host_it_names() {
 fn two_origins_in_one_request_are_refused() {
     let mut headers = request("relay.example", Some("https://relay.example"));
     headers.append(header::ORIGIN, "https://evil.example".parse().unwrap());
-    assert!(policy(PUBLIC, &[]).check(&here(), &headers).is_err());
+    assert!(policy(PUBLIC, &[]).check(&here(), &headers, None).is_err());
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn a_star_lets_any_page_in_but_without_cookies() {
 
 fn answer(policy: &Policy, origin: Option<&str>) -> HeaderMap {
     let request = request("relay.example", origin);
-    let standing = policy.check(&here(), &request).unwrap();
+    let standing = policy.check(&here(), &request, None).unwrap();
     policy.response_headers(standing, &request).collect()
 }
 
@@ -269,6 +270,26 @@ fn an_origin_reads_back_what_it_writes() {
 }
 
 #[test]
+fn where_the_scheme_is_known_a_page_of_the_other_one_is_not_the_relays_own() {
+    let policy = policy(PUBLIC, &["http://app.example"]);
+    let host = "relay.example";
+    for (origin, is_secure, passes) in [
+        ("https://relay.example", Some(true), true),
+        ("http://relay.example", Some(true), false),
+        ("http://relay.example:80", Some(false), true),
+        ("https://relay.example", Some(false), false),
+        // What is listed is listed.
+        ("http://app.example", Some(true), true),
+    ] {
+        let checked = policy.check(&here(), &request(host, Some(origin)), is_secure);
+        assert_eq!(checked.is_ok(), passes, "{origin} {is_secure:?}");
+        if let Err(refused) = checked {
+            assert!(refused.message.contains("as the proxy says"), "{refused}");
+        }
+    }
+}
+
+#[test]
 fn a_page_of_the_visitors_machine_is_not_one_of_this_machine() {
     let policy = policy(LOCAL, &[]);
     let page = "http://localhost:3000";
@@ -277,8 +298,8 @@ fn a_page_of_the_visitors_machine_is_not_one_of_this_machine() {
     // A proxy that asks under the relay's own address, as nginx does unless it is told otherwise.
     for page in [page, "http://127.0.0.1:8080"] {
         let mut headers = request("127.0.0.1:8080", Some(page));
-        assert!(policy.check(&here(), &headers).is_ok(), "{page}");
+        assert!(policy.check(&here(), &headers, None).is_ok(), "{page}");
         headers.insert("x-forwarded-for", "203.0.113.7".parse().unwrap());
-        assert!(policy.check(&here(), &headers).is_err(), "{page}");
+        assert!(policy.check(&here(), &headers, None).is_err(), "{page}");
     }
 }

@@ -13,6 +13,7 @@ use crate::identity::Mode;
 use crate::node::{Node, Told};
 use crate::origin::Policy;
 use crate::poll_limits::PollLimits;
+use crate::proxies::Proxies;
 use crate::readiness::Readiness;
 use crate::sockets::{Budget, Sockets};
 use crate::telemetry::Telemetry;
@@ -60,6 +61,7 @@ pub(super) fn node(
         hub,
         identity,
         cookie: config.auth.cookie.clone(),
+        proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
         hosts: config.hosts(),
         origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
         admissions: Admissions::new(ConnectionLimits {

@@ -11,7 +11,6 @@ mod undecodable;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,7 +186,7 @@ impl Bench {
 
     fn anybody(&self, speaker: Speaker) -> Opening {
         let identity = Identity::anonymous().shared();
-        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let peer = crate::proxies::Client::NOBODY;
         let admission = self.node.admissions.admit(None, peer).unwrap();
         Opening::new(speaker, identity, admission)
     }

@@ -13,6 +13,7 @@ mod libraries;
 mod limits;
 mod neighbour;
 mod nonsense;
+mod proxies;
 mod publishing;
 mod random;
 mod readers;
