@@ -1,5 +1,7 @@
 //! What proxies say of their clients, over bare sockets: who counts, and who is not believed.
 
+use std::any::Any;
+
 use relay_testkit::client::raw::Raw;
 use relay_testkit::http::{Connection, Request};
 use relay_testkit::relay::{RelayServer, Settings};
@@ -18,15 +20,15 @@ fn behind(forwarded: &str) -> Settings {
 
 const STREAM: &str = "/v1/sse?topic=job:j";
 
-/// Opens an event stream with these headers; it stays open as long as what is returned. Also its status.
-async fn stream(relay: &RelayServer, headers: &[(&str, &str)]) -> (u16, Connection) {
+/// Opens an event stream with these headers: its status, and what keeps it open.
+async fn stream(relay: &RelayServer, headers: &[(&str, &str)]) -> (u16, Box<dyn Any>) {
     let mut connection = Connection::open(&relay.address()).await.unwrap();
     let mut request = Request::get(STREAM);
     for (name, value) in headers {
         request = request.header(name, *value);
     }
     let answer = connection.start(request).await.unwrap();
-    (answer.status().as_u16(), connection)
+    (answer.status().as_u16(), Box::new((connection, answer)))
 }
 
 #[tokio::test]
