@@ -5,6 +5,8 @@
 //!
 //! Invariant: a [`Name`] matches `[A-Za-z0-9_-]{1,128}`.
 
+pub mod user;
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -172,6 +172,9 @@ async fn metrics(State(admin): State<Admin>) -> Response<Body> {
     telemetry
         .draining
         .set(i64::from(admin.node.readiness.is_draining()));
+    if let Some(counts) = admin.node.identity.fetches() {
+        telemetry.keys_fetched(counts);
+    }
     match telemetry.scrape(&hub) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

@@ -327,6 +327,7 @@ impl From<Refused> for ApiError {
         let header = header.map(|value| (header::WWW_AUTHENTICATE, value));
         Self {
             headers: header.into_iter().collect(),
+            retry_after: refused.retry_after(),
             ..Self::new(refused.status, refused.code, refused.message)
         }
     }

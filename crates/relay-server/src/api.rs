@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::answer::{self, ApiError};
-use crate::door::gate::{Arrival, Gate, Head, Outcome, Route};
+use crate::door::gate::{Arrival, Gate, Guest, Head, Outcome, Route};
 use crate::headers::{IfNoneMatch, content_encoding};
 use crate::identity::Identity;
 use crate::node::Node;
@@ -91,7 +91,10 @@ async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Re
         Arrival::Preflight(answer) => return answer,
         Arrival::Visit(visit, guest) => (visit, guest),
     };
-    let identified = guest.and_then(|guest| Ok(gate.identify(guest, Head::of(&request), None)?));
+    let identified = match guest {
+        Ok(guest) => identify(&gate, guest, Head::of(&request)).await,
+        Err(refused) => Err(refused),
+    };
     let answered: Result<Outcome, ApiError> = match identified {
         Ok(identity) => {
             request.extensions_mut().insert(Arc::new(identity));
@@ -101,6 +104,11 @@ async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Re
     };
     let Outcome::Answer(answer) = gate.conclude(visit, answered, ApiError::into_answer);
     answer
+}
+
+async fn identify(gate: &Gate, guest: Guest, head: Head<'_>) -> Result<Identity, ApiError> {
+    gate.prepare(guest, head, None).await?;
+    Ok(gate.identify(guest, head, None)?)
 }
 
 /// `GET /v1/jobs/{id}`: the latest state.

@@ -5,6 +5,7 @@ mod check_update;
 mod demo;
 mod healthcheck;
 mod http_client;
+mod name;
 mod publish;
 mod serve;
 mod token;
@@ -43,6 +44,7 @@ enum Command {
     CheckUpdate(check_update::CheckUpdateArgs),
     /// Sign a token for development
     Token(token::TokenArgs),
+    Name(name::NameArgs),
     Publish(publish::PublishArgs),
     Watch(watch::WatchArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
@@ -56,6 +58,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::CheckUpdate(args) => check_update::run(&args),
         Command::Token(args) => token::run(args),
+        Command::Name(args) => name::run(&args),
         Command::Publish(args) => block_on(publish::run(args)),
         Command::Watch(args) => block_on(watch::run(args)),
         Command::Healthcheck(args) => block_on(healthcheck::run(args)),

@@ -5,9 +5,13 @@
 //!
 //! Invariant: nothing of a token but its claims' names and the words that were wrong is ever shown.
 
+pub(crate) mod authority;
 pub(crate) mod credential;
 pub(crate) mod grants;
+pub(crate) mod jwks;
 pub(crate) mod key;
+pub(crate) mod keyring;
+pub(crate) mod published;
 pub(crate) mod signing;
 pub(crate) mod verifier;
 
@@ -19,10 +23,12 @@ use relay_core::moment::WallTime;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer};
 
+pub(crate) use authority::{Authority, Basis};
 pub(crate) use credential::{Credential, Source, credential};
 pub(crate) use grants::{GrantError, Grants};
 pub(crate) use key::{Algorithm, KeyError};
-pub(crate) use verifier::Verifier;
+use published::Published;
+pub(crate) use verifier::{Later, Verifier};
 
 use crate::refused::Refused;
 
@@ -39,6 +45,14 @@ impl Mode {
     /// Whether clients are asked who they are. Where they are not, no credential is looked at, good or bad.
     pub(crate) fn asks(&self) -> bool {
         matches!(self, Self::Jwt(_))
+    }
+
+    /// The keys that others publish, where tokens are checked with such.
+    fn published(&self) -> Option<&Arc<Published>> {
+        match self {
+            Self::Anonymous => None,
+            Self::Jwt(verifier) => verifier.published(),
+        }
     }
 
     /// The identity of the bearer of `credential`, `now`.

@@ -14,6 +14,7 @@ mod config;
 mod demo;
 mod departures;
 mod door;
+mod fetch;
 mod forwarded;
 mod headers;
 mod hosts;

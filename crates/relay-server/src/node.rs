@@ -31,7 +31,7 @@ pub(crate) struct Node {
     /// Where updates come from.
     pub hub: Arc<Hub>,
     /// How clients are identified.
-    pub identity: identity::Mode,
+    pub identity: identity::Authority,
     /// `auth.cookie`; the rest of `[auth]` is in [`Node::identity`], and its secrets nowhere else.
     pub cookie: String,
     /// Which proxies are believed about their clients.

@@ -11,7 +11,7 @@ use http::header::HeaderValue;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
-    /// 401 when another credential may do, 403 when none will.
+    /// 401 when another credential may do, 403 when none will, 503 when this one may do later.
     pub status: StatusCode,
     /// A word for programs: `token_expired`, `foreign_origin`, …
     pub code: &'static str,
@@ -26,6 +26,22 @@ impl Refused {
             status: StatusCode::UNAUTHORIZED,
             code,
             message: message.into(),
+        }
+    }
+
+    /// A refusal that may pass by itself.
+    pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            ..Self::unauthorized(code, message)
+        }
+    }
+
+    /// In how many seconds the same request may be answered otherwise.
+    pub(crate) fn retry_after(&self) -> Option<u32> {
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => Some(5),
+            _ => None,
         }
     }
 

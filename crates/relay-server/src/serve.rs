@@ -207,6 +207,8 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     };
     let routes = answer::under(config.operators_hosts(), admin::router(admin));
     let mut tasks = JoinSet::new();
+    let keeping = node.clone();
+    tasks.spawn(async move { keeping.identity.keep().await });
     tasks.spawn(async move {
         let listener = admin::Listener::new(admin_listener, budget.operators);
         let served = axum::serve(listener, routes).await;

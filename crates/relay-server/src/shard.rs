@@ -71,7 +71,7 @@ pub(crate) struct Shard {
     inbox: Arc<Inbox>,
     /// How a request reaches the shard of its session.
     mailboxes: Mailboxes,
-    /// What came of clients' questions, until the shard runs and takes it.
+    /// What came of what clients wait for, until the shard runs and takes it.
     outcomes: RefCell<Option<mpsc::Receiver<Outcome>>>,
     /// Told when a timer was set that is due before the shard would look at its timers again.
     hurried: Notify,
@@ -187,7 +187,7 @@ impl Shard {
                 () = sleep_until(wake) => {}
                 Some(outcome) = outcomes.recv() => {
                     self.visit(outcome.connection, |connection, desk| {
-                        connection.on_outcome(&outcome, desk);
+                        connection.on_outcome(outcome.came, desk);
                     });
                 }
                 () = self.hurried.notified() => {}

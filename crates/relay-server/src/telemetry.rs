@@ -81,6 +81,8 @@ pub(crate) struct Telemetry {
     limit: IntGaugeVec,
     /// 1 while the relay drains.
     pub draining: IntGauge,
+    jwks_refresh: IntCounterVec,
+    jwks_last_success: IntGauge,
 }
 
 /// What a shard adds to for one transport.
@@ -334,6 +336,17 @@ impl Telemetry {
             )?,
             limit: int_gauges(r, "relay_limit", "The limit", &["limit"])?,
             draining: int_gauge(r, "relay_draining", "1 while the relay drains")?,
+            jwks_refresh: counters(
+                r,
+                "relay_jwks_refresh_total",
+                "Fetches of the keys that others publish, by result",
+                &["result"],
+            )?,
+            jwks_last_success: int_gauge(
+                r,
+                "relay_jwks_last_success_timestamp_seconds",
+                "When the keys that others publish were last fetched, in seconds since 1970; 0 if never",
+            )?,
             registry,
         })
     }
@@ -428,6 +441,15 @@ impl Telemetry {
         self.endings_oldest
             .with_label_values(&[&shard])
             .set(oldest.as_secs_f64());
+    }
+
+    /// Fetches of keys that succeeded and failed until now, and when the last one succeeded.
+    pub(crate) fn keys_fetched(&self, (succeeded, failed, last): (u64, u64, i64)) {
+        let _alone = self.scraping.lock();
+        for (result, count) in [("ok", succeeded), ("failed", failed)] {
+            raise(&self.jwks_refresh.with_label_values(&[result]), count);
+        }
+        self.jwks_last_success.set(last);
     }
 
     /// A bound and how much of it is in use.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use relay_bus::clock::Clock;
-use relay_core::id::{Name, NameError};
+use relay_core::id::user::{UserError, user_name};
 
 use crate::config::{AuthMode, Config, ConfigErrors, Redacted, environment};
 use crate::identity::key::without_marks;
@@ -68,9 +68,7 @@ enum TokenError {
     #[error("{0}")]
     Config(#[from] ConfigErrors),
     #[error("--sub {0}")]
-    Sub(NameError),
-    #[error("--sub is \"-\", which stands for nobody")]
-    Nobody,
+    Sub(UserError),
     #[error("{0}")]
     Grants(#[from] GrantError),
     #[error("--ttl must be at least a second and at most ten years")]
@@ -122,10 +120,7 @@ fn make(
     env: impl Iterator<Item = (String, String)>,
 ) -> Result<String, TokenError> {
     let config = Config::load(args.config.as_deref(), env)?;
-    let user = Name::parse(&args.sub).map_err(TokenError::Sub)?;
-    if user.is_nobody() {
-        return Err(TokenError::Nobody);
-    }
+    user_name(&args.sub).map_err(TokenError::Sub)?;
     Grants::new(
         args.topic.iter().map(String::as_str),
         args.publish.iter().map(String::as_str),
@@ -149,11 +144,11 @@ fn make(
         iss: args.issuer.clone().or_else(|| config.auth.issuer.clone()),
     })?;
     if config.auth_mode() == AuthMode::Jwt {
-        config
-            .auth
-            .verifier()?
-            .verify(&token, wall)
-            .map_err(TokenError::Refused)?;
+        // Whether a key that is published elsewhere fits is not asked: the relay's network is another.
+        let verifier = config.auth.verifier(None);
+        if let Ok(verifier) = verifier {
+            verifier.verify(&token, wall).map_err(TokenError::Refused)?;
+        }
     }
     Ok(token)
 }

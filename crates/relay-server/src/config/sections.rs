@@ -11,6 +11,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::auth::KeyFile;
 use super::secret::Redacted;
 use super::url::NatsUrl;
 use super::value::{AddressText, DurationText, ListOf, SizeText};
@@ -220,17 +221,24 @@ pub(crate) enum StreamStorage {
 pub(crate) struct Auth {
     /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who the client is. Not set: anonymous on a loopback listener; on any other the relay does not start. Example: `"jwt"`
     pub mode: Option<AuthMode>,
-    /// Signatures that are accepted, all of one kind: HS256 HS384 HS512 (a shared secret), RS256, ES256 or EdDSA (a public key).
+    /// Signatures that are accepted: HS256 HS384 HS512 (by a shared secret), RS256, ES256 or EdDSA (by a public key). A key is used for those of its own kind only. Not set: the usual one for each key, HS256, RS256, ES256 or EdDSA. Example: `["RS256"]`
     #[serde(with = "ListOf::<Algorithm>")]
     pub algorithms: Vec<Algorithm>,
     /// The shared secret, or the public key in PEM. Better in a file or in the environment than here. Example: `"change me"`
     pub key: Option<Redacted>,
-    /// File that holds the shared secret or the public key (PEM); one line end after a secret is not part of it. Example: `"/etc/relay/jwt.pub.pem"`
+    /// File that holds the shared secret or the public keys (PEM); one line end after a secret is not part of it. Example: `"/etc/relay/jwt.pub.pem"`
     pub key_file: Option<PathBuf>,
+    /// More files with keys, for when keys change: each a path, or the id that tokens give (`kid`), `=`, and the path. A PEM file without id may hold several keys. Files with keys are read again within seconds of a change. Example: `["2026-a=/etc/relay/a.pub.pem", "/etc/relay/old.pub.pem"]`
+    #[serde(with = "ListOf::<KeyFile>")]
+    pub keys: Vec<KeyFile>,
+    /// Where keys are published as a JSON Web Key Set: a URL (https, or http on this machine) or a file. Fetched again every five minutes, and within seconds of a token whose key is not there; until a fetch succeeds the keys of the last one are used. Not set, and no other key: where the OpenID provider at auth.issuer says. Example: `"https://login.example.com/.well-known/jwks.json"`
+    pub jwks: Option<String>,
     /// What a token's aud must be or contain. Not set: tokens that name an audience are rejected. Example: `"relay"`
     pub audience: Option<String>,
-    /// What a token's iss must be. Not set: any. Example: `"https://login.example.com/"`
+    /// What a token's iss must be; needs auth.audience. With no key set, the keys of this OpenID provider are used. Not set: any. Example: `"https://login.example.com/"`
     pub issuer: Option<String>,
+    /// Claim that holds the user's id. An id that is not a valid name is escaped (`relay name` shows how). Not set: sub. Example: `"email"`
+    pub user_claim: Option<String>,
     /// How far clocks may be apart when exp and nbf are checked.
     #[serde(with = "DurationText")]
     pub leeway: Duration,
@@ -242,11 +250,14 @@ impl Default for Auth {
     fn default() -> Self {
         Self {
             mode: None,
-            algorithms: vec![Algorithm::HS256],
+            algorithms: Vec::new(),
             key: None,
             key_file: None,
+            keys: Vec::new(),
+            jwks: None,
             audience: None,
             issuer: None,
+            user_claim: None,
             leeway: seconds(30),
             cookie: "relay_token".to_owned(),
         }

@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
+use super::auth::KeyFile;
 use super::secret::Redacted;
 use super::url::NatsUrl;
 
@@ -290,6 +291,7 @@ schema! {
     SizeText => "Size", { "type": ["string", "integer"], "format": "size" };
     AddressText => "Address", { "type": "string", "format": "address" };
     Redacted => "Secret", { "type": "string", "format": "secret" };
+    KeyFile => "KeyFile", { "type": "string", "format": "path" };
     NatsUrl => "NatsUrl", { "type": "string", "format": "URL" };
 }
 

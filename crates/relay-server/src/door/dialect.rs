@@ -166,6 +166,7 @@ impl Door {
         if self.shard.is_draining() {
             return Err(ApiError::draining());
         }
+        self.prepare(call, guest).await?;
         let query = query_of(call.request);
         let identity = match is_socket && shows_itself_later(call.dialect, &query) {
             true => {
@@ -218,6 +219,7 @@ impl Door {
         found: &Found<'_>,
     ) -> Result<Outcome, ApiError> {
         is_head(call.request)?;
+        self.prepare(call, guest).await?;
         let identity = self.identify_for(call, guest)?;
         let limits = self.limit_poll(call, poll, &identity)?;
         let query = query_of(call.request);
@@ -416,6 +418,12 @@ impl Door {
             (REMAINING, HeaderValue::from(allowance.remaining)),
             (RESET, HeaderValue::from(at)),
         ]))
+    }
+
+    async fn prepare(&self, call: &Call<'_>, guest: Guest) -> Result<(), Refused> {
+        let cookie = call.dialect.cookie.as_deref();
+        let head = Head::of(call.request);
+        self.gate.prepare(guest, head, cookie).await
     }
 
     fn identify_for(&self, call: &Call<'_>, guest: Guest) -> Result<Identity, Refused> {

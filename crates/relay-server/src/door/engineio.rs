@@ -131,6 +131,7 @@ impl Door {
         match request::parse(request.method().as_str(), query, is_upgrade)? {
             Purpose::OpenPolling => {
                 let protocol = Protocol::polling();
+                self.prepare_all(Head::of(&request), guest, found).await?;
                 let opening = self.opening(Head::of(&request), guest, found, protocol)?;
                 let (_, packet) = self.shard.begin_polling(opening, None);
                 Ok(Outcome::Answer(plain(
@@ -140,6 +141,7 @@ impl Door {
             Purpose::OpenWebSocket => {
                 let answer = handshake::answer(Head::of(&request), &[], visit.request_id())?;
                 let protocol = Protocol::websocket();
+                self.prepare_all(Head::of(&request), guest, found).await?;
                 let opening = self.opening(Head::of(&request), guest, found, protocol)?;
                 Ok(Outcome::Leave(Departure::begin(answer, opening)))
             }
@@ -167,6 +169,20 @@ impl Door {
                 posted.await.map(Outcome::Answer)
             }
         }
+    }
+
+    /// Waits until who the client may be can be looked at.
+    async fn prepare_all(
+        &self,
+        head: Head<'_>,
+        guest: Guest,
+        found: &Found<'_>,
+    ) -> Result<(), ApiError> {
+        for endpoint in found.socketio {
+            let cookie = endpoint.voice.dialect.cookie.as_deref();
+            self.gate.prepare(guest, head, cookie).await?;
+        }
+        Ok(())
     }
 
     /// A new session's beginnings: who it may be and whether there is room for it.

@@ -280,6 +280,24 @@ impl Gate {
         Arrival::Visit(visit, guest)
     }
 
+    /// Waits until the credential of a request can be looked at: its key may have to be fetched.
+    ///
+    /// # Errors
+    /// 503: it cannot be.
+    pub(crate) async fn prepare(
+        &self,
+        guest: Guest,
+        head: Head<'_>,
+        cookie: Option<&str>,
+    ) -> Result<(), Refused> {
+        // What is wrong with it is said when it is looked at.
+        let Ok(Some(shown)) = self.credential(guest, head, cookie) else {
+            return Ok(());
+        };
+        let clock = self.node.hub.clock();
+        self.node.identity.prepare(shown.token(), clock).await
+    }
+
     /// The identity a request shows. `cookie` is the name of the cookie to look for, where it is not everybody's.
     ///
     /// # Errors

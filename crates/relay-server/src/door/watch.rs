@@ -102,6 +102,7 @@ impl Door {
                 "name what to watch: ?topic=job:<id>, repeated for several",
             ));
         }
+        self.gate.prepare(guest, Head::of(request), None).await?;
         let identity = self.identify(native, request, guest, &query)?;
         let authenticated = identity.is_some();
         let identity = identity.unwrap_or_else(Identity::nobody).shared();

@@ -1,6 +1,6 @@
-//! The key tokens are checked with, and which algorithms it may be used for.
+//! The keys tokens are checked with, as they are given, and which algorithms each may be used for.
 //!
-//! Knows no tokens. A text that is or may be a public key is never taken as a shared secret, because then
+//! Knows no tokens, and not which of several keys a token means (`keyring`). A text that is or may be a public key is never taken as a shared secret, because then
 //! everybody who has the public key could sign.
 //!
 //! Invariant: a key's kind, not a token's header, decides which algorithms are tried.
@@ -14,6 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::DecodingKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::jwks::JwksError;
+use crate::fetch::UrlError;
 
 /// A way of signing a token. There is deliberately no `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -42,11 +45,32 @@ impl fmt::Display for Algorithm {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum KeyError {
-    /// Neither `auth.key` nor `auth.key_file`.
+    /// No key, and nothing that says where keys are.
     #[error(
-        "there is no key to check tokens with; set auth.key_file to a file with the shared secret or the public key (PEM), or auth.key"
+        "there is no key to check tokens with; set auth.key_file to a file with the shared secret or the public key (PEM), auth.key, auth.jwks, or auth.issuer and auth.audience for an OpenID provider"
     )]
     Missing,
+    /// `auth.jwks` is neither a file nor an address that may be asked.
+    #[error("{0}")]
+    BadAddress(UrlError),
+    /// Keys are to be asked of an issuer that cannot be.
+    #[error(
+        "{0}; that is where keys would be asked for, as there is no other: set auth.jwks, or give a key"
+    )]
+    BadIssuer(UrlError),
+    /// The file of `auth.jwks` cannot be used.
+    #[error("{} {source}", path.display())]
+    Set {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: JwksError,
+    },
+    /// None of the algorithms is for keys that are published.
+    #[error(
+        "has none for a public key, and shared secrets are not published; leave it out, or write RS256, ES256 or EdDSA"
+    )]
+    NonePublic,
     /// Both `auth.key` and `auth.key_file`.
     #[error("auth.key and auth.key_file are both set; keep one")]
     Two,
@@ -78,15 +102,29 @@ pub(crate) enum KeyError {
         /// `auth.key` or `auth.key_file`.
         at: &'static str,
     },
-    /// More keys than one.
+    /// More keys than the one that an id names.
     #[error(
-        "holds {count} PEM blocks, and only one key can be used; keep the public key that tokens are signed for"
+        "holds {count} PEM blocks, and an id (kid) names one key; give each key a file of its own, or leave out the id"
     )]
     Several {
-        /// `auth.key` or `auth.key_file`.
-        at: &'static str,
         /// How many.
         count: usize,
+    },
+    /// More keys than are looked at.
+    #[error(
+        "are {count} keys; at most {MAX_KEYS} are used, so remove those that no token is signed with any more"
+    )]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// Something is wrong with a file of `auth.keys`.
+    #[error("{} {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<KeyError>,
     },
     /// A private key, which the relay has no use for.
     #[error(
@@ -118,22 +156,9 @@ pub(crate) enum KeyError {
         /// `auth.key` or `auth.key_file`.
         at: &'static str,
     },
-    /// `auth.algorithms` is empty.
-    #[error("is empty; name the algorithms your tokens are signed with, such as \"HS256\"")]
-    NoAlgorithm,
-    /// `auth.algorithms` has kinds that need different keys.
-    #[error(
-        "{one} and {other} need different kinds of keys, and mixing them would let a public key pass for a secret; keep one kind"
-    )]
-    Mixed {
-        /// One algorithm.
-        one: Algorithm,
-        /// One of another kind.
-        other: Algorithm,
-    },
     /// The key is of another kind than the algorithms.
     #[error(
-        "{algorithm} needs {needs}, but {at} holds {holds}; set auth.algorithms = [\"{fits}\"] or give the other key"
+        "{algorithm} needs {needs}, but {at} holds {holds}; set auth.algorithms = [\"{fits}\"], leave it out, or give the other key"
     )]
     Mismatch {
         /// `auth.key` or `auth.key_file`.
@@ -164,13 +189,20 @@ impl KeyError {
     pub(crate) fn keys(&self) -> &'static [&'static str] {
         match self {
             Self::Missing => &["auth.mode", "auth.key", "auth.key_file"],
+            Self::BadAddress(_) | Self::Set { .. } => &["auth.jwks"],
+            Self::BadIssuer(_) => &["auth.issuer"],
+            Self::NonePublic => &["auth.algorithms"],
             Self::Two => &["auth.key", "auth.key_file"],
             Self::Unreadable { .. } => &["auth.key_file"],
-            Self::NoAlgorithm | Self::Mixed { .. } | Self::Mismatch { .. } => &["auth.algorithms"],
+            Self::Mismatch { .. } => &["auth.algorithms"],
+            Self::Several { .. } | Self::TooMany { .. } => &["auth.keys"],
+            Self::InFile { source, .. } => match &**source {
+                Self::Mismatch { .. } => &["auth.algorithms"],
+                _ => &["auth.keys"],
+            },
             Self::Empty { at }
             | Self::Utf16 { at }
             | Self::Placeholder { at }
-            | Self::Several { at, .. }
             | Self::Private { at }
             | Self::Certificate { at }
             | Self::UnknownPem { at }
@@ -212,7 +244,7 @@ impl Kind {
         }
     }
 
-    fn named(self) -> &'static str {
+    pub(crate) fn named(self) -> &'static str {
         match self {
             Self::Secret => "a shared secret",
             Self::Rsa => "an RSA public key",
@@ -234,43 +266,43 @@ pub(crate) fn library_algorithm(algorithm: Algorithm) -> jsonwebtoken::Algorithm
     }
 }
 
-/// Checks that `algorithms` names at least one, and only such as the same kind of key serves.
-pub(crate) fn check_algorithms(algorithms: &[Algorithm]) -> Result<(), KeyError> {
-    let Some(&one) = algorithms.first() else {
-        return Err(KeyError::NoAlgorithm);
-    };
-    match algorithms.iter().find(|a| Kind::of(**a) != Kind::of(one)) {
-        Some(&other) => Err(KeyError::Mixed { one, other }),
-        None => Ok(()),
-    }
-}
+/// The most keys that are configured, or taken from one place.
+pub(crate) const MAX_KEYS: usize = 32;
 
-/// A key as it was given, sorted by kind.
+/// One key as it was given, sorted by kind.
 pub(crate) struct KeyMaterial {
+    /// What tokens call it (`kid`), where that is said.
+    id: Option<Box<str>>,
     kind: Kind,
     bytes: Vec<u8>,
-    /// `auth.key` or `auth.key_file`.
+    /// `auth.key`, `auth.key_file` or `auth.keys`.
     at: &'static str,
 }
 
 impl KeyMaterial {
-    /// Takes the key that is given, or reads the file that holds it.
-    pub(crate) fn read(given: Option<&str>, file: Option<&Path>) -> Result<Self, KeyError> {
+    /// Takes the keys that are given, or reads the file that holds them. None are fine: they may be elsewhere.
+    pub(crate) fn read(given: Option<&str>, file: Option<&Path>) -> Result<Vec<Self>, KeyError> {
         match (given, file) {
-            (None, None) => Err(KeyError::Missing),
+            (None, None) => Ok(Vec::new()),
             (Some(_), Some(_)) => Err(KeyError::Two),
-            (Some(key), None) => Self::sort(key.as_bytes().to_vec(), "auth.key"),
-            (None, Some(path)) => match std::fs::read(path) {
-                Ok(bytes) => Self::sort(without_marks(bytes), "auth.key_file"),
-                Err(source) => Err(KeyError::Unreadable {
-                    path: path.to_owned(),
-                    source,
-                }),
-            },
+            (Some(key), None) => Self::sort(key.as_bytes().to_vec(), None, "auth.key"),
+            (None, Some(path)) => Self::sort(read_file(path)?, None, "auth.key_file"),
         }
     }
 
-    fn sort(bytes: Vec<u8>, at: &'static str) -> Result<Self, KeyError> {
+    /// Reads a file of `auth.keys`. With an `id` it holds one key.
+    pub(crate) fn read_named(id: Option<&str>, path: &Path) -> Result<Vec<Self>, KeyError> {
+        let read = read_file(path).and_then(|bytes| Self::sort(bytes, id, "auth.keys"));
+        read.map_err(|error| match error {
+            KeyError::Unreadable { .. } => error,
+            error => KeyError::InFile {
+                path: path.to_owned(),
+                source: Box::new(error),
+            },
+        })
+    }
+
+    fn sort(bytes: Vec<u8>, id: Option<&str>, at: &'static str) -> Result<Vec<Self>, KeyError> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(KeyError::Empty { at });
         }
@@ -280,63 +312,60 @@ impl KeyMaterial {
         if bytes == b"[redacted]" {
             return Err(KeyError::Placeholder { at });
         }
+        let made = |kind, bytes| Self {
+            id: id.map(Box::from),
+            kind,
+            bytes,
+            at,
+        };
         let labels = pem_labels(&bytes);
-        let Some(label) = labels.first() else {
+        if labels.is_empty() {
             if may_be_public_key(&bytes) {
                 return Err(KeyError::PublicNotPem { at });
             }
-            return Ok(Self {
-                kind: Kind::Secret,
-                bytes,
-                at,
-            });
-        };
+            return Ok(vec![made(Kind::Secret, bytes)]);
+        }
         if labels.iter().any(|label| label.contains("PRIVATE KEY")) {
             return Err(KeyError::Private { at });
         }
-        if label.contains("CERTIFICATE") {
+        if labels.iter().any(|label| label.contains("CERTIFICATE")) {
             return Err(KeyError::Certificate { at });
         }
-        if labels.len() > 1 {
-            let count = labels.len();
-            return Err(KeyError::Several { at, count });
+        let count = labels.len();
+        match (count, id) {
+            (2.., Some(_)) => return Err(KeyError::Several { count }),
+            (..=MAX_KEYS, _) => {}
+            _ => return Err(KeyError::TooMany { count }),
         }
-        let bytes = with_line_ends(bytes);
-        let kind = if DecodingKey::from_rsa_pem(&bytes).is_ok() {
-            Kind::Rsa
-        } else if DecodingKey::from_ec_pem(&bytes).is_ok() {
-            Kind::Ec
-        } else if DecodingKey::from_ed_pem(&bytes).is_ok() {
-            Kind::Ed
-        } else {
-            return Err(KeyError::UnknownPem { at });
+        let blocks = pem_blocks(&with_line_ends(bytes)).into_iter();
+        blocks
+            .map(|block| {
+                let kind = public_kind(&block).ok_or(KeyError::UnknownPem { at })?;
+                Ok(made(kind, block))
+            })
+            .collect()
+    }
+
+    /// What tokens call it.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The algorithms of `listed` that this key is for; the usual one of its kind where none are listed.
+    pub(crate) fn algorithms(&self, listed: &[Algorithm]) -> Result<Vec<Algorithm>, KeyError> {
+        let Some(&first) = listed.first() else {
+            return Ok(vec![self.kind.usual()]);
         };
-        Ok(Self { kind, bytes, at })
+        let own = listed.iter().filter(|each| Kind::of(**each) == self.kind);
+        let own: Vec<Algorithm> = own.copied().collect();
+        match own.is_empty() {
+            true => Err(self.mismatch(first)),
+            false => Ok(own),
+        }
     }
 
-    /// Checks that all of `algorithms` can be used with this key, and with no other kind of key.
-    pub(crate) fn check_fits(&self, algorithms: &[Algorithm]) -> Result<(), KeyError> {
-        // Algorithms that disagree among themselves are another mistake, told by `check_algorithms`.
-        if check_algorithms(algorithms).is_err() {
-            return Ok(());
-        }
-        self.decoding_key(algorithms).map(|_| ())
-    }
-
-    /// The key for the token library, once it is sure that `algorithms` are the key's own.
-    pub(crate) fn decoding_key(&self, algorithms: &[Algorithm]) -> Result<DecodingKey, KeyError> {
-        check_algorithms(algorithms)?;
-        let algorithm = algorithms[0];
-        let wanted = Kind::of(algorithm);
-        if wanted != self.kind {
-            return Err(KeyError::Mismatch {
-                at: self.at,
-                algorithm,
-                needs: wanted.named(),
-                holds: self.kind.named(),
-                fits: self.kind.usual(),
-            });
-        }
+    /// The key for the token library, once it is sure that one of its own algorithms can be used with it.
+    pub(crate) fn decoding_key(&self, algorithm: Algorithm) -> Result<DecodingKey, KeyError> {
         let unusable = |_| KeyError::Unusable {
             at: self.at,
             algorithm,
@@ -347,16 +376,27 @@ impl KeyMaterial {
             Kind::Ec => DecodingKey::from_ec_pem(&self.bytes).map_err(unusable)?,
             Kind::Ed => DecodingKey::from_ed_pem(&self.bytes).map_err(unusable)?,
         };
-        // A signature that is wrong in any case: only an error about the key itself matters here.
-        jsonwebtoken::crypto::verify("AA", b"", &key, library_algorithm(algorithm))
-            .map_err(unusable)?;
+        check_usable(&key, algorithm).map_err(unusable)?;
         Ok(key)
     }
 
+    /// That `algorithm` needs another kind of key.
+    pub(crate) fn mismatch(&self, algorithm: Algorithm) -> KeyError {
+        KeyError::Mismatch {
+            at: self.at,
+            algorithm,
+            needs: Kind::of(algorithm).named(),
+            holds: self.kind.named(),
+            fits: self.kind.usual(),
+        }
+    }
+
     /// What is legal about the key but weaker than its algorithms.
-    pub(crate) fn weakness(&self, algorithms: &[Algorithm]) -> Option<String> {
-        let bytes = algorithms
-            .iter()
+    pub(crate) fn weakness(&self, listed: &[Algorithm]) -> Option<String> {
+        let bytes = self
+            .algorithms(listed)
+            .ok()?
+            .into_iter()
             .map(|algorithm| match algorithm {
                 Algorithm::HS256 => 32,
                 Algorithm::HS384 => 48,
@@ -379,10 +419,62 @@ impl KeyMaterial {
     }
 }
 
+impl fmt::Debug for KeyMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyMaterial")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Fails if the key is damaged or not for this algorithm. The signature is wrong in any case: only an error about the
+/// key itself matters.
+pub(crate) fn check_usable(
+    key: &DecodingKey,
+    algorithm: Algorithm,
+) -> Result<(), jsonwebtoken::errors::Error> {
+    jsonwebtoken::crypto::verify("AA", b"", key, library_algorithm(algorithm)).map(|_| ())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, KeyError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(without_marks(bytes)),
+        Err(source) => Err(KeyError::Unreadable {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Of which kind the public key in a PEM block is.
+fn public_kind(pem: &[u8]) -> Option<Kind> {
+    if DecodingKey::from_rsa_pem(pem).is_ok() {
+        Some(Kind::Rsa)
+    } else if DecodingKey::from_ec_pem(pem).is_ok() {
+        Some(Kind::Ec)
+    } else if DecodingKey::from_ed_pem(pem).is_ok() {
+        Some(Kind::Ed)
+    } else {
+        None
+    }
+}
+
+const PEM_BEGIN: &str = "-----BEGIN";
+
+/// Each PEM block by itself.
+fn pem_blocks(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let text = String::from_utf8_lossy(bytes);
+    let blocks = text.split(PEM_BEGIN).skip(1);
+    blocks
+        .map(|rest| [PEM_BEGIN, rest].concat().into_bytes())
+        .collect()
+}
+
 /// `PUBLIC KEY` of `-----BEGIN PUBLIC KEY-----`, wherever it stands, of each block.
 pub(crate) fn pem_labels(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let blocks = text.split("-----BEGIN").skip(1);
+    let blocks = text.split(PEM_BEGIN).skip(1);
     let labels = blocks.map(|rest| rest.split("-----").next().unwrap_or_default());
     labels.map(|label| label.trim().to_owned()).collect()
 }

@@ -78,6 +78,8 @@ pub(crate) enum SigningError {
 pub(crate) struct SigningKey {
     key: EncodingKey,
     algorithm: Algorithm,
+    /// What its tokens call it (`kid`).
+    id: Option<String>,
 }
 
 impl SigningKey {
@@ -101,7 +103,18 @@ impl SigningKey {
                 fits: kind.usual(),
             });
         }
-        Ok(Self { key, algorithm })
+        Ok(Self {
+            key,
+            algorithm,
+            id: None,
+        })
+    }
+
+    /// The same key, by the id that its tokens call it.
+    #[cfg(test)]
+    pub(crate) fn called(mut self, id: Option<&str>) -> Self {
+        self.id = id.map(str::to_owned);
+        self
     }
 
     /// Signs a token.
@@ -109,7 +122,8 @@ impl SigningKey {
     /// # Errors
     /// When the key turns out to be damaged.
     pub(crate) fn sign(&self, claims: &impl Serialize) -> Result<String, SigningError> {
-        let header = Header::new(library_algorithm(self.algorithm));
+        let mut header = Header::new(library_algorithm(self.algorithm));
+        header.kid.clone_from(&self.id);
         jsonwebtoken::encode(&header, claims, &self.key).map_err(|_| SigningError::Unusable {
             algorithm: self.algorithm,
         })

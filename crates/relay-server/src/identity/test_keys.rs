@@ -3,10 +3,35 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
 /// A private key in PKCS #8 and its public key, both PEM.
 pub(crate) struct Pair {
     pub(crate) private: String,
     pub(crate) public: String,
+}
+
+impl Pair {
+    /// The public key as a JSON Web Key.
+    pub(crate) fn jwk(&self, kid: &str) -> Value {
+        let der = openssl_bytes(&["pkey", "-pubin", "-outform", "DER"], &self.public);
+        let part = |bytes: &[u8]| json!(URL_SAFE_NO_PAD.encode(bytes));
+        let mut jwk = match der.len() {
+            // What stands before the key itself is the same for all keys of a kind.
+            44 => json!({ "kty": "OKP", "crv": "Ed25519", "x": part(&der[12..]) }),
+            91 => {
+                let (x, y) = der[27..].split_at(32);
+                json!({ "kty": "EC", "crv": "P-256", "x": part(x), "y": part(y) })
+            }
+            294 => json!({ "kty": "RSA", "n": part(&der[33..289]), "e": "AQAB" }),
+            other => panic!("a public key of {other} bytes"),
+        };
+        jwk["kid"] = json!(kid);
+        jwk["use"] = json!("sig");
+        jwk
+    }
 }
 
 pub(crate) fn rsa() -> Pair {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::identity::key::KeyMaterial;
+use crate::identity::keyring::Keyring;
 use crate::identity::verifier::Expected;
 
 const NOW: WallTime = WallTime::from_unix_micros(1_800_000_000_000_000);
@@ -25,14 +26,9 @@ fn identity(topics: &[&str], publish: &[&str]) -> Identity {
 
 fn jwt() -> Mode {
     let secret = "a-secret-of-more-than-32-bytes-for-tests";
-    let expected = Expected {
-        algorithms: vec![Algorithm::HS256],
-        audience: None,
-        issuer: None,
-        leeway: std::time::Duration::ZERO,
-    };
-    let material = KeyMaterial::read(Some(secret), None).unwrap();
-    Mode::Jwt(Verifier::new(&material, expected).unwrap())
+    let keys = KeyMaterial::read(Some(secret), None).unwrap();
+    let keys = Keyring::new(&keys, &[]).unwrap();
+    Mode::Jwt(Verifier::new(keys, None, Expected::default()))
 }
 
 #[test]

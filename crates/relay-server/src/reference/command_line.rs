@@ -25,6 +25,7 @@ This page is written from the code; `RELAY_BLESS=1 cargo test -p relay-server --
 | `check` | the configuration is good | it is not | usage | |
 | `check-update` | every update would be accepted as it is | at least one would be refused or lose something; stdout says which and why | usage, or the file cannot be read | |
 | `token` | the token is on stdout | none was made; the reason is on stderr | usage | |
+| `name` | the name, or the id, is on stdout | there is none; the reason is on stderr | usage | |
 | `publish` | accepted; the cursor is on stdout | rejected: the document is wrong, or the job has moved on | usage, or not allowed | 4: the server cannot be reached |
 | `watch` | all jobs completed | at least one failed, or left history before it ended | usage, or the server rejected the request | 3: at least one was cancelled, and none failed; 4: the server could not be reached for `--timeout`; 130: Ctrl-C; 141: nobody reads its output any more |
 | `healthcheck` | yes | no, or no answer | usage | |

@@ -15,6 +15,8 @@ const PAGE: &str = "docs/reference/errors.md";
 const BEFORE_ONE: &[&str] = &[
     "bad_request(",
     "unauthorized(",
+    "unavailable(",
+    "too_many(",
     "StatusCode::",
     "code: ",
     "self.reject(",

@@ -100,6 +100,11 @@ const VALUES: &[(&str, &str, &str)] = &[
          it; the log says why)",
     ),
     (
+        "relay_jwks_refresh_total",
+        "result",
+        "`ok`, `failed` (the log says why; the keys of the last fetch that succeeded stay)",
+    ),
+    (
         "relay_repairs_total",
         "result",
         "`found` (the job is told as the stream has it), `nothing` (the stream has nothing of it that can be told), \
@@ -170,6 +175,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.check("answered");
     telemetry.endings(0, 0, Duration::ZERO);
     telemetry.bound("jobs", 0, 1);
+    telemetry.keys_fetched((1, 1, 0));
     let hub = HubStats {
         counts: vec![("accepted", 1)],
         repaired: vec![("found", 1)],

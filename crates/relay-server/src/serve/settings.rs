@@ -9,7 +9,7 @@ use relay_wire::dialect::Dialects;
 use crate::admission::Admissions;
 use crate::config::{Config, Limits};
 use crate::departures::Departures;
-use crate::identity::Mode;
+use crate::identity::{Authority, Basis};
 use crate::node::{Node, Told};
 use crate::origin::Policy;
 use crate::poll_limits::PollLimits;
@@ -48,7 +48,7 @@ pub(super) fn node(
     config: &Config,
     room: Room,
     hub: Arc<Hub>,
-    identity: Mode,
+    identity: Basis,
     telemetry: Telemetry,
     dialects: Dialects,
 ) -> Node {
@@ -59,7 +59,7 @@ pub(super) fn node(
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
     Node {
         hub,
-        identity,
+        identity: Authority::new(identity),
         cookie: config.auth.cookie.clone(),
         proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
         hosts: config.hosts(),

@@ -1,9 +1,9 @@
-//! Questions of clients that are under way to workers.
+//! What a shard's clients wait for from elsewhere: answers of workers, and keys that tokens are checked with.
 //!
-//! The shard waits for no answer: each question is a task of its own, and what comes of it comes in as any
-//! other event of the shard does. Whose question it is, and what is said of the answer, is not known here.
+//! The shard waits for neither: each is a task of its own, and what comes of it comes in as any other event of the
+//! shard does. Whose it is, and what is made of it, is not known here.
 //!
-//! Invariant: as many questions are under way as a shard may have, and no more.
+//! Invariant: as many are under way as a shard may have, and no more.
 
 use std::sync::Arc;
 
@@ -13,10 +13,14 @@ use relay_bus::inbox::ConnectionId;
 use relay_bus::seam::StoreError;
 use relay_wire::dialect::Request;
 use relay_wire::exchange::ReplyTo;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Questions of one shard's clients under way.
+use crate::identity::Later;
+use crate::refused::Refused;
+
+/// What one shard's clients wait for.
 const MAX_ASKED: usize = 256;
 
 /// A question on its way to a worker.
@@ -33,16 +37,40 @@ pub(super) struct Question {
     pub(super) data: Vec<u8>,
 }
 
-/// What came of a question.
+/// A message with a token that cannot be looked at yet.
+#[derive(Debug)]
+pub(super) enum Shown {
+    /// `auth`, and where the answer goes.
+    Auth(String, ReplyTo),
+    /// A client of Socket.IO joins a namespace.
+    Connect(String, Option<Value>),
+}
+
+/// What came of something that was waited for.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) connection: ConnectionId,
+    pub(super) came: Came,
+}
+
+/// What came.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// An answer to a question, or none.
+    Answer(Answered),
+    /// The token in a message can be looked at now, or cannot.
+    Token(Shown, Result<(), Refused>),
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub(super) struct Answered {
     pub(super) name: String,
     pub(super) reply_to: ReplyTo,
     pub(super) answered: Result<Bytes, StoreError>,
 }
 
-/// A shard's questions.
+/// What is under way.
 #[derive(Debug)]
 pub(super) struct Asking {
     /// Dropped with the shard, which ends the tasks.
@@ -61,8 +89,7 @@ impl Asking {
 
     /// Sends a question. False if too many are under way.
     pub(super) fn ask(&mut self, question: Question, hub: &Arc<Hub>) -> bool {
-        while self.tasks.try_join_next().is_some() {}
-        if self.tasks.len() >= MAX_ASKED {
+        if !self.has_room() {
             return false;
         }
         let (hub, outcomes) = (hub.clone(), self.outcomes.clone());
@@ -75,15 +102,39 @@ impl Asking {
                 data,
             } = question;
             let asked = hub.ask(request.subject, data.into(), request.timeout);
-            let outcome = Outcome {
-                connection,
+            let answered = Answered {
                 name,
                 reply_to,
                 answered: asked.await,
             };
+            let came = Came::Answer(answered);
             // Without a shard nobody is left to be told.
-            drop(outcomes.send(outcome).await);
+            drop(outcomes.send(Outcome { connection, came }).await);
         });
         true
+    }
+
+    /// Waits until the token in a message can be looked at. Gives the message back if too much is under way.
+    pub(super) fn prepare(
+        &mut self,
+        connection: ConnectionId,
+        later: Later,
+        shown: Shown,
+    ) -> Result<(), Shown> {
+        if !self.has_room() {
+            return Err(shown);
+        }
+        let outcomes = self.outcomes.clone();
+        self.tasks.spawn_local(async move {
+            let came = Came::Token(shown, later.news().await);
+            // Without a shard nobody is left to be told.
+            drop(outcomes.send(Outcome { connection, came }).await);
+        });
+        Ok(())
+    }
+
+    fn has_room(&mut self) -> bool {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.len() < MAX_ASKED
     }
 }

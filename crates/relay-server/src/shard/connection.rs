@@ -184,6 +184,8 @@ struct Rare {
     leaves_at: Option<Moment>,
     /// What its client sent last, and could not be decoded.
     undecodable: Option<DecodeError>,
+    /// Whether a message waits until the token in it can be looked at.
+    preparing: bool,
 }
 
 /// A connection.
@@ -326,6 +328,7 @@ impl Connection {
                 && rare.identities.is_empty()
                 && rare.leaves_at.is_none()
                 && rare.undecodable.is_none()
+                && !rare.preparing
         };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;

@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use relay_core::id::Name;
+
 use super::*;
 use crate::identity::test_keys;
 use relay_core::topic::Topic;
@@ -45,7 +47,7 @@ fn a_token_signed_with_the_configured_secret_is_good_there() {
     let config = Config::load(Some(config.path()), std::iter::empty()).unwrap();
     let identity = config
         .auth
-        .verifier()
+        .verifier(None)
         .unwrap()
         .verify(&token, Clock::start().wall())
         .unwrap();
@@ -117,7 +119,6 @@ fn a_token_the_relay_would_refuse_is_not_printed() {
 fn what_cannot_be_signed_is_told_why() {
     for (line, says) in [
         ("--sub alice", "no key to sign with"),
-        ("--sub a.b --key s", "--sub contains '.'"),
         ("--sub - --key s", "stands for nobody"),
         ("--sub alice --key s --topic jobs:1", "write job:<id>"),
         ("--sub alice --key s --publish a.b", "contains '.'"),

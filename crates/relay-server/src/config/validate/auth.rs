@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::{Findings, minutes};
 use crate::config::{AuthMode, Config};
-use crate::identity::key;
 use crate::origin::AllowedOrigin;
 
 pub(super) fn check(config: &Config, found: &mut Findings) {
@@ -40,23 +39,28 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
 }
 
 fn jwt(config: &Config, found: &mut Findings) {
-    if let Err(error) = key::check_algorithms(&config.auth.algorithms) {
-        found.error(&["auth.algorithms"], error.to_string());
+    let auth = &config.auth;
+    if auth.issuer.is_some() && auth.audience.is_none() {
+        found.error(
+            &["auth.issuer", "auth.audience"],
+            "is set without auth.audience, so a token that the issuer made for any other application would be accepted; set auth.audience to what tokens for this relay have in their claim aud",
+        );
     }
-    match config.auth.key_material() {
+    let made = auth.check_keys().and_then(|()| auth.key_material());
+    match made {
         Err(error) => found.error(error.keys(), error.to_string()),
-        Ok(material) => {
-            if let Err(error) = material.check_fits(&config.auth.algorithms) {
-                found.error(error.keys(), error.to_string());
-            } else if let Some(weakness) = material.weakness(&config.auth.algorithms) {
-                found.warning(&["auth.key", "auth.key_file"], weakness);
+        Ok(keys) => {
+            for key in keys {
+                if let Some(weakness) = key.weakness(&auth.algorithms) {
+                    found.warning(&["auth.key", "auth.key_file", "auth.keys"], weakness);
+                }
             }
         }
     }
 }
 
 fn anonymous(config: &Config, found: &mut Findings) {
-    if config.auth.key.is_some() || config.auth.key_file.is_some() {
+    if config.auth.has_keys() {
         found.warning(
             &["auth.mode"],
             "is \"anonymous\", so auth.key is not used and everybody sees everything; write \"jwt\" to check tokens",
@@ -65,7 +69,7 @@ fn anonymous(config: &Config, found: &mut Findings) {
 }
 
 fn unset(config: &Config, found: &mut Findings) {
-    if config.auth.key.is_some() || config.auth.key_file.is_some() {
+    if config.auth.has_keys() {
         found.error(
             &["auth.mode"],
             "is not set although there is a key; set auth.mode = \"jwt\" to check tokens, or \"anonymous\" to let everybody in",

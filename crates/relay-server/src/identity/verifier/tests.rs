@@ -8,6 +8,7 @@ use relay_bus::clock::Clock;
 use serde_json::json;
 
 use super::*;
+use crate::identity::key::{KeyError, KeyMaterial};
 use crate::identity::signing::SigningKey;
 use crate::identity::test_keys;
 
@@ -21,22 +22,35 @@ fn now() -> i64 {
     wall().as_unix_micros() / 1_000_000
 }
 
-fn expected(algorithm: Algorithm) -> Expected {
-    Expected {
+fn expected(algorithm: Algorithm) -> Asked {
+    Asked {
         algorithms: vec![algorithm],
-        audience: None,
-        issuer: None,
-        leeway: Duration::from_secs(30),
+        expected: Expected {
+            leeway: Duration::from_secs(30),
+            ..Expected::default()
+        },
     }
 }
 
-fn made(key: &str, expected: Expected) -> Result<Verifier, KeyError> {
-    Verifier::new(&KeyMaterial::read(Some(key), None)?, expected)
+/// What a verifier is made for.
+struct Asked {
+    algorithms: Vec<Algorithm>,
+    expected: Expected,
+}
+
+fn made(key: &str, asked: Asked) -> Result<Verifier, KeyError> {
+    made_of(&KeyMaterial::read(Some(key), None)?, asked)
+}
+
+fn made_of(keys: &[KeyMaterial], asked: Asked) -> Result<Verifier, KeyError> {
+    let ring = Keyring::new(keys, &asked.algorithms)?;
+    ring.check_serves(keys, &asked.algorithms)?;
+    Ok(Verifier::new(ring, None, asked.expected))
 }
 
 fn made_from_file(file: &Path) -> Result<Verifier, KeyError> {
     let material = KeyMaterial::read(None, Some(file))?;
-    Verifier::new(&material, expected(Algorithm::HS256))
+    made_of(&material, expected(Algorithm::HS256))
 }
 
 fn verifier() -> Verifier {
@@ -164,7 +178,7 @@ fn a_public_key_never_serves_as_a_shared_secret() {
     let mut both = expected(Algorithm::RS256);
     both.algorithms.push(Algorithm::HS256);
     let error = made(&rsa.public, both).unwrap_err();
-    assert!(matches!(error, KeyError::Mixed { .. }), "{error}");
+    assert!(matches!(error, KeyError::Mismatch { .. }), "{error}");
 }
 
 #[test]
@@ -244,7 +258,7 @@ fn another_algorithm_of_the_same_key_is_refused_unless_listed() {
 #[test]
 fn times_are_checked_with_leeway() {
     let mut asked = expected(Algorithm::HS256);
-    asked.leeway = Duration::from_secs(30);
+    asked.expected.leeway = Duration::from_secs(30);
     let verifier = made(SECRET, asked).unwrap();
     for (claims, code) in [
         (with("exp", json!(now() - 60)), Some("token_expired")),
@@ -305,7 +319,7 @@ fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
     let just_before = |at: WallTime| WallTime::from_unix_micros(at.as_unix_micros() - 1);
     for leeway in [Duration::ZERO, Duration::from_millis(2_500)] {
         let mut asked = expected(Algorithm::HS256);
-        asked.leeway = leeway;
+        asked.expected.leeway = leeway;
         let verifier = made(SECRET, asked).unwrap();
         let end = WallTime::from_unix_micros(
             micros(exp).as_unix_micros() + i64::try_from(leeway.as_micros()).unwrap(),
@@ -326,7 +340,7 @@ fn regression_a_token_is_refused_from_the_very_moment_of_its_expiry() {
 fn a_token_is_good_from_the_very_moment_it_says() {
     let nbf = now() + 100;
     let mut asked = expected(Algorithm::HS256);
-    asked.leeway = Duration::from_millis(2_500);
+    asked.expected.leeway = Duration::from_millis(2_500);
     let verifier = made(SECRET, asked).unwrap();
     let begin = nbf * 1_000_000 - 2_500_000;
     for (claim, begin) in [
@@ -345,8 +359,8 @@ fn a_token_is_good_from_the_very_moment_it_says() {
 #[test]
 fn audience_and_issuer_must_be_the_configured_ones() {
     let mut asked = expected(Algorithm::HS256);
-    asked.audience = Some("relay".to_owned());
-    asked.issuer = Some("https://login.example".to_owned());
+    asked.expected.audience = Some("relay".to_owned());
+    asked.expected.issuer = Some("https://login.example".to_owned());
     let strict = made(SECRET, asked).unwrap();
     let claims = |aud: Value, iss: Value| {
         let mut claims = good_claims();
@@ -412,16 +426,93 @@ fn the_subject_must_be_a_user_id() {
         json!(null),
         json!(7),
         json!(""),
-        json!("a.b"),
-        json!("a b"),
         json!("-"),
         json!("x".repeat(129)),
+        json!("é".repeat(64)),
     ] {
         let token = hs256(&with("sub", sub.clone()));
         assert_eq!(refused(&verifier(), &token), "token_bad_subject", "{sub}");
     }
     let claims = json!({ "exp": now() + 60 });
     assert_eq!(refused(&verifier(), &hs256(&claims)), "token_bad_subject");
+}
+
+#[test]
+fn a_user_is_known_by_a_name_whatever_characters_the_id_has() {
+    for (sub, user) in [
+        ("auth0|64f", "u--auth0_7C64f"),
+        ("a@b.example", "u--a_40b_2Eexample"),
+        ("u--a", "u--u--a"),
+        ("*", "u--_2A"),
+        (">", "u--_3E"),
+        ("a b\0", "u--a_20b_00"),
+        ("а", "u--_D0_B0"),
+    ] {
+        let identity = verifier().verify(&hs256(&with("sub", json!(sub))), wall());
+        assert_eq!(identity.unwrap().user, Some(name(user)), "{sub}");
+    }
+}
+
+#[test]
+fn the_user_may_be_in_another_claim() {
+    let by = |claim: &str| {
+        let mut asked = expected(Algorithm::HS256);
+        asked.expected.user_claim = Some(claim.to_owned());
+        made(SECRET, asked).unwrap()
+    };
+    let user = |claim: &str, claims: &Value| by(claim).verify(&hs256(claims), wall()).unwrap().user;
+    let id = "https://example.com/id";
+    assert_eq!(user(id, &with(id, json!("bob"))), Some(name("bob")));
+    assert_eq!(
+        user("user_id", &with("user_id", json!(42))),
+        Some(name("42"))
+    );
+    assert_eq!(user("sub", &good_claims()), Some(name("alice")));
+    for value in [json!(null), json!(""), json!(1.5), json!({}), json!(true)] {
+        let code = refused(&by("user_id"), &hs256(&with("user_id", value)));
+        assert_eq!(code, "token_bad_subject");
+    }
+    assert_eq!(
+        refused(&by("user_id"), &hs256(&good_claims())),
+        "token_bad_subject"
+    );
+    // An address that nobody has verified may be anybody's.
+    for (verified, good) in [
+        (json!(true), true),
+        (json!("true"), true),
+        (json!(false), false),
+        (json!("false"), false),
+        (json!(null), false),
+        (json!(1), false),
+    ] {
+        let mut claims = with("email", json!("a@b.example"));
+        claims["email_verified"] = verified;
+        let verified = by("email").verify(&hs256(&claims), wall());
+        assert_eq!(verified.is_ok(), good, "{claims}");
+    }
+    let unsaid = with("email", json!("a@b.example"));
+    assert_eq!(user("email", &unsaid), Some(name("u--a_40b_2Eexample")));
+}
+
+#[test]
+fn a_claim_that_is_there_twice_is_nobodys() {
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#);
+    let signed = |claims: &str| {
+        let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &key, jsonwebtoken::Algorithm::HS256);
+        format!("{message}.{}", signature.unwrap())
+    };
+    let mut asked = expected(Algorithm::HS256);
+    asked.expected.user_claim = Some("uid".to_owned());
+    let verifier = made(SECRET, asked).unwrap();
+    for claims in [
+        r#"{"exp":4000000000,"uid":"alice","uid":"bob"}"#,
+        r#"{"exp":4000000000,"uid":"alice","u\u0069d":"bob"}"#,
+    ] {
+        assert_eq!(refused(&verifier, &signed(claims)), "token_malformed");
+    }
 }
 
 #[test]
@@ -477,4 +568,110 @@ fn a_token_that_demands_unknown_extensions_is_refused() {
 #[test]
 fn a_verifier_never_prints_its_key() {
     assert!(!format!("{:?}", verifier()).contains(SECRET));
+}
+
+fn signed_by(kid: Option<&str>, pair: &test_keys::Pair, algorithm: Algorithm) -> String {
+    let key = SigningKey::new(pair.private.as_bytes(), Some(algorithm)).unwrap();
+    key.called(kid).sign(&good_claims()).unwrap()
+}
+
+fn file_with(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn while_keys_change_tokens_of_the_old_one_and_of_the_new_one_are_good() {
+    let (old, new) = (test_keys::ec(), test_keys::rsa());
+    let both = file_with(&format!("old\n{}new\n{}", old.public, new.public));
+    let keys = KeyMaterial::read(None, Some(both.path())).unwrap();
+    let asked = |algorithms| Asked {
+        algorithms,
+        expected: Expected::default(),
+    };
+    for algorithms in [vec![], vec![Algorithm::RS256, Algorithm::ES256]] {
+        let verifier = made_of(&keys, asked(algorithms)).unwrap();
+        for kid in [None, Some("any")] {
+            for token in [
+                signed_by(kid, &old, Algorithm::ES256),
+                signed_by(kid, &new, Algorithm::RS256),
+            ] {
+                assert!(verifier.verify(&token, wall()).is_ok(), "{kid:?}");
+            }
+        }
+        let foreign = signed_by(None, &test_keys::ec(), Algorithm::ES256);
+        assert_eq!(refused(&verifier, &foreign), "token_bad_signature");
+    }
+    let error = made_of(&keys, asked(vec![Algorithm::RS256])).unwrap_err();
+    assert!(error.to_string().contains("EC public key"), "{error}");
+}
+
+#[test]
+fn a_token_that_names_its_key_is_checked_by_that_key_alone() {
+    let (a, b) = (test_keys::ec(), test_keys::ec());
+    let files = [file_with(&a.public), file_with(&b.public)];
+    let named = |id, file: &tempfile::NamedTempFile| {
+        KeyMaterial::read_named(id, file.path()).unwrap().remove(0)
+    };
+    let es256 = || expected(Algorithm::ES256);
+    let keys = [named(Some("a"), &files[0]), named(Some("b"), &files[1])];
+    let verifier = made_of(&keys, es256()).unwrap();
+    for (kid, signer, code) in [
+        (Some("a"), &a, None),
+        (Some("b"), &b, None),
+        (None, &a, None),
+        (None, &b, None),
+        (Some("a"), &b, Some("token_bad_signature")),
+        (Some("c"), &a, Some("token_unknown_key")),
+        (Some("../../etc/passwd"), &a, Some("token_unknown_key")),
+    ] {
+        let token = signed_by(kid, signer, Algorithm::ES256);
+        match code {
+            None => assert!(verifier.verify(&token, wall()).is_ok(), "{kid:?}"),
+            Some(code) => assert_eq!(refused(&verifier, &token), code, "{kid:?}"),
+        }
+    }
+    // A key without a name is for tokens with any name that no other key has.
+    let keys = [named(Some("a"), &files[0]), named(None, &files[1])];
+    let verifier = made_of(&keys, es256()).unwrap();
+    let token = signed_by(Some("x"), &b, Algorithm::ES256);
+    assert!(verifier.verify(&token, wall()).is_ok());
+    let token = signed_by(Some("a"), &b, Algorithm::ES256);
+    assert_eq!(refused(&verifier, &token), "token_bad_signature");
+}
+
+#[test]
+fn a_public_key_beside_a_secret_is_not_taken_for_one() {
+    let rsa = test_keys::rsa();
+    let file = file_with(&rsa.public);
+    let mut keys = KeyMaterial::read(Some(SECRET), None).unwrap();
+    keys.extend(KeyMaterial::read_named(None, file.path()).unwrap());
+    let asked = Asked {
+        algorithms: vec![Algorithm::HS256, Algorithm::RS256],
+        expected: Expected::default(),
+    };
+    let verifier = made_of(&keys, asked).unwrap();
+    let key = jsonwebtoken::EncodingKey::from_secret(rsa.public.as_bytes());
+    let forged = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &good_claims(), &key);
+    assert_eq!(refused(&verifier, &forged.unwrap()), "token_bad_signature");
+    let good = sign(&rsa.private, Algorithm::RS256, &good_claims());
+    assert!(verifier.verify(&good, wall()).is_ok());
+    assert!(verifier.verify(&hs256(&good_claims()), wall()).is_ok());
+}
+
+#[test]
+fn a_file_of_several_keys_is_refused_where_an_id_names_one_and_by_name() {
+    let both = file_with(&(test_keys::ec().public + &test_keys::ec().public));
+    let error = KeyMaterial::read_named(Some("a"), both.path()).unwrap_err();
+    let path = both.path().display().to_string();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("{path} holds 2 PEM blocks")),
+        "{error}"
+    );
+    let many = file_with(&test_keys::ed().public.repeat(33));
+    let error = KeyMaterial::read(None, Some(many.path())).unwrap_err();
+    assert!(error.to_string().contains("33 keys"), "{error}");
 }

@@ -17,6 +17,7 @@ use relay_wire::websocket::{DecodeError, Inbound};
 use super::{Connection, Desk, Errand, bounds};
 use crate::identity::{Credential, Identity, Source};
 use crate::refused::Refused;
+use crate::shard::asking::{Came, Shown};
 
 /// Messages rejected in a row for coming too fast, after which the connection ends.
 const MAX_TOO_FREQUENT: u32 = 100;
@@ -265,7 +266,62 @@ impl Connection {
         self.say(&notice, reply_to, desk);
     }
 
+    /// The client shows a token. If its key may have to be fetched, it is looked at when that is done.
     fn on_auth(&mut self, token: &str, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        let shown = Shown::Auth(token.to_owned(), reply_to.clone());
+        if let Err(shown) = self.prepare(token, shown, desk) {
+            self.look_at(shown, desk);
+        }
+    }
+
+    /// Lets a message wait until the token in it can be looked at. Gives it back if it need not, or cannot, wait: one
+    /// message of a connection waits at a time.
+    pub(super) fn prepare(
+        &mut self,
+        token: &str,
+        shown: Shown,
+        desk: &mut Desk<'_>,
+    ) -> Result<(), Shown> {
+        let waits = self.rare.as_ref().is_some_and(|rare| rare.preparing);
+        let later = desk.node.identity.later(token, desk.wall());
+        let Some(later) = later.filter(|_| !waits) else {
+            return Err(shown);
+        };
+        desk.tools.asking.prepare(self.id, later, shown)?;
+        self.rare().preparing = true;
+        Ok(())
+    }
+
+    /// Something that was waited for has come, or has not.
+    pub(crate) fn on_outcome(&mut self, came: Came, desk: &mut Desk<'_>) {
+        let (shown, prepared) = match came {
+            Came::Answer(answered) => return self.on_answered(&answered, desk),
+            Came::Token(shown, prepared) => (shown, prepared),
+        };
+        if let Some(rare) = &mut self.rare {
+            rare.preparing = false;
+        }
+        self.tidy();
+        match (prepared, shown) {
+            (Ok(()), shown) => self.look_at(shown, desk),
+            // The token may be good: the connection goes on as it was, and the client may try again.
+            (Err(refused), Shown::Auth(_, reply_to)) => {
+                self.reject(refused.code, &refused.message, &reply_to, desk);
+            }
+            (Err(refused), Shown::Connect(namespace, _)) => {
+                self.say_not_joined(&namespace, &refused.into(), desk);
+            }
+        }
+    }
+
+    fn look_at(&mut self, shown: Shown, desk: &mut Desk<'_>) {
+        match shown {
+            Shown::Auth(token, reply_to) => self.authenticate(&token, &reply_to, desk),
+            Shown::Connect(namespace, auth) => self.join_namespace(&namespace, auth.as_ref(), desk),
+        }
+    }
+
+    fn authenticate(&mut self, token: &str, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
         let identity = match verified(token, desk) {
             Ok(identity) => identity,
             Err(refused) => {

@@ -25,13 +25,14 @@ use super::{Connection, Desk, Errand, bounds};
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::refused::Refused;
+use crate::shard::asking::Shown;
 
 /// How long a client that comes back to a user or a group has for asking by name for jobs it watched. What is
 /// told by name is not told again; the other way round, a client that asks by name always gets the snapshot.
 const ASKS_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a namespace is not joined: Socket.IO's `message`, and our word and sentence.
-struct NotJoined {
+pub(super) struct NotJoined {
     message: &'static str,
     code: &'static str,
     sentence: String,
@@ -62,6 +63,13 @@ struct Found {
     topics: Vec<Topic>,
 }
 
+/// The token in a CONNECT packet, if there is one.
+fn token_of(auth: Option<&Value>) -> Option<&str> {
+    let token = auth?.get("token")?.as_str()?;
+    let token = token.strip_prefix("Bearer ").unwrap_or(token);
+    (!token.is_empty()).then_some(token)
+}
+
 impl Connection {
     /// The first packet of a Socket.IO session; `None` for any other connection.
     pub(crate) fn open_packet(&self, desk: &Desk<'_>) -> Option<String> {
@@ -88,12 +96,37 @@ impl Connection {
         auth: Option<&Value>,
         desk: &mut Desk<'_>,
     ) {
+        let shown = Shown::Connect(namespace.to_owned(), auth.cloned());
+        let waits = match token_of(auth) {
+            Some(token) => self.prepare(token, shown, desk),
+            None => Err(shown),
+        };
+        if waits.is_err() {
+            self.join_namespace(namespace, auth, desk);
+        }
+    }
+
+    /// Joins a namespace, or says why not.
+    pub(super) fn join_namespace(
+        &mut self,
+        namespace: &str,
+        auth: Option<&Value>,
+        desk: &mut Desk<'_>,
+    ) {
         let joined = self
             .find_namespace(namespace, auth, desk)
             .and_then(|found| self.enter(namespace, auth, found, desk));
-        let Err(not_joined) = joined else {
-            return;
-        };
+        if let Err(not_joined) = joined {
+            self.say_not_joined(namespace, &not_joined, desk);
+        }
+    }
+
+    pub(super) fn say_not_joined(
+        &mut self,
+        namespace: &str,
+        not_joined: &NotJoined,
+        desk: &mut Desk<'_>,
+    ) {
         desk.node.telemetry.client_error(not_joined.code);
         let data = json!({"code": not_joined.code, "message": not_joined.sentence});
         // The words for a namespace that does not exist are the protocol's own, and all it says.
@@ -167,10 +200,7 @@ impl Connection {
         cookie: Option<&str>,
         desk: &Desk<'_>,
     ) -> Result<Arc<Identity>, Refused> {
-        let token = auth.and_then(|auth| auth.get("token"));
-        let token = token.and_then(Value::as_str).unwrap_or_default();
-        let token = token.strip_prefix("Bearer ").unwrap_or(token);
-        if !token.is_empty() {
+        if let Some(token) = token_of(auth) {
             return verified(token, desk).map(Arc::new);
         }
         let known = self.rare.iter().flat_map(|rare| &rare.identities);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Connection, Desk};
-use crate::shard::asking::{Outcome, Question};
+use crate::shard::asking::{Answered, Question};
 
 /// Questions of one connection under way.
 const MAX_OWN: u8 = 4;
@@ -71,7 +71,7 @@ impl Connection {
     }
 
     /// A worker has answered, or has not.
-    pub(crate) fn on_outcome(&mut self, outcome: &Outcome, desk: &mut Desk<'_>) {
+    pub(super) fn on_answered(&mut self, outcome: &Answered, desk: &mut Desk<'_>) {
         let Some(speech) = self.speaker.speech_mut() else {
             return;
         };
