@@ -21,3 +21,5 @@ mod reading;
 mod streams;
 #[path = "jetstream/support.rs"]
 mod support;
+#[path = "jetstream/tenants.rs"]
+mod tenants;

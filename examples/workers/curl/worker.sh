@@ -7,7 +7,7 @@ owner=${2:--}
 attempt=${3:-1} # a job that has ended begins anew with a higher one
 relay=${RELAY_URL:-http://127.0.0.1:8080}
 steps=${STEPS:-20}
-run=$(date +%s)-$$
+run=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 count=0
 
 # offer PATH BODY: connection trouble, 429 and 5xx are tried again for up to 15 seconds. The key is the same
@@ -16,7 +16,7 @@ offer() {
     answer=$(curl --silent --show-error --write-out ' %{http_code}' \
         --retry 8 --retry-max-time 15 --retry-connrefused --max-time 5 \
         --header 'content-type: application/json' \
-        --header "idempotency-key: $run-$count" \
+        --header "idempotency-key: $owner.$job.$run.$count" \
         ${RELAY_TOKEN:+--header "authorization: Bearer $RELAY_TOKEN"} \
         --data "$2" "$relay/v1/jobs/$job$1?owner=$owner")
     case $answer in

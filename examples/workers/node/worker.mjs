@@ -9,13 +9,16 @@ import {
   connect, credsAuthenticator, headers, nkeyAuthenticator, tokenAuthenticator, usernamePasswordAuthenticator,
 } from "@nats-io/transport-node";
 
+// How a stream for one owner answers an ending: it has no roll-ups and no lifetimes, and needs none.
+const NO_ROLLUP = new Set([10111, 10166]);
+
 /** One job's line to whoever watches it. */
 class Job {
   #connection;
   #jetstream;
   #subject;
   #attempt;
-  #run = randomUUID(); // another run of the same job must not look like a repeat
+  #ids; // nobody else's, nor another run's: whoever uses an id first makes the next with that id a repeat
   #count = 0;
   #latest; // the state that waits to be published
   #sender;
@@ -27,6 +30,7 @@ class Job {
     this.#connection = connection;
     this.#jetstream = jetstream(connection);
     this.#subject = `progress.${owner}.${job}`;
+    this.#ids = `${owner}.${job}.${randomUUID()}`;
     this.#attempt = attempt;
     this.#listen();
   }
@@ -57,7 +61,12 @@ class Job {
     this.#ended = true;
     this.#latest = undefined;
     await this.#sender;
-    await this.#publish("state", payload, { "Nats-Rollup": "sub", "Nats-TTL": "24h" }, 600_000);
+    try {
+      await this.#publish("state", payload, { "Nats-Rollup": "sub", "Nats-TTL": "24h" }, 600_000);
+    } catch (error) {
+      if (!NO_ROLLUP.has(error.code)) throw error;
+      await this.#publish("state", payload, {}, 600_000);
+    }
   }
 
   // here and not later, so that what JSON cannot express is an error where it was made
@@ -82,7 +91,7 @@ class Job {
   async #publish(what, payload, more = {}, patience = 15_000) {
     const subject = `${this.#subject}.${what}`;
     // the same id at each try: what was stored but not acknowledged is not stored twice
-    const msgID = `${this.#run}-${++this.#count}`;
+    const msgID = `${this.#ids}.${++this.#count}`;
     const h = headers();
     for (const [name, value] of Object.entries(more)) h.set(name, value);
     const giveUp = Date.now() + patience;
@@ -100,7 +109,8 @@ class Job {
   /** Whether the same message will be rejected again, however often it is sent. */
   #isFinal(error) {
     const status = error instanceof JetStreamApiError ? error.status : 0;
-    return (status >= 400 && status < 500) || error.name === "InvalidArgumentError" || this.#connection.isClosed();
+    const final = (status >= 400 && status < 500) || NO_ROLLUP.has(error.code);
+    return final || error.name === "InvalidArgumentError" || this.#connection.isClosed();
   }
 
   // NATS does not answer what a user may not publish; it says so on the side

@@ -21,6 +21,9 @@ import nats
 import nats.errors
 import nats.js.errors
 
+# How a stream for one owner answers an ending: it has no roll-ups and no lifetimes, and needs none.
+NO_ROLLUP = (10111, 10166)
+
 
 class Job:
     """One job's line to whoever watches it."""
@@ -30,7 +33,8 @@ class Job:
         self.jetstream = connection.jetstream()
         self.subject = f"progress.{owner}.{job}"
         self.attempt = attempt  # a job that has ended begins anew with a higher one
-        self.run = uuid.uuid4().hex  # another run of the same job must not look like a repeat
+        # nobody else's, nor another run's: whoever uses an id first makes the next with that id a repeat
+        self.ids = f"{owner}.{job}.{uuid.uuid4().hex}"
         self.count = 0
         self.latest = None  # the state that waits to be published
         self.sender = None
@@ -59,8 +63,13 @@ class Job:
         self.ended, self.latest = True, None
         if self.sender is not None:
             await asyncio.wait([self.sender])
-        headers = {"Nats-Rollup": "sub", "Nats-TTL": "24h"}
-        await self._publish("state", payload, headers, patience=600.0)
+        try:
+            headers = {"Nats-Rollup": "sub", "Nats-TTL": "24h"}
+            await self._publish("state", payload, headers, patience=600.0)
+        except nats.js.errors.APIError as error:
+            if error.err_code not in NO_ROLLUP:
+                raise
+            await self._publish("state", payload, patience=600.0)
 
     def _encode(self, state):
         # here and not later, so that what JSON cannot express is an error where it was made
@@ -80,7 +89,7 @@ class Job:
         subject = f"{self.subject}.{what}"
         self.count += 1
         # the same id at each try: what was stored but not acknowledged is not stored twice
-        headers = {"Nats-Msg-Id": f"{self.run}-{self.count}", **(headers or {})}
+        headers = {"Nats-Msg-Id": f"{self.ids}.{self.count}", **(headers or {})}
         give_up = time.monotonic() + patience
         pause = 0.2
         while True:
@@ -97,7 +106,7 @@ class Job:
     def _is_final(self, error, subject):
         """Whether the same message will be rejected again, however often it is sent."""
         if isinstance(error, nats.js.errors.APIError):
-            return 400 <= (error.code or 0) < 500
+            return 400 <= (error.code or 0) < 500 or error.err_code in NO_ROLLUP
         # NATS does not answer what a user may not publish; it says so on the side
         denied = str(self.connection.last_error).lower()
         if f'permissions violation for publish to "{subject.lower()}"' in denied:

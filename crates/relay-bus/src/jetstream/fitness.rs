@@ -234,21 +234,20 @@ impl Look<'_> {
                     cure,
                 );
             }
-            (captures, false) => {
+            (true, false) => self.sources_of_owners(subjects),
+            (false, false) => {
                 let found = format!("{sources:?}");
                 let cure = match self.sources().next() {
-                    Some(first) if !captures => self.elsewhere(first),
-                    _ => "let workers publish to this stream itself".to_owned(),
+                    Some(first) => self.elsewhere(first),
+                    None => self.edit(format_args!("--subjects='{all}'")),
                 };
-                let effect = match captures {
-                    true => {
-                        "what comes from a source is not bounded by this stream's limits, and nobody is told when it is rejected"
-                    }
-                    false => {
-                        "updates come from the sources alone; publishing over HTTP is rejected"
-                    }
-                };
-                self.loses("sources", found, "unset", effect, cure);
+                self.loses(
+                    "sources",
+                    found,
+                    "unset",
+                    "updates come from the sources alone; publishing over HTTP is rejected",
+                    cure,
+                );
             }
         }
         if let Some(transform) = &self.config.subject_transform {
@@ -269,6 +268,31 @@ impl Look<'_> {
                 );
             }
         }
+    }
+
+    /// A stream that gathers what owners' own streams hold: nobody may reach into another's by it.
+    fn sources_of_owners(&mut self, subjects: &Subjects) {
+        let any_job = subjects.any_job();
+        let wide: Vec<&str> = self
+            .sources()
+            .filter(|source| !is_narrow(source, &any_job))
+            .map(|source| source.name.as_str())
+            .collect();
+        if !wide.is_empty() {
+            let found = format!("{wide:?} without a filter_subject");
+            self.loses(
+                "sources",
+                found,
+                "each with the filter_subject of its owner, as in deploy/nats/tenants/stream.json",
+                "whoever publishes to such a source may publish for any owner",
+                self.edit("--config deploy/nats/tenants/stream.json, with your owners in it"),
+            );
+        }
+    }
+
+    /// Whether other streams' messages come to this one by the server's hand.
+    fn gathers(&self) -> bool {
+        self.sources().next().is_some()
     }
 
     fn sources(&self) -> impl Iterator<Item = &Source> {
@@ -380,11 +404,18 @@ impl Look<'_> {
 
     /// The largest message.
     fn size(&mut self) {
-        let needed = message_bytes(self.settings.update_bytes);
+        let smallest = message_bytes(self.settings.update_bytes);
+        let (needed, for_headers) = match self.gathers() {
+            true => (smallest.saturating_add(HEADERS), 2 * HEADERS),
+            false => (smallest, HEADERS),
+        };
         let found = self.config.max_message_size;
         let effect = match usize::try_from(found) {
             Ok(found) if (needed..=self.settings.update_bytes + 4 * HEADERS).contains(&found) => {
                 return;
+            }
+            Ok(found) if (smallest..needed).contains(&found) => {
+                "the server adds a header to what it gathers: the largest update stops its source for good"
             }
             Ok(found) if 0 < found && found < needed => {
                 "updates that limits.update_bytes allows are rejected for their size"
@@ -394,7 +425,7 @@ impl Look<'_> {
             }
         };
         let cure = self.edit(format_args!("--max-msg-size={needed}"));
-        let needed = format!("{needed} (limits.update_bytes and {HEADERS} for headers)");
+        let needed = format!("{needed} (limits.update_bytes and {for_headers} for headers)");
         self.loses("max_msg_size", Bound(found.into()), needed, effect, cure);
     }
 
@@ -413,7 +444,18 @@ impl Look<'_> {
             );
         }
         let (window, needed) = (self.config.duplicate_window, duplicate_window(age));
-        if window < needed {
+        if self.gathers() {
+            // The sources recognise what is sent again, each for its own owner.
+            if !window.is_zero() {
+                self.loses(
+                    "duplicate_window",
+                    Span(window),
+                    "0",
+                    "an update with a message id that another source's worker has used is left out, though its worker was told that it is stored",
+                    self.edit("--config deploy/nats/tenants/stream.json, with your owners in it"),
+                );
+            }
+        } else if window < needed {
             let needed = Span(needed);
             let cure = self.edit(format_args!("--dupe-window={needed}"));
             self.loses(
@@ -534,6 +576,18 @@ impl Look<'_> {
             );
         }
     }
+}
+
+/// Whether what comes from a source is some owners' alone.
+fn is_narrow(source: &Source, any_job: &str) -> bool {
+    let filter = source.filter_subject.as_deref();
+    let transforms = source.subject_transforms.iter();
+    let mut taken = filter
+        .into_iter()
+        .chain(transforms.map(|transform| transform.destination.as_str()))
+        .filter(|subject| !subject.is_empty())
+        .peekable();
+    taken.peek().is_some() && taken.all(|subject| !covers(subject, any_job))
 }
 
 /// Whether live messages come out under the live prefix, whatever else is republished.

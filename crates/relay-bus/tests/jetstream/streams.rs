@@ -245,6 +245,8 @@ async fn a_stream_that_gathers_from_others_can_be_read() {
         .unwrap();
     let gather = |stream: &mut Value| {
         stream["sources"] = json!([{"name": "WORKERS"}]);
+        stream["duplicate_window"] = json!(0);
+        stream["max_msg_size"] = json!(73_728);
         stream.as_object_mut().unwrap().remove("subjects");
     };
     server.create_stream(gather).await.unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, bail};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, HeaderMap};
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
@@ -74,7 +74,17 @@ impl Job {
         headers.insert("Nats-Rollup", "sub");
         headers.insert("Nats-TTL", "24h");
         let (payload, patience) = (self.line.encode(state), Duration::from_secs(600));
-        self.line.publish("state", payload, headers, patience).await
+        let line = &self.line;
+        match line
+            .publish("state", payload.clone(), headers, patience)
+            .await
+        {
+            Err(error) if has_no_rollup(&error) => {
+                let none = HeaderMap::new();
+                line.publish("state", payload, none, patience).await
+            }
+            told => told,
+        }
     }
 }
 
@@ -83,8 +93,8 @@ struct Line {
     jetstream: Context,
     subject: String,
     attempt: u64,
-    /// Another run of the same job must not look like a repeat.
-    run: u64,
+    /// Nobody else's, nor another run's: whoever uses an id first makes the next with that id a repeat.
+    ids: String,
     count: AtomicU64,
     /// Held while something is published, so that what comes later waits.
     order: Mutex<()>,
@@ -122,7 +132,7 @@ impl Line {
         let subject = format!("{}.{what}", self.subject);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         // the same id at each try: what was stored but not acknowledged is not stored twice
-        headers.insert("Nats-Msg-Id", format!("{:x}-{count}", self.run));
+        headers.insert("Nats-Msg-Id", format!("{}.{count}", self.ids));
         let start = Instant::now();
         let mut pause = Duration::from_millis(200);
         loop {
@@ -155,11 +165,24 @@ impl Line {
 
 /// Whether the same message will be rejected again, however often it is sent.
 fn is_final(error: &Error) -> bool {
-    error.chain().any(|cause| {
+    let is_final = error.chain().any(|cause| {
         let rejected = cause.downcast_ref::<jetstream::Error>();
         let unsent = cause.downcast_ref::<PublishError>();
         rejected.is_some_and(|error| (400..500).contains(&error.code()))
             || unsent.is_some_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded)
+    });
+    is_final || has_no_rollup(error)
+}
+
+/// Whether the stream is one owner's own: it takes no roll-up and no lifetime, and needs none.
+fn has_no_rollup(error: &Error) -> bool {
+    let codes = [
+        ErrorCode::STREAM_ROLLUP_FAILED,
+        ErrorCode::MESSAGE_TTL_DISABLED,
+    ];
+    error.chain().any(|cause| {
+        let rejected = cause.downcast_ref::<jetstream::Error>();
+        rejected.is_some_and(|error| codes.contains(&error.error_code()))
     })
 }
 
@@ -296,7 +319,7 @@ async fn main() -> Result<ExitCode> {
         jetstream: jetstream::new(client),
         subject: format!("progress.{owner}.{id}"),
         attempt,
-        run: fastrand::u64(..),
+        ids: format!("{owner}.{id}.{:032x}", fastrand::u128(..)),
         count: AtomicU64::new(0),
         order: Mutex::new(()),
         denied,

@@ -31,6 +31,66 @@ fn what_is_shipped_fits_the_defaults() {
 }
 
 #[test]
+fn the_stream_that_is_shipped_for_workers_that_do_not_trust_each_other_fits_the_defaults() {
+    let shipped = include_str!("../../../../../deploy/nats/tenants/stream.json");
+    let shipped: Config = serde_json::from_str(shipped).unwrap();
+    let settings = JetStreamSettings::default();
+    assert_eq!(of_stream(&shipped, false, &settings, &subjects()), []);
+}
+
+#[test]
+fn a_stream_that_gathers_is_told_where_one_owner_can_reach_into_anothers() {
+    let told = |change: fn(&mut Config), setting, cure| {
+        is_told(
+            |config| {
+                config.duplicate_window = Duration::ZERO;
+                config.max_message_size += 4096;
+                config.sources = Some(vec![of_alice()]);
+                change(config);
+            },
+            Weight::Loses,
+            setting,
+            cure,
+        );
+    };
+    told(
+        |c| c.sources.as_mut().unwrap().push(source("ALL")),
+        "sources",
+        "[\"ALL\"] without a filter_subject",
+    );
+    told(
+        |c| {
+            let all = |source: &mut Source| source.filter_subject = Some("progress.>".into());
+            all(&mut c.sources.as_mut().unwrap()[0]);
+        },
+        "sources",
+        "may publish for any owner",
+    );
+    told(
+        |c| c.duplicate_window = DUPLICATE_WINDOW,
+        "duplicate_window",
+        "is 2m and should be 0",
+    );
+    told(
+        |c| c.max_message_size = 69_632,
+        "max_msg_size",
+        "--max-msg-size=73728",
+    );
+    let moved = found(|config| {
+        config.duplicate_window = Duration::ZERO;
+        config.max_message_size += 4096;
+        config.sources = Some(vec![Source {
+            subject_transforms: vec![SubjectTransform {
+                source: "updates.>".into(),
+                destination: "progress.alice.>".into(),
+            }],
+            ..source("UPDATES")
+        }]);
+    });
+    assert_eq!(moved, []);
+}
+
+#[test]
 fn a_wider_stream_fits() {
     let wide = found(|config| {
         config.subjects = vec!["other".into(), ">".into()];
@@ -57,6 +117,13 @@ fn source(name: &str) -> Source {
     Source {
         name: name.to_owned(),
         ..Source::default()
+    }
+}
+
+fn of_alice() -> Source {
+    Source {
+        filter_subject: Some("progress.alice.>".into()),
+        ..source("UPDATES_alice")
     }
 }
 
@@ -177,16 +244,11 @@ fn each_setting_that_loses_something_is_named_with_its_cure() {
     is_told("persist_mode", "stream rm PROGRESS", |c| {
         c.persist_mode = Some(PersistenceMode::Async);
     });
-    is_told(
-        "sources",
-        "let workers publish to this stream itself",
-        |c| {
-            c.sources = Some(vec![source("OTHER")]);
-        },
-    );
     is_told("sources", "nats.stream = \"OTHER\"", |c| {
         c.sources = Some(vec![source("OTHER")]);
         c.subjects.clear();
+        c.duplicate_window = Duration::ZERO;
+        c.max_message_size += 4096;
     });
     let settings = JetStreamSettings {
         replicas: 3,
