@@ -11,8 +11,9 @@
 //!
 //! Invariant: an update that makes the reading panic is left out, and its job says that something is missing.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -244,7 +245,7 @@ impl HistoryFile {
         let mut beside = self.path.clone().into_os_string();
         beside.push(".new");
         let beside = Path::new(&beside);
-        let file = File::create(beside)?;
+        let file = create_private(beside)?;
         let mut out = BufWriter::new(file);
         write(history, complete, &mut out)?;
         // A power cut must not leave a new name on old bytes.
@@ -282,6 +283,17 @@ impl HistoryFile {
             problem: problem.into(),
         }
     }
+}
+
+/// A new file that nobody else may read, whatever the process would let others do with its files. One that was left
+/// under that name may be somebody's who can.
+fn create_private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn write(history: &History, complete: bool, out: &mut impl Write) -> io::Result<()> {

@@ -95,6 +95,34 @@ async fn a_file_closed_in_order_gives_everything_back_and_the_epoch_goes_on() {
 }
 
 #[tokio::test]
+async fn a_file_is_read_by_its_owner_alone_whoever_might_read_what_was_there_before() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history");
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    let elsewhere = folder.path().join("elsewhere");
+    fs::write(&elsewhere, "somebody's own").unwrap();
+    // What another program, or an earlier version that was killed while it wrote, may have left.
+    let left: [&dyn Fn(&Path); 2] = [
+        &|beside| {
+            fs::write(beside, "left").unwrap();
+            fs::set_permissions(beside, fs::Permissions::from_mode(0o666)).unwrap();
+        },
+        &|beside| std::os::unix::fs::symlink(&elsewhere, beside).unwrap(),
+    ];
+    for leave in left {
+        leave(&folder.path().join("history.new"));
+        let file = HistoryFile::new(path.clone());
+        file.open(&hub(), EPOCH).unwrap();
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        file.close(&hub()).unwrap();
+        assert_eq!(mode(), 0o600);
+    }
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"somebody's own");
+}
+
+#[tokio::test]
 async fn a_job_that_came_back_is_guarded_as_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
