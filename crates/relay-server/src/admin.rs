@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::map_response;
 use axum::routing::get;
 use http::{Response, StatusCode, header};
 use serde::Serialize;
@@ -19,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::answer;
+use crate::answer::{self, NO_SNIFF};
 use crate::node::Node;
 
 /// What the operators' listener looks at.
@@ -140,6 +141,10 @@ pub(crate) fn router(admin: Admin) -> Router {
                 "this listener has /metrics /livez /readyz /status /refused\n",
             )
         })
+        .layer(map_response(async |mut answer: Response<Body>| {
+            answer.headers_mut().extend([NO_SNIFF]);
+            answer
+        }))
         .with_state(admin)
 }
 

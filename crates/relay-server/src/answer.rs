@@ -24,6 +24,12 @@ use crate::hosts::Hosts;
 use crate::identity::Identity;
 use crate::refused::Refused;
 
+/// On every answer: its type is what it says, and no browser guesses another one.
+pub(crate) const NO_SNIFF: (HeaderName, HeaderValue) = (
+    header::X_CONTENT_TYPE_OPTIONS,
+    HeaderValue::from_static("nosniff"),
+);
+
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ApiError {

@@ -184,7 +184,7 @@ impl Door {
         self.gate.say_full(self.node.limits.connections);
         let body = r#"{"error":{"code":"node_limit","message":"this node has as many sockets open as it can; try again later"}}"#;
         let answer = format!(
-            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let told = async {

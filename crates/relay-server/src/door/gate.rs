@@ -21,7 +21,7 @@ use relay_core::watcher::sight::{Sight, Viewer as _};
 use tokio::time::timeout;
 
 use crate::admission::Admission;
-use crate::answer::ApiError;
+use crate::answer::{ApiError, NO_SNIFF};
 use crate::forwarded::is_passed_on;
 use crate::headers::asks_for_websocket;
 use crate::identity::{Credential, Identity, credential};
@@ -451,6 +451,7 @@ impl Gate {
         let status = answer.status().as_u16();
         self.node.telemetry.request(visit.label, status);
         let headers = answer.headers_mut();
+        headers.extend([NO_SNIFF]);
         headers.extend(visit.cors);
         headers.extend(visit.request_id.map(|id| (REQUEST_ID, id)));
         Outcome::Answer(answer)

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::answer::ApiError;
+use crate::answer::{ApiError, NO_SNIFF};
 
 /// A way out on which hyper's own refusals have a body.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ fn explained(bytes: &[u8]) -> Option<Bytes> {
         "HTTP/1.1 {status}\r\ndate: {date}\r\nconnection: close\r\ncontent-length: {length}\r\n"
     )
     .into_bytes();
-    for (name, value) in &parts.headers {
+    for (name, value) in parts.headers.iter().chain([(&NO_SNIFF.0, &NO_SNIFF.1)]) {
         said.extend_from_slice(name.as_str().as_bytes());
         said.extend_from_slice(b": ");
         said.extend_from_slice(value.as_bytes());
@@ -150,6 +150,7 @@ mod tests {
             let length = format!("content-length: {}\r\n", body.len());
             assert!(head.contains(&length), "{said}");
             assert!(head.contains("content-type: application/json"), "{said}");
+            assert!(head.contains("x-content-type-options: nosniff"), "{said}");
         }
         for other in [
             "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n",

@@ -22,7 +22,7 @@ use super::gate::{Arrival, Guest, Head, READ, Route, Visit};
 use super::peer::Peer;
 use super::resume::Resume;
 use super::{Door, Outcome, handshake};
-use crate::answer::ApiError;
+use crate::answer::{ApiError, NO_SNIFF};
 use crate::identity::Identity;
 use crate::refused::Refused;
 use crate::shard::Opening;
@@ -261,7 +261,7 @@ pub(super) fn event_stream_head(
     let date = httpdate::fmt_http_date(SystemTime::now());
     let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nDate: {date}\r\n");
     let mut head = head.into_bytes();
-    for (name, value) in EVENT_STREAM.iter().chain(extra) {
+    for (name, value) in EVENT_STREAM.iter().chain([&NO_SNIFF]).chain(extra) {
         head.extend_from_slice(name.as_str().as_bytes());
         head.extend_from_slice(b": ");
         head.extend_from_slice(value.as_bytes());

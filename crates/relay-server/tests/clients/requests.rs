@@ -145,6 +145,8 @@ fn is_refused(answer: &Answer, status: u16, code: &str, place: &str) {
     let answered = (answer.status.as_u16(), answer.error_code());
     assert_eq!(answered, (status, code.to_owned()), "{place}");
     assert_eq!(answer.header("content-type"), "application/json", "{place}");
+    let sniffed = answer.header("x-content-type-options");
+    assert_eq!(sniffed, "nosniff", "{place}");
     assert!(answer.json()["error"]["message"].is_string(), "{place}");
 }
 

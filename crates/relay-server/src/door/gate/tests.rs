@@ -220,6 +220,8 @@ fn a_request_id_is_in_every_answer_of_a_route_that_has_one() {
                 false => ("", 0),
             };
             assert_eq!(ids, expected, "{route:?} {origin}");
+            let sniffed = header(&named, "x-content-type-options");
+            assert_eq!(sniffed, "nosniff", "{route:?} {origin}");
         }
     }
 }
