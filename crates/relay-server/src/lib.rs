@@ -16,6 +16,9 @@ mod departures;
 mod door;
 mod fetch;
 mod forwarded;
+#[cfg(any(feature = "fuzzing", test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod hosts;
 mod identity;
