@@ -31,6 +31,7 @@ use crate::answer::{self, ApiError};
 use crate::door::gate::{Arrival, Gate, Guest, Head, Outcome, Route};
 use crate::headers::{IfNoneMatch, content_encoding};
 use crate::identity::Identity;
+use crate::identity::ticket::LIFETIME;
 use crate::node::Node;
 
 /// How long a request waits for the bus.
@@ -65,6 +66,7 @@ pub(crate) fn router(api: Api) -> Router {
         )
         .route("/v1/jobs/{id}/milestones/{name}", post(milestone))
         .route("/v1/publish", post(batch))
+        .route("/v1/tickets", post(ticket))
         .method_not_allowed_fallback(async |path: Option<MatchedPath>| {
             ApiError::method_not_allowed(methods(path.as_ref().map(MatchedPath::as_str)))
         })
@@ -104,6 +106,17 @@ async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Re
     };
     let Outcome::Answer(answer) = gate.conclude(visit, answered, ApiError::into_answer);
     answer
+}
+
+/// `POST /v1/tickets`: a word that opens one connection, for a URL.
+async fn ticket(State(api): State<Api>, Extension(identity): Extension<Arc<Identity>>) -> Answer {
+    let now = api.node.hub.clock().wall();
+    let ticket = api.node.identity.ticket(&identity, now)?;
+    let answer = serde_json::json!({ "ticket": ticket, "expires_in": LIFETIME.as_secs() });
+    let mut answer = answer::json(StatusCode::CREATED, answer.to_string().into_bytes());
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(answer)
 }
 
 async fn identify(gate: &Gate, guest: Guest, head: Head<'_>) -> Result<Identity, ApiError> {

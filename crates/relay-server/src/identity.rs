@@ -11,8 +11,12 @@ pub(crate) mod grants;
 pub(crate) mod jwks;
 pub(crate) mod key;
 pub(crate) mod keyring;
+pub(crate) mod own_key;
 pub(crate) mod published;
+pub(crate) mod revoked;
+pub(crate) mod share;
 pub(crate) mod signing;
+pub(crate) mod ticket;
 pub(crate) mod verifier;
 
 use std::sync::{Arc, LazyLock};
@@ -27,10 +31,22 @@ pub(crate) use authority::{Authority, Basis};
 pub(crate) use credential::{Credential, Source, credential};
 pub(crate) use grants::{GrantError, Grants};
 pub(crate) use key::{Algorithm, KeyError};
+use own_key::Purpose;
 use published::Published;
+use revoked::Revoked;
+use share::{Shared, Shares};
 pub(crate) use verifier::{Later, Verifier};
 
 use crate::refused::Refused;
+
+/// What the relay gives out and takes back itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Own {
+    /// What shares are checked with; none where the relay has no key for them.
+    pub shares: Option<Shares>,
+    /// Credentials that were taken back.
+    pub revoked: Revoked,
+}
 
 /// How clients are identified.
 #[derive(Debug, Clone)]
@@ -38,20 +54,28 @@ pub(crate) enum Mode {
     /// Not at all; a credential that comes anyway is not looked at.
     Anonymous,
     /// By a signed token.
-    Jwt(Verifier),
+    Jwt(Verifier, Own),
 }
 
 impl Mode {
     /// Whether clients are asked who they are. Where they are not, no credential is looked at, good or bad.
     pub(crate) fn asks(&self) -> bool {
-        matches!(self, Self::Jwt(_))
+        matches!(self, Self::Jwt(..))
     }
 
     /// The keys that others publish, where tokens are checked with such.
     fn published(&self) -> Option<&Arc<Published>> {
         match self {
             Self::Anonymous => None,
-            Self::Jwt(verifier) => verifier.published(),
+            Self::Jwt(verifier, _) => verifier.published(),
+        }
+    }
+
+    /// Whether the credential of this identity was taken back.
+    fn revokes(&self, identity: &Identity) -> bool {
+        match (self, &identity.token_id) {
+            (Self::Jwt(_, own), Some(id)) => own.revoked.has(id),
+            _ => false,
         }
     }
 
@@ -66,9 +90,46 @@ impl Mode {
     ) -> Result<Identity, Refused> {
         match (self, credential) {
             (Self::Anonymous, _) => Ok(Identity::anonymous()),
-            (Self::Jwt(_), None) => Err(Refused::no_credential()),
-            (Self::Jwt(verifier), Some(credential)) => verifier.verify(credential.token(), now),
+            (Self::Jwt(..), None) => Err(Refused::no_credential()),
+            (Self::Jwt(verifier, own), Some(credential)) => {
+                let token = credential.token();
+                let identity = match Purpose::of_token(token) {
+                    Some(Purpose::Share) => own.by_share(token, now)?,
+                    Some(Purpose::Ticket) => {
+                        return Err(Refused::unauthorized(
+                            "ticket_not_good",
+                            "A ticket opens a connection, and is good for nothing else; send a token.",
+                        ));
+                    }
+                    None => verifier.verify(token, now)?,
+                };
+                match self.revokes(&identity) {
+                    true => Err(Refused::unauthorized(
+                        "token_revoked",
+                        "The token, or the share, was taken back before its time; get a new one.",
+                    )),
+                    false => Ok(identity),
+                }
+            }
         }
+    }
+}
+
+impl Own {
+    fn by_share(&self, token: &str, now: WallTime) -> Result<Identity, Refused> {
+        let shares = self.shares.as_ref().ok_or_else(|| {
+            Refused::unauthorized(
+                "token_bad_signature",
+                "This relay has no key for shares (auth.share_key).",
+            )
+        })?;
+        let (shared, id, ends) = shares.open(token, now)?;
+        Ok(Identity {
+            token_id: Some(id),
+            shared: Some(shared),
+            expires_at: Some(ends),
+            ..Identity::nobody()
+        })
     }
 }
 
@@ -83,6 +144,10 @@ pub(crate) struct Identity {
     pub expires_at: Option<WallTime>,
     /// Everything is allowed, because nobody is identified.
     pub anonymous: bool,
+    /// The id of the credential (`jti`), by which it can be taken back.
+    pub token_id: Option<Box<str>>,
+    /// The one job that may be watched, by a share.
+    pub shared: Option<Shared>,
 }
 
 impl Identity {
@@ -102,6 +167,8 @@ impl Identity {
             grants: Grants::default(),
             expires_at: None,
             anonymous: true,
+            token_id: None,
+            shared: None,
         }
     }
 
@@ -115,6 +182,9 @@ impl Identity {
 
     /// Whether a job of this `owner` and `parent` may be shown, under whichever topic it was found.
     pub(crate) fn may_see(&self, job: &JobId, owner: &Name, parent: Option<&Name>) -> bool {
+        if let Some(shared) = &self.shared {
+            return shared.is(job, owner);
+        }
         self.anonymous
             || (self.is(owner) && !owner.is_nobody())
             || self.grants.watches_user(owner)
@@ -153,6 +223,13 @@ impl Viewer for Identity {
     fn sight(&self, topic: &Topic) -> Sight {
         if self.anonymous || self.grants.watches(topic) {
             return Sight::Yes;
+        }
+        if let Some(shared) = &self.shared {
+            // Whose job it is has to be known.
+            return match topic {
+                Topic::Job(job) if *job == shared.job.job => Sight::WhenKnown,
+                _ => Sight::No,
+            };
         }
         match topic {
             Topic::User(user) if self.is(user) => Sight::Yes,

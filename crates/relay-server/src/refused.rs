@@ -11,7 +11,7 @@ use http::header::HeaderValue;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
-    /// 401 when another credential may do, 403 when none will, 503 when this one may do later.
+    /// 401 when another credential may do, 403 when none will, 429 or 503 when this one may do later.
     pub status: StatusCode,
     /// A word for programs: `token_expired`, `foreign_origin`, …
     pub code: &'static str,
@@ -37,10 +37,18 @@ impl Refused {
         }
     }
 
+    /// A refusal of one more than there may be.
+    pub(crate) fn too_many(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            ..Self::unauthorized(code, message)
+        }
+    }
+
     /// In how many seconds the same request may be answered otherwise.
     pub(crate) fn retry_after(&self) -> Option<u32> {
         match self.status {
-            StatusCode::SERVICE_UNAVAILABLE => Some(5),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(5),
             _ => None,
         }
     }

@@ -159,7 +159,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         config,
         Room { budget, shards },
         hub.clone(),
-        config.identity()?,
+        (config.identity()?, config.auth.tickets()?),
         telemetry,
         dialects,
     ));

@@ -176,6 +176,7 @@ impl Shard {
     /// Does the shard's work until it is told to drain and the last connection has left.
     pub(crate) async fn run(self: Rc<Self>, mut drain: watch::Receiver<bool>) {
         let mut messages = Vec::new();
+        let mut changes = self.node.identity.changes();
         // The shard runs once.
         let Some(mut outcomes) = self.outcomes.take() else {
             return;
@@ -191,6 +192,9 @@ impl Shard {
                     });
                 }
                 () = self.hurried.notified() => {}
+                Ok(()) = changes.changed() => {
+                    end_revoked(&mut self.state.borrow_mut(), &self.node);
+                }
                 changed = drain.changed() => {
                     // A dropped sender means the same: nobody is left to serve for.
                     if changed.is_err() || *drain.borrow() {
@@ -541,6 +545,16 @@ impl Shard {
     /// The client went away.
     pub(crate) fn forget(&self, id: ConnectionId) {
         self.visit(id, |connection, _| connection.end(CloseReason::Client));
+    }
+}
+
+/// Ends the connections whose credential was taken back.
+fn end_revoked(state: &mut State, node: &Node) {
+    for (slot, connection) in &mut state.connections {
+        if node.identity.revokes(&connection.identity) {
+            connection.end(CloseReason::Expired);
+            state.ending.push(slot);
+        }
     }
 }
 

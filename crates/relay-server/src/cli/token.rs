@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use relay_bus::clock::Clock;
@@ -14,7 +15,10 @@ use relay_core::id::user::{UserError, user_name};
 
 use crate::config::{AuthMode, Config, ConfigErrors, Redacted, environment};
 use crate::identity::key::without_marks;
+use crate::identity::own_key::{OwnKey, Purpose};
+use crate::identity::share::{SharedJob, SharedJobError, Shares};
 use crate::identity::signing::{Claims, SigningError, SigningKey};
+use crate::identity::ticket::random_id;
 use crate::identity::{Algorithm, GrantError, Grants, KeyError};
 use crate::refused::Refused;
 
@@ -22,8 +26,16 @@ use crate::refused::Refused;
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TokenArgs {
     /// User the token is for
-    #[arg(long, value_name = "USER")]
-    pub sub: String,
+    #[arg(long, value_name = "USER", required_unless_present = "share")]
+    pub sub: Option<String>,
+
+    /// Make a share in place of a user's token: it may watch this one job, job:OWNER/ID, and nothing else. Its id, by which it can be revoked, goes to standard error
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["sub", "topic", "publish", "ttl", "audience", "issuer", "alg"])]
+    pub share: Option<String>,
+
+    /// How long a share is good
+    #[arg(long = "for", value_name = "TIME", requires = "share", default_value = "24h", value_parser = relay_wire::duration::parse)]
+    pub share_for: Duration,
 
     /// Topic it may watch besides the user's own jobs: job:ID, user:ID, group:ID, with * at the end or alone; repeatable
     #[arg(long, value_name = "TOPIC", value_delimiter = ',')]
@@ -62,6 +74,14 @@ pub(super) struct TokenArgs {
     pub alg: Option<Algorithm>,
 }
 
+/// What was made.
+#[derive(Debug)]
+struct Made {
+    token: String,
+    /// The id of a share.
+    id: Option<String>,
+}
+
 /// Why no token was signed.
 #[derive(Debug, thiserror::Error)]
 enum TokenError {
@@ -71,7 +91,13 @@ enum TokenError {
     Sub(UserError),
     #[error("{0}")]
     Grants(#[from] GrantError),
-    #[error("--ttl must be at least a second and at most ten years")]
+    #[error("--share {0}")]
+    Share(SharedJobError),
+    #[error(
+        "there is no key to sign shares with: set auth.share_key_file in the configuration of the relay (--config), or give the same secret by --key-file"
+    )]
+    NoShareKey,
+    #[error("--ttl and --for must be at least a second and at most ten years")]
     Ttl,
     #[error(
         "there is no key to sign with: name a configuration with a shared secret in auth.key or auth.key_file (--config), or give --key-file"
@@ -105,36 +131,81 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
 
 /// Prints a signed token. Exit code 1, with the reason on standard error, if it cannot be made.
 pub(super) fn run(args: TokenArgs) -> ExitCode {
-    let made = make(&args, environment())
-        .and_then(|token| writeln!(io::stdout().lock(), "{token}").map_err(TokenError::Write));
-    let Err(error) = made else {
-        return ExitCode::SUCCESS;
+    let made = make(&args, environment()).and_then(|made| {
+        writeln!(io::stdout().lock(), "{}", made.token).map_err(TokenError::Write)?;
+        Ok(made.id)
+    });
+    let error = match made {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(id)) => {
+            writeln!(io::stderr().lock(), "relay token: the share's id is {id}; in auth.revoked or auth.revoked_file it ends the share").ok();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
     };
     // Nobody is left to tell when standard error is closed too; the exit code still says it.
     writeln!(io::stderr().lock(), "relay token: {error}").ok();
     ExitCode::FAILURE
 }
 
-fn make(
-    args: &TokenArgs,
-    env: impl Iterator<Item = (String, String)>,
-) -> Result<String, TokenError> {
+fn make(args: &TokenArgs, env: impl Iterator<Item = (String, String)>) -> Result<Made, TokenError> {
     let config = Config::load(args.config.as_deref(), env)?;
-    user_name(&args.sub).map_err(TokenError::Sub)?;
+    match (&args.share, &args.sub) {
+        (Some(job), _) => make_share(job, args, &config),
+        (None, Some(user)) => make_token(user, args, &config),
+        // The command line's reader does not let it come to this.
+        (None, None) => Err(TokenError::Sub(UserError::Empty)),
+    }
+}
+
+fn make_share(job: &str, args: &TokenArgs, config: &Config) -> Result<Made, TokenError> {
+    let job = SharedJob::parse(job).map_err(TokenError::Share)?;
+    let seconds = lifetime(args.share_for)?;
+    let given = args
+        .key
+        .as_ref()
+        .map(|key| key.expose().as_bytes().to_vec());
+    let given = match (&given, &args.key_file) {
+        (None, Some(path)) => Some(read(path)?),
+        _ => given,
+    };
+    let key = match given {
+        Some(secret) => OwnKey::derive(&secret, Purpose::Share),
+        None => config.auth.own_key(Purpose::Share)?,
+    };
+    let shares = key.map(|key| Shares::new(key, 1, Arc::default()));
+    let shares = shares.ok_or(TokenError::NoShareKey)?;
+    let now = Clock::start().wall().as_unix_micros() / 1_000_000;
+    let id = random_id();
+    let token = shares.make(&job, &id, (now, now + seconds));
+    Ok(Made {
+        token: token.ok_or(TokenError::NoShareKey)?,
+        id: Some(id),
+    })
+}
+
+/// A lifetime in seconds.
+fn lifetime(ttl: Duration) -> Result<i64, TokenError> {
+    match ttl.as_secs() == 0 || ttl > Duration::from_secs(10 * 365 * 86_400) {
+        true => Err(TokenError::Ttl),
+        false => Ok(ttl.as_secs().cast_signed()),
+    }
+}
+
+fn make_token(user: &str, args: &TokenArgs, config: &Config) -> Result<Made, TokenError> {
+    user_name(user).map_err(TokenError::Sub)?;
     Grants::new(
         args.topic.iter().map(String::as_str),
         args.publish.iter().map(String::as_str),
     )?;
-    if args.ttl.as_secs() == 0 || args.ttl > Duration::from_secs(10 * 365 * 86_400) {
-        return Err(TokenError::Ttl);
-    }
-    let key = signing_key(args, &config)?;
+    let seconds = lifetime(args.ttl)?;
+    let key = signing_key(args, config)?;
     let wall = Clock::start().wall();
     let now = wall.as_unix_micros() / 1_000_000;
     let token = key.sign(&Claims {
-        sub: args.sub.clone(),
+        sub: user.to_owned(),
         iat: now,
-        exp: now + args.ttl.as_secs().cast_signed(),
+        exp: now + seconds,
         topics: args.topic.clone(),
         publish: args.publish.clone(),
         aud: args
@@ -150,19 +221,22 @@ fn make(
             verifier.verify(&token, wall).map_err(TokenError::Refused)?;
         }
     }
-    Ok(token)
+    Ok(Made { token, id: None })
 }
 
-/// The key from the command line, or else the configuration's, if that one can sign.
-fn signing_key(args: &TokenArgs, config: &Config) -> Result<SigningKey, TokenError> {
-    let auth = &config.auth;
-    let read = |path: &PathBuf| match std::fs::read(path) {
+fn read(path: &PathBuf) -> Result<Vec<u8>, TokenError> {
+    match std::fs::read(path) {
         Ok(bytes) => Ok(without_marks(bytes)),
         Err(source) => Err(TokenError::Unreadable {
             path: path.clone(),
             source,
         }),
-    };
+    }
+}
+
+/// The key from the command line, or else the configuration's, if that one can sign.
+fn signing_key(args: &TokenArgs, config: &Config) -> Result<SigningKey, TokenError> {
+    let auth = &config.auth;
     if let Some(path) = &args.key_file {
         return Ok(SigningKey::new(&read(path)?, args.alg)?);
     }

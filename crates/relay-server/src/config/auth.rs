@@ -9,13 +9,17 @@ use std::sync::Arc;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use super::{Auth, AuthMode, Config};
+use super::{Auth, AuthMode, Config, read_secret};
 use crate::fetch::Url;
 use crate::identity::key::KeyMaterial;
 use crate::identity::keyring::Keyring;
+use crate::identity::own_key::{OwnKey, Purpose};
 use crate::identity::published::{Place, Published};
+use crate::identity::revoked::Revoked;
+use crate::identity::share::{Seats, Shares};
+use crate::identity::ticket::{Tickets, random_id};
 use crate::identity::verifier::Expected;
-use crate::identity::{Algorithm, Basis, KeyError, Mode, Verifier, jwks};
+use crate::identity::{Algorithm, Basis, KeyError, Mode, Own, Verifier, jwks};
 
 /// A file of `auth.keys`: `"<path>"`, or `"<kid>=<path>"` where it holds the key that tokens call by that id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +85,15 @@ impl Config {
         let file = published.as_ref().and_then(|published| published.file());
         let files = auth.files().into_iter().chain(file.map(Path::to_owned));
         let files = files.collect();
-        // What was fetched stays when files are read again.
-        let made = move || auth.verifier(published.clone()).map(Mode::Jwt);
+        let (most, seats) = (self.limits.connections_per_share, Arc::<Seats>::default());
+        // What was fetched, and who watches, stays when files are read again.
+        let made = move || {
+            let own = Own {
+                shares: auth.shares(most, &seats)?,
+                revoked: auth.revoked()?,
+            };
+            Ok(Mode::Jwt(auth.verifier(published.clone())?, own))
+        };
         Basis::new(files, Arc::new(made))
     }
 }
@@ -96,7 +107,13 @@ impl Auth {
     /// The files that keys are in.
     fn files(&self) -> Vec<PathBuf> {
         let keys = self.keys.iter().map(|file| &file.path);
-        self.key_file.iter().chain(keys).cloned().collect()
+        let own = self.share_key_file.iter().chain(&self.revoked_file);
+        self.key_file
+            .iter()
+            .chain(keys)
+            .chain(own)
+            .cloned()
+            .collect()
     }
 
     /// The keys that are given or in the files that are named.
@@ -110,6 +127,72 @@ impl Auth {
             all.extend(KeyMaterial::read_named(file.id.as_deref(), &file.path)?);
         }
         Ok(all)
+    }
+
+    /// The relay's own key for a purpose, if there is something to derive it from.
+    ///
+    /// # Errors
+    /// When it is both given and in a file, or cannot be read.
+    pub(crate) fn own_key(&self, purpose: Purpose) -> Result<Option<OwnKey>, KeyError> {
+        let derive = |secret: &[u8]| OwnKey::derive(secret, purpose);
+        match (&self.share_key, &self.share_key_file) {
+            (Some(_), Some(_)) => return Err(KeyError::TwoShareKeys),
+            (Some(key), None) => return Ok(derive(key.expose().as_bytes())),
+            (None, Some(path)) => {
+                let read = read_secret(path).map_err(|source| KeyError::Own {
+                    at: "auth.share_key_file",
+                    path: path.clone(),
+                    source,
+                })?;
+                return match read.expose().trim().is_empty() {
+                    true => Err(KeyError::Empty {
+                        at: "auth.share_key_file",
+                    }),
+                    false => Ok(derive(read.expose().as_bytes())),
+                };
+            }
+            (None, None) => {}
+        }
+        let given = self.key.as_ref().map(|key| key.expose());
+        let given = KeyMaterial::read(given, self.key_file.as_deref())?;
+        Ok(given.first().and_then(KeyMaterial::secret).and_then(derive))
+    }
+
+    /// What tickets are made with. Without a key of its own a node makes one up.
+    ///
+    /// # Errors
+    /// As [`Auth::own_key`].
+    pub(crate) fn tickets(&self) -> Result<Tickets, KeyError> {
+        let own = self.own_key(Purpose::Ticket)?;
+        let made_up = || OwnKey::derive(random_id().as_bytes(), Purpose::Ticket);
+        let key = own.or_else(made_up).ok_or(KeyError::Missing)?;
+        Ok(Tickets::new(key))
+    }
+
+    /// What shares are checked with, and made.
+    ///
+    /// # Errors
+    /// As [`Auth::own_key`].
+    pub(crate) fn shares(
+        &self,
+        most: usize,
+        seats: &Arc<Seats>,
+    ) -> Result<Option<Shares>, KeyError> {
+        let key = self.own_key(Purpose::Share)?;
+        Ok(key.map(|key| Shares::new(key, most, seats.clone())))
+    }
+
+    /// The credentials that were taken back.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn revoked(&self) -> Result<Revoked, KeyError> {
+        let file = self.revoked_file.as_deref();
+        Revoked::read(&self.revoked, file).map_err(|source| KeyError::Own {
+            at: "auth.revoked_file",
+            path: self.revoked_file.clone().unwrap_or_default(),
+            source,
+        })
     }
 
     /// Where keys are published: as `auth.jwks` says, or by the issuer where there is no other key.
@@ -174,7 +257,9 @@ impl Auth {
     /// # Errors
     /// Says why not.
     pub(crate) fn check_keys(&self) -> Result<(), KeyError> {
-        self.verifier(self.published()?).map(|_| ())
+        self.verifier(self.published()?)?;
+        self.own_key(Purpose::Share)?;
+        self.revoked().map(|_| ())
     }
 }
 

@@ -239,6 +239,15 @@ pub(crate) struct Auth {
     pub issuer: Option<String>,
     /// Claim that holds the user's id. An id that is not a valid name is escaped (`relay name` shows how). Not set: sub. Example: `"email"`
     pub user_claim: Option<String>,
+    /// Secret that shares and tickets are signed with (`relay token --share`), the same on all nodes. Not set: one derived from the shared secret in auth.key or auth.key_file, if there is one. Example: `"change me"`
+    pub share_key: Option<Redacted>,
+    /// File that holds the secret for shares and tickets. Example: `"/run/secrets/relay-shares"`
+    pub share_key_file: Option<PathBuf>,
+    /// Ids (jti) of shares and tokens that are not accepted any more. Example: `["4f1c"]`
+    #[serde(with = "ListOf::<String>")]
+    pub revoked: Vec<String>,
+    /// File with more such ids, one a line. It is read again within seconds of a change, and connections by these credentials are ended. Example: `"/etc/relay/revoked"`
+    pub revoked_file: Option<PathBuf>,
     /// How far clocks may be apart when exp and nbf are checked.
     #[serde(with = "DurationText")]
     pub leeway: Duration,
@@ -258,6 +267,10 @@ impl Default for Auth {
             audience: None,
             issuer: None,
             user_claim: None,
+            share_key: None,
+            share_key_file: None,
+            revoked: Vec::new(),
+            revoked_file: None,
             leeway: seconds(30),
             cookie: "relay_token".to_owned(),
         }
@@ -294,6 +307,8 @@ pub(crate) struct Limits {
     pub connections_per_user: usize,
     /// Connections from one address to this node; IPv6 addresses count by /64. Behind a proxy set http.trusted_proxies, or all clients count as one address.
     pub connections_per_address: usize,
+    /// Connections by one share to this node, of all who watch by it.
+    pub connections_per_share: usize,
     /// Topics one connection may watch.
     pub subscriptions_per_connection: usize,
     /// Longest message a client may send.
@@ -314,6 +329,7 @@ impl Default for Limits {
             connections: 100_000,
             connections_per_user: 5,
             connections_per_address: 100,
+            connections_per_share: 100,
             subscriptions_per_connection: 100,
             message_bytes: 64 * KIB,
             messages_per_second: 30,

@@ -262,6 +262,7 @@ fn limits(config: &Config, found: &mut Findings) {
             "limits.connections_per_address",
             limits.connections_per_address,
         ),
+        ("limits.connections_per_share", limits.connections_per_share),
     ] {
         found.count(key, value, [1, 10_000_000]);
     }

@@ -196,21 +196,15 @@ impl Door {
         if self.shard.is_draining() {
             return Err(ApiError::draining());
         }
-        let mut identities: Vec<Identified> = Vec::new();
-        for endpoint in found.socketio {
-            let cookie = &endpoint.voice.dialect.cookie;
-            if identities.iter().any(|(known, _)| known == cookie) {
-                continue;
-            }
-            let identity = self.gate.identify(guest, head, cookie.as_deref());
-            identities.push((cookie.clone(), identity.map(Arc::new)));
-        }
+        let cookies = found.socketio.iter();
+        let cookies = cookies.map(|endpoint| endpoint.voice.dialect.cookie.as_deref());
+        let identities: Vec<Identified> = self.gate.identify_by_each(guest, head, cookies);
         let known = identities.iter().filter_map(|(_, each)| each.as_ref().ok());
         let user = known.filter_map(|identity| identity.user.as_ref()).next();
         // Refused here the client's own backoff grows, and the answer says why.
         let admission = self.gate.admit(guest, user)?;
         let query = head.uri().query().unwrap_or("");
-        let ours = ["EIO", "transport", "t", "b64", "token"];
+        let ours = ["EIO", "transport", "t", "b64", "token", "ticket"];
         let visitor = Visitor {
             path: head.uri().path().to_owned(),
             query: target::pairs(query)

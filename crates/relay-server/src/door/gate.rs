@@ -201,6 +201,8 @@ pub(crate) struct Guest {
     client: Client,
     /// Whether it came by a proxy, which may be one that is not believed.
     is_passed_on: bool,
+    /// Whether it opens a connection, for which a ticket is good.
+    opens: bool,
 }
 
 /// How a request ends.
@@ -270,6 +272,7 @@ impl Gate {
             standing,
             client: head.client,
             is_passed_on: is_passed_on(head.headers),
+            opens: route.kind != Kind::Api && *head.method == Method::GET,
         });
         let visit = Visit {
             label: route.label,
@@ -309,7 +312,7 @@ impl Gate {
         cookie: Option<&str>,
     ) -> Result<Identity, Refused> {
         let shown = self.credential(guest, head, cookie)?;
-        self.identify_by(shown.as_ref())
+        self.identify_by(guest, shown.as_ref())
     }
 
     /// The identity a request shows, where a message may show it later; `None` for a request without a credential,
@@ -325,7 +328,7 @@ impl Gate {
     ) -> Result<Option<Identity>, Refused> {
         match self.credential(guest, head, cookie)? {
             None if self.node.identity.asks() => Ok(None),
-            shown => self.identify_by(shown.as_ref()).map(Some),
+            shown => self.identify_by(guest, shown.as_ref()).map(Some),
         }
     }
 
@@ -343,9 +346,39 @@ impl Gate {
         credential(head.headers, head.uri, cookie)
     }
 
-    fn identify_by(&self, shown: Option<&Credential>) -> Result<Identity, Refused> {
+    /// The identity a request shows by each cookie that is looked for. What it shows is looked at once, because a
+    /// ticket is good once.
+    pub(crate) fn identify_by_each<'a>(
+        &self,
+        guest: Guest,
+        head: Head<'_>,
+        cookies: impl Iterator<Item = Option<&'a str>>,
+    ) -> Vec<(Option<String>, Result<Arc<Identity>, Refused>)> {
+        let mut looked: Vec<(Option<Credential>, Result<Arc<Identity>, Refused>)> = Vec::new();
+        let mut found: Vec<(Option<String>, _)> = Vec::new();
+        for cookie in cookies {
+            if found.iter().any(|(known, _)| known.as_deref() == cookie) {
+                continue;
+            }
+            let identity = self.credential(guest, head, cookie).and_then(|shown| {
+                if let Some((_, same)) = looked.iter().find(|(each, _)| *each == shown) {
+                    return same.clone();
+                }
+                let identity = self.identify_by(guest, shown.as_ref()).map(Arc::new);
+                looked.push((shown, identity.clone()));
+                identity
+            });
+            found.push((cookie.map(str::to_owned), identity));
+        }
+        found
+    }
+
+    fn identify_by(&self, guest: Guest, shown: Option<&Credential>) -> Result<Identity, Refused> {
         let now = self.node.hub.clock().wall();
-        self.node.identity.identify(shown, now)
+        match guest.opens {
+            true => self.node.identity.identify_opening(shown, now),
+            false => self.node.identity.identify(shown, now),
+        }
     }
 
     /// Whether all of these topics may be watched, as far as is known now.

@@ -12,11 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 use relay_bus::clock::Clock;
 use relay_core::moment::WallTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
+use super::own_key::Purpose;
+use super::ticket::Tickets;
 use super::{Credential, Identity, KeyError, Later, Mode};
 use crate::refused::Refused;
 
@@ -51,8 +54,11 @@ struct Stamp {
 #[derive(Debug)]
 pub(crate) struct Authority {
     basis: ArcSwap<Basis>,
+    tickets: Tickets,
     /// Told when another configuration was put in place. Heard by [`Authority::keep`].
     replaced: Notify,
+    /// Says that something is different. Heard by shards, which end what was taken back.
+    changed: watch::Sender<()>,
 }
 
 impl Basis {
@@ -83,10 +89,12 @@ impl fmt::Debug for Basis {
 }
 
 impl Authority {
-    pub(crate) fn new(basis: Basis) -> Self {
+    pub(crate) fn new(basis: Basis, tickets: Tickets) -> Self {
         Self {
+            tickets,
             basis: ArcSwap::from_pointee(basis),
             replaced: Notify::new(),
+            changed: watch::Sender::new(()),
         }
     }
 
@@ -103,6 +111,7 @@ impl Authority {
         }
         self.basis.store(Arc::new(basis));
         self.replaced.notify_one();
+        self.changed.send_replace(());
     }
 
     /// Whether clients are asked who they are. Where they are not, no credential is looked at, good or bad.
@@ -122,11 +131,62 @@ impl Authority {
         self.basis.load().mode.identify(credential, now)
     }
 
+    /// Whether the credential of this identity was taken back since it was looked at.
+    pub(crate) fn revokes(&self, identity: &Identity) -> bool {
+        self.basis.load().mode.revokes(identity)
+    }
+
+    /// Says each time that how clients are identified has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The identity of somebody who opens a connection: a ticket is good for that, once.
+    ///
+    /// # Errors
+    /// As [`Authority::identify`]; and 401 for a ticket that is not good.
+    pub(crate) fn identify_opening(
+        &self,
+        credential: Option<&Credential>,
+        now: WallTime,
+    ) -> Result<Identity, Refused> {
+        let is_ticket =
+            |each: &&Credential| Purpose::of_token(each.token()) == Some(Purpose::Ticket);
+        match credential.filter(is_ticket) {
+            Some(ticket) if self.asks() => {
+                let identity = self.tickets.take(ticket.token(), now)?;
+                match identity.is_expired(now) || self.revokes(&identity) {
+                    true => Err(Refused::unauthorized(
+                        "token_expired",
+                        "The token that the ticket was made with has ended; get a new one.",
+                    )),
+                    false => Ok(identity),
+                }
+            }
+            _ => self.identify(credential, now),
+        }
+    }
+
+    /// A ticket for the bearer of this identity.
+    ///
+    /// # Errors
+    /// 403 for somebody without a user, 429 for too many.
+    pub(crate) fn ticket(&self, identity: &Identity, now: WallTime) -> Result<String, Refused> {
+        match &identity.user {
+            Some(_) => self.tickets.make(identity, now),
+            None => Err(Refused {
+                status: StatusCode::FORBIDDEN,
+                code: "no_user",
+                message: "A ticket stands for a user, and this request has none: with auth.mode = \"anonymous\" no ticket is needed, and a share goes into the URL itself.".to_owned(),
+            }),
+        }
+    }
+
     /// What is to be waited for before this token is looked at, if anything.
     pub(crate) fn later(&self, token: &str, now: WallTime) -> Option<Later> {
         match &self.basis.load().mode {
             Mode::Anonymous => None,
-            Mode::Jwt(verifier) => verifier.later(token, now),
+            Mode::Jwt(verifier, _) => verifier.later(token, now),
         }
     }
 
@@ -195,14 +255,15 @@ impl Authority {
                 if let Some(published) = new.mode.published() {
                     published.renew_soon();
                 }
-                tracing::info!(mode = ?new.mode, "the keys that tokens are checked with changed, and were read again");
+                tracing::info!(mode = ?new.mode, "the files that tokens are checked by changed, and were read again");
                 // Not over a configuration that was put in its place meanwhile.
                 self.basis.compare_and_swap(&basis, Arc::new(new));
+                self.changed.send_replace(());
             }
             Ok(Some(Err(error))) => {
                 let error = error.to_string();
                 if failed.as_deref() != Some(&error) {
-                    tracing::warn!(%error, "the keys that tokens are checked with changed and cannot be used; the old ones stay");
+                    tracing::warn!(%error, "the files that tokens are checked by changed and cannot be used; what was read before stays");
                 }
                 *failed = Some(error);
             }

@@ -138,7 +138,8 @@ pub(crate) fn credential(
         }
     }
     for (key, token) in target::pairs(uri.query().unwrap_or_default()) {
-        if key == "token" {
+        // A ticket by either name: what it is, it says itself.
+        if key == "token" || key == "ticket" {
             add(token.as_bytes(), Source::Query)?;
         }
     }

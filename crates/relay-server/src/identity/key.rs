@@ -66,6 +66,19 @@ pub(crate) enum KeyError {
         /// What is wrong with it.
         source: JwksError,
     },
+    /// Both `auth.share_key` and `auth.share_key_file`.
+    #[error("auth.share_key and auth.share_key_file are both set; keep one")]
+    TwoShareKeys,
+    /// A file of the relay's own affairs cannot be read.
+    #[error("cannot read {}: {source}{}", path.display(), unreadable_hint(source))]
+    Own {
+        /// The configuration's key.
+        at: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// None of the algorithms is for keys that are published.
     #[error(
         "has none for a public key, and shared secrets are not published; leave it out, or write RS256, ES256 or EdDSA"
@@ -191,6 +204,11 @@ impl KeyError {
             Self::Missing => &["auth.mode", "auth.key", "auth.key_file"],
             Self::BadAddress(_) | Self::Set { .. } => &["auth.jwks"],
             Self::BadIssuer(_) => &["auth.issuer"],
+            Self::TwoShareKeys => &["auth.share_key", "auth.share_key_file"],
+            Self::Own { at, .. } => match *at {
+                "auth.revoked_file" => &["auth.revoked_file"],
+                _ => &["auth.share_key_file"],
+            },
             Self::NonePublic => &["auth.algorithms"],
             Self::Two => &["auth.key", "auth.key_file"],
             Self::Unreadable { .. } => &["auth.key_file"],
@@ -209,6 +227,7 @@ impl KeyError {
             | Self::PublicNotPem { at }
             | Self::Unusable { at, .. } => match *at {
                 "auth.key" => &["auth.key"],
+                "auth.share_key_file" => &["auth.share_key_file"],
                 _ => &["auth.key_file"],
             },
         }
@@ -344,6 +363,11 @@ impl KeyMaterial {
                 Ok(made(kind, block))
             })
             .collect()
+    }
+
+    /// The secret, if it is one.
+    pub(crate) fn secret(&self) -> Option<&[u8]> {
+        (self.kind == Kind::Secret).then_some(self.bytes.as_slice())
     }
 
     /// What tokens call it.

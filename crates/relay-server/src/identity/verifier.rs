@@ -117,6 +117,8 @@ struct Claims {
     iss: Value,
     topics: Option<Value>,
     publish: Option<Value>,
+    #[serde(default)]
+    jti: Value,
     /// What the issuer knows of the claim `email`.
     #[serde(default, deserialize_with = "yes_or_no")]
     email_verified: Option<bool>,
@@ -220,6 +222,8 @@ impl Verifier {
             grants,
             expires_at: Some(end),
             anonymous: false,
+            token_id: claims.jti.as_str().map(Box::from),
+            shared: None,
         })
     }
 }

@@ -9,6 +9,7 @@ use relay_wire::dialect::Dialects;
 use crate::admission::Admissions;
 use crate::config::{Config, Limits};
 use crate::departures::Departures;
+use crate::identity::ticket::Tickets;
 use crate::identity::{Authority, Basis};
 use crate::node::{Node, Told};
 use crate::origin::Policy;
@@ -48,7 +49,7 @@ pub(super) fn node(
     config: &Config,
     room: Room,
     hub: Arc<Hub>,
-    identity: Basis,
+    (identity, tickets): (Basis, Tickets),
     telemetry: Telemetry,
     dialects: Dialects,
 ) -> Node {
@@ -59,7 +60,7 @@ pub(super) fn node(
     let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
     Node {
         hub,
-        identity: Authority::new(identity),
+        identity: Authority::new(identity, tickets),
         cookie: config.auth.cookie.clone(),
         proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
         hosts: config.hosts(),
@@ -92,7 +93,8 @@ pub(crate) fn test_node(config: &Config) -> Arc<Node> {
     let dialects = config.load_dialects(&|_, _| Box::new(())).unwrap();
     let settings = hub(config, &dialects, 1);
     let hub = Hub::new(settings, backing, clock, super::bus::epoch(clock));
-    let (identity, telemetry) = (config.identity().unwrap(), Telemetry::new().unwrap());
+    let identity = (config.identity().unwrap(), config.auth.tickets().unwrap());
+    let telemetry = Telemetry::new().unwrap();
     let budget = Budget::new(None, config.limits.connections, 1).unwrap();
     let room = Room { budget, shards: 1 };
     Arc::new(node(config, room, hub, identity, telemetry, dialects))

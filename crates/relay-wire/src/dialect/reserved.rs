@@ -5,11 +5,12 @@
 //! Invariant: a path of a dialect that is free here leads no request of the native protocol astray.
 
 /// The relay's own paths; a segment in braces is any text.
-pub const OWN_PATHS: [&str; 6] = [
+pub const OWN_PATHS: [&str; 7] = [
     "/v1/ws",
     "/v1/sse",
     "/v1/poll",
     "/v1/publish",
+    "/v1/tickets",
     "/v1/jobs/{id}",
     "/v1/jobs/{id}/milestones/{name}",
 ];

@@ -16,6 +16,10 @@ struct Line {
 }
 
 fn token(line: &str, env: &[(&str, &str)]) -> Result<String, TokenError> {
+    made(line, env).map(|made| made.token)
+}
+
+fn made(line: &str, env: &[(&str, &str)]) -> Result<Made, TokenError> {
     let words = std::iter::once("token").chain(line.split_ascii_whitespace());
     let args = Line::try_parse_from(words).unwrap().args;
     let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
@@ -148,4 +152,44 @@ fn a_secret_from_the_environment_signs_too() {
 fn arguments_never_print_the_secret() {
     let line = Line::try_parse_from(["token", "--sub", "a", "--key", SECRET]).unwrap();
     assert!(!format!("{:?}", line.args).contains(SECRET));
+}
+
+#[test]
+fn a_share_is_good_at_a_relay_with_the_same_key_and_its_id_is_told() {
+    let line = "--share job:alice/clip-42 --for 2h";
+    for env in [
+        vec![("RELAY__AUTH__MODE", "jwt"), ("RELAY__AUTH__KEY", SECRET)],
+        vec![
+            ("RELAY__AUTH__MODE", "jwt"),
+            ("RELAY__AUTH__KEY", SECRET),
+            (
+                "RELAY__AUTH__SHARE_KEY",
+                "another-secret-of-more-than-32-bytes",
+            ),
+        ],
+    ] {
+        let share = made(line, &env).unwrap();
+        let vars = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let config = Config::load(None, vars).unwrap();
+        let shares = config.auth.shares(1, &Arc::default()).unwrap().unwrap();
+        let (shared, id, _) = shares.open(&share.token, Clock::start().wall()).unwrap();
+        assert_eq!(shared.job.to_string(), "job:alice/clip-42");
+        assert_eq!(Some(&*id), share.id.as_deref());
+    }
+    for (line, env, says) in [
+        (line, vec![], "no key to sign shares with"),
+        (
+            "--share job:clip-42",
+            vec![("RELAY__AUTH__SHARE_KEY", SECRET)],
+            "a share names the owner",
+        ),
+        (
+            "--share job:a/b --for 0s",
+            vec![("RELAY__AUTH__SHARE_KEY", SECRET)],
+            "at least a second",
+        ),
+    ] {
+        let error = made(line, &env).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }

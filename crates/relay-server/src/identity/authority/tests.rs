@@ -6,22 +6,30 @@ use relay_bus::clock::Clock;
 use serde_json::json;
 
 use super::*;
-use crate::identity::Source;
 use crate::identity::key::KeyMaterial;
 use crate::identity::keyring::Keyring;
+use crate::identity::own_key::OwnKey;
 use crate::identity::published::{Place, Published};
 use crate::identity::signing::SigningKey;
 use crate::identity::test_keys;
 use crate::identity::verifier::{Expected, Verifier};
+use crate::identity::{Own, Source};
 
 fn basis_of(file: &Path) -> Basis {
     let path = file.to_owned();
     let made = move || {
         let keys = KeyMaterial::read_named(None, &path)?;
         let keys = Keyring::new(&keys, &[])?;
-        Ok(Mode::Jwt(Verifier::new(keys, None, Expected::default())))
+        Ok(Mode::Jwt(
+            Verifier::new(keys, None, Expected::default()),
+            Own::default(),
+        ))
     };
     Basis::new(vec![file.to_owned()], Arc::new(made)).unwrap()
+}
+
+fn tickets() -> Tickets {
+    Tickets::new(OwnKey::derive(b"secret", Purpose::Ticket).unwrap())
 }
 
 fn is_good(authority: &Authority, secret: &str) -> bool {
@@ -36,7 +44,7 @@ fn is_good(authority: &Authority, secret: &str) -> bool {
 async fn a_file_that_changes_is_read_again_and_one_that_breaks_is_not_used() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "the first secret").unwrap();
-    let authority = Authority::new(basis_of(file.path()));
+    let authority = Authority::new(basis_of(file.path()), tickets());
     let mut failed = None;
     authority.look(&mut failed).await;
     assert!(is_good(&authority, "the first secret"));
@@ -76,7 +84,7 @@ async fn a_configuration_that_was_put_in_place_is_the_one_that_counts() {
     let (old, new) = (old.unwrap(), new.unwrap());
     std::fs::write(old.path(), "the old secret").unwrap();
     std::fs::write(new.path(), "the new secret").unwrap();
-    let authority = Authority::new(basis_of(old.path()));
+    let authority = Authority::new(basis_of(old.path()), tickets());
     authority.replace(basis_of(new.path()));
     std::fs::write(old.path(), "the old secret, changed").unwrap();
     authority.look(&mut None).await;
@@ -110,9 +118,9 @@ async fn a_key_that_was_published_a_moment_ago_lets_in_and_known_ones_do_not_wai
             Some(published.clone()),
             Expected::default(),
         );
-        Ok(Mode::Jwt(verifier))
+        Ok(Mode::Jwt(verifier, Own::default()))
     };
-    let authority = Authority::new(Basis::new(Vec::new(), Arc::new(made)).unwrap());
+    let authority = Authority::new(Basis::new(Vec::new(), Arc::new(made)).unwrap(), tickets());
     let clock = Clock::start();
     let enter = async |kid: &str, pair: &test_keys::Pair| {
         let token = signed(kid, pair);
@@ -152,4 +160,42 @@ async fn a_key_that_was_published_a_moment_ago_lets_in_and_known_ones_do_not_wai
         () = authority.keep() => {}
         () = played => {}
     }
+}
+
+#[tokio::test]
+async fn a_ticket_opens_a_connection_and_is_good_for_nothing_else() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "a secret").unwrap();
+    let authority = Authority::new(basis_of(file.path()), tickets());
+    let now = Clock::start().wall();
+    let alice = Identity {
+        user: Some(relay_core::id::Name::parse("alice").unwrap()),
+        ..Identity::nobody()
+    };
+    let ticket = authority.ticket(&alice, now).unwrap();
+    let ticket = Credential::new(&ticket, Source::Query).unwrap();
+    let refused = authority.identify(Some(&ticket), now).unwrap_err();
+    assert_eq!(refused.code, "ticket_not_good");
+    assert_eq!(
+        authority.identify_opening(Some(&ticket), now),
+        Ok(alice.clone())
+    );
+    let again = authority.identify_opening(Some(&ticket), now).unwrap_err();
+    assert_eq!(
+        (again.status.as_u16(), again.code),
+        (401, "ticket_not_good")
+    );
+    let ended = Identity {
+        expires_at: Some(WallTime::from_unix_micros(now.as_unix_micros() + 1)),
+        ..alice
+    };
+    let ticket = authority.ticket(&ended, now).unwrap();
+    let ticket = Credential::new(&ticket, Source::Query).unwrap();
+    let later = WallTime::from_unix_micros(now.as_unix_micros() + 2);
+    let refused = authority
+        .identify_opening(Some(&ticket), later)
+        .unwrap_err();
+    assert_eq!(refused.code, "token_expired");
+    let nobody = authority.ticket(&Identity::nobody(), now).unwrap_err();
+    assert_eq!(nobody.status.as_u16(), 403);
 }
