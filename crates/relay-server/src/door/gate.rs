@@ -226,6 +226,9 @@ impl Rejection for ApiError {
     }
 }
 
+/// Who somebody is, or why that is not known.
+type Looked = Result<Arc<Identity>, Refused>;
+
 /// The gate of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate {
@@ -353,8 +356,8 @@ impl Gate {
         guest: Guest,
         head: Head<'_>,
         cookies: impl Iterator<Item = Option<&'a str>>,
-    ) -> Vec<(Option<String>, Result<Arc<Identity>, Refused>)> {
-        let mut looked: Vec<(Option<Credential>, Result<Arc<Identity>, Refused>)> = Vec::new();
+    ) -> Vec<(Option<String>, Looked)> {
+        let mut looked: Vec<(Option<Credential>, Looked)> = Vec::new();
         let mut found: Vec<(Option<String>, _)> = Vec::new();
         for cookie in cookies {
             if found.iter().any(|(known, _)| known.as_deref() == cookie) {

@@ -208,8 +208,10 @@ fn neither_a_share_nor_a_users_token_passes_for_the_other() {
     });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
     let signed = |typ: &str| {
-        let mut header = jsonwebtoken::Header::default();
-        header.typ = Some(typ.to_owned());
+        let header = jsonwebtoken::Header {
+            typ: Some(typ.to_owned()),
+            ..Default::default()
+        };
         jsonwebtoken::encode(&header, &claims, &key).unwrap()
     };
     assert!(shown(&mode, &signed("JWT")).unwrap().shared.is_none());

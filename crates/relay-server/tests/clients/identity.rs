@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::neighbour::Neighbour;
 use crate::{SOON, settings};
 
-const KEY: &str = "a secret that is long enough for HS256 to be content";
+pub(crate) const KEY: &str = "a secret that is long enough for HS256 to be content";
 /// A public key without a private one beside it: nothing here needs to sign with it.
 const PUBLIC_KEY: &str = include_str!("public_key.pem");
 

@@ -19,6 +19,7 @@ mod random;
 mod readers;
 mod requests;
 mod room;
+mod shares;
 mod topics;
 
 use std::fs::Permissions;
