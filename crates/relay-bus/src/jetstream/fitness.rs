@@ -8,12 +8,16 @@
 //!
 //! Invariant: a stream that the relay makes, and the one that is shipped, have no difference at all.
 
+mod difference;
+
 use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, PersistenceMode, RetentionPolicy, Source, StorageType,
 };
+
+pub use difference::{Difference, Weight};
 
 use super::{JetStreamSettings, Storage};
 use crate::subject::{Subjects, covers};
@@ -24,55 +28,6 @@ const HEADERS: usize = 4096;
 const MANY_MESSAGES: i64 = 4096;
 /// How long a repeated `Nats-Msg-Id` is recognised: longer than workers retry, and as long as keys are remembered.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-
-/// What a difference costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weight {
-    /// The relay cannot work.
-    Prevents,
-    /// The relay works, and something is lost.
-    Loses,
-}
-
-/// One setting that is not as the relay needs it, what comes of it, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// As in the stream's, or the server's, configuration.
-    pub setting: &'static str,
-    /// What it is.
-    pub found: String,
-    /// What it must be.
-    pub needed: String,
-    /// What comes of it.
-    pub effect: &'static str,
-    /// What to do.
-    pub cure: String,
-    /// Whether the relay can work.
-    pub weight: Weight,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let must = match self.weight {
-            Weight::Prevents => "must",
-            Weight::Loses => "should",
-        };
-        let Self {
-            setting,
-            found,
-            needed,
-            effect,
-            cure,
-            ..
-        } = self;
-        write!(
-            f,
-            "{setting} is {found} and {must} be {needed}: {effect}; {cure}"
-        )
-    }
-}
-
-impl std::error::Error for Difference {}
 
 /// The largest message, headers included, that is as large as the largest update.
 pub(crate) fn message_bytes(update_bytes: usize) -> usize {
