@@ -140,20 +140,21 @@ pub(super) fn from_leader(subjects: &Subjects, message: StreamMessage) -> Stored
     let seq = Seq::new(message.sequence);
     let read = poison::read(&message.subject, Some(seq), || {
         let micros = message.time.unix_timestamp_nanos() / 1000;
-        let stored_at = WallTime::from_unix_micros(i64::try_from(micros).unwrap_or_default());
+        // As from a direct get, a message whose time cannot be read says nothing.
+        let stored_at = i64::try_from(micros).ok().map(WallTime::from_unix_micros)?;
         let is_marker = is_marker(&message.headers, &message.payload);
         let payload = message.payload.clone();
-        stored(
+        let stored = stored(
             subjects,
             &message.subject,
             is_marker,
             payload,
             seq,
             stored_at,
-        )
-        .standing_first(first(&message.headers, seq))
+        );
+        Some(stored.standing_first(first(&message.headers, seq)))
     });
-    read.unwrap_or_else(|| Stored {
+    read.flatten().unwrap_or_else(|| Stored {
         subject: message.subject.to_string(),
         seq,
         update: None,

@@ -9,7 +9,8 @@ use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType,
 };
 use relay_core::position::Seq;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -119,7 +120,8 @@ impl Found {
 
 #[derive(Debug, Deserialize)]
 struct Info {
-    created: String,
+    #[serde(deserialize_with = "nanoseconds")]
+    created: u64,
     state: State,
     config: Config,
     #[serde(skip)]
@@ -131,13 +133,18 @@ struct State {
     last_seq: Seq,
 }
 
+/// A time since 1970. One that cannot be read is no other: every stream would be the same one.
+fn nanoseconds<'de, D: Deserializer<'de>>(time: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(time)?;
+    let at = OffsetDateTime::parse(&text, &Rfc3339).map_err(D::Error::custom)?;
+    let out_of_range = |_| D::Error::custom(format!("{text} is before 1970 or too late"));
+    u64::try_from(at.unix_timestamp_nanos()).map_err(out_of_range)
+}
+
 impl Info {
     fn facts(&self) -> Facts {
-        let created = OffsetDateTime::parse(&self.created, &Rfc3339)
-            .ok()
-            .and_then(|at| u64::try_from(at.unix_timestamp_nanos()).ok());
         Facts {
-            created: created.unwrap_or_default(),
+            created: self.created,
             last_seq: self.state.last_seq,
             per_subject: u64::try_from(self.config.max_messages_per_subject).unwrap_or_default(),
         }
