@@ -13,6 +13,8 @@ use hdrhistogram::Histogram;
 use memchr::memmem::Finder;
 use tokio::time::Instant;
 
+use crate::door::MESSAGE;
+
 /// The longest latency told apart from longer ones.
 const LONGEST_MICROS: u64 = 120_000_000;
 /// Says which update a message carries; eight digits follow. Begins in the middle, for the field is not always
@@ -219,7 +221,13 @@ pub(crate) fn document(
         Class::Ending => format!(r#"{{"status":"completed","attempt":{attempt},"progress":100,"#),
         Class::Milestone => "{".to_owned(),
     };
-    let mut document = format!(r#"{head}"{field}":"update {number:08} "#);
+    // A dialect that has no word of a field's own says it by another.
+    let beside = if field == MESSAGE {
+        ""
+    } else {
+        r#""message":"-","#
+    };
+    let mut document = format!(r#"{head}{beside}"{field}":"update {number:08} "#);
     let padding = length.saturating_sub(document.len() + 2);
     document.extend(std::iter::repeat_n('.', padding));
     document.push_str("\"}");
@@ -234,7 +242,6 @@ pub(crate) fn millis(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::MESSAGE;
 
     fn state(number: u32) -> Vec<u8> {
         document(number, Class::State, 1, 300, MESSAGE).into_bytes()

@@ -134,7 +134,7 @@ fn each_dialect_is_told_everything_in_its_own_words() {
         title = "t"
         watch.watchers = 20
         publish.updates = 10
-        relay."dialects.enabled" = ["upload-notes", "event-dashboard"]
+        relay."dialects.enabled" = ["upload-notes", "event-dashboard", "media-conversion"]
         [[dialects]]
         name = "socket.io"
         path = "/socket.io/?EIO=4&transport=websocket"
@@ -146,6 +146,11 @@ fn each_dialect_is_told_everything_in_its_own_words() {
         path = "/production"
         say = ['{"type":"subscribe","data":{"channel":"job:{job}"}}']
         carries = "source"
+        [[dialects]]
+        name = "twice"
+        path = "/api/ws"
+        say = ['{"type":"subscribe_job","payload":{"jobId":"{job}"}}']
+        carries = "stage"
         "#,
         &["--no-floor"],
     );
@@ -153,7 +158,7 @@ fn each_dialect_is_told_everything_in_its_own_words() {
         .iter()
         .filter_map(|run| run["server"].as_str())
         .collect();
-    assert_eq!(servers, ["relay", "socket.io", "plain"]);
+    assert_eq!(servers, ["relay", "socket.io", "plain", "twice"]);
     for run in &runs {
         assert_whole(run);
         assert_eq!(number(run, "deliveries"), 20 * 10);
