@@ -19,16 +19,27 @@ pub(crate) fn speaking_it(directory: &Path) -> Settings {
         .set("dialects.directory", directory.display())
 }
 
-/// A Node process with one consumer.
+/// Where the library runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Place {
+    Node,
+    Chromium,
+}
+
+/// A process with one consumer.
 struct Consumer {
     process: Process,
     _directory: TempDir,
 }
 
 impl Consumer {
-    fn start(relay: &RelayServer, channels: &Value) -> Self {
+    fn start(place: Place, relay: &RelayServer, channels: &Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(tools::node().unwrap());
+        command.env_remove("CHROMIUM");
+        if place == Place::Chromium {
+            command.env("CHROMIUM", tools::chromium().unwrap());
+        }
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/actioncable.mjs");
         let url = format!("{}/cable", relay.url().replace("http", "ws"));
         command.args([program, &url, &channels.to_string()]);
@@ -60,6 +71,15 @@ impl Consumer {
 
 #[tokio::test]
 async fn the_real_actioncable_client_subscribes_hears_leaves_and_comes_back() {
+    in_place(Place::Node).await;
+}
+
+#[tokio::test]
+async fn in_a_browser_the_real_actioncable_client_does_the_same() {
+    in_place(Place::Chromium).await;
+}
+
+async fn in_place(place: Place) {
     let directory = tempfile::tempdir().unwrap();
     let mut relay = RelayServer::start(speaking_it(directory.path()))
         .await
@@ -72,7 +92,7 @@ async fn the_real_actioncable_client_subscribes_hears_leaves_and_comes_back() {
         {"channel": "JobChannel", "id": "not an id"},
         {"channel": "ChatChannel", "id": "nowhere"},
     ]);
-    let consumer = Consumer::start(&relay, &channels);
+    let consumer = Consumer::start(place, &relay, &channels);
     consumer
         .says(json!({"is": "welcome", "protocol": "actioncable-v1-json"}))
         .await;
