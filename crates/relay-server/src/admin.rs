@@ -1,12 +1,14 @@
 //! The operators' listener: metrics, liveness, readiness, status, and the updates that were refused last.
 //!
 //! It runs on the main thread, so a busy shard does not make the process look dead.
+//!
+//! Invariant: a socket keeps its place for [`SERVED_FOR`] and [`ANSWERED_WITHIN`] at most, whatever its client does.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,14 +16,25 @@ use axum::extract::State;
 use axum::middleware::map_response;
 use axum::routing::get;
 use http::{Response, StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::answer::{self, NO_SNIFF};
 use crate::node::Node;
+
+/// How long a request's head may take, and a socket rest between two requests.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// After this long a socket takes no further request.
+const SERVED_FOR: Duration = Duration::from_secs(60);
+/// How long the last answer on it may take.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the operators' listener looks at.
 #[derive(Debug, Clone)]
@@ -68,25 +81,52 @@ impl Listener {
     }
 }
 
-impl axum::serve::Listener for Listener {
-    type Io = Seated;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Seated, SocketAddr) {
-        // The semaphore is never closed.
-        let seat = self.seats.clone().acquire_owned().await.ok();
-        let (socket, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (
-            Seated {
-                socket,
-                _seat: seat,
-            },
-            address,
-        )
+impl Listener {
+    /// Answers by `router`, until the future is dropped.
+    pub(crate) async fn serve(mut self, router: Router) {
+        let mut sockets = JoinSet::new();
+        loop {
+            tokio::select! {
+                socket = self.accept() => {
+                    sockets.spawn(serve_socket(socket, router.clone()));
+                }
+                Some(ended) = sockets.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a request of an operator was not answered");
+                    }
+                }
+            }
+        }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    async fn accept(&mut self) -> Seated {
+        // The semaphore is never closed.
+        let seat = self.seats.clone().acquire_owned().await.ok();
+        let (socket, _) = axum::serve::Listener::accept(&mut self.listener).await;
+        Seated {
+            socket,
+            _seat: seat,
+        }
+    }
+}
+
+/// Answers requests on one socket for a while: whoever goes on connects anew, and whoever says or reads nothing makes
+/// room for others.
+async fn serve_socket(socket: Seated, router: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = sleep(SERVED_FOR) => {
+            served.as_mut().graceful_shutdown();
+            timeout(ANSWERED_WITHIN, served).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to the operators' listener ended");
     }
 }
 
@@ -216,4 +256,36 @@ async fn refused(State(admin): State<Admin>) -> Response<Body> {
         StatusCode::OK,
         serde_json::to_vec(&admin.node.hub.refusals()).unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Time is paused: what is waited for comes at once, or never.
+    #[tokio::test(start_paused = true)]
+    async fn operators_who_say_nothing_make_room_for_others() {
+        for says in [
+            "",
+            "GET /",
+            "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n",
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let listener = Listener::new(listener, 1);
+            let router = Router::new().route("/", get(async || "here"));
+            let mut tasks = JoinSet::new();
+            tasks.spawn(listener.serve(router));
+            let mut mute = TcpStream::connect(address).await.unwrap();
+            mute.write_all(says.as_bytes()).await.unwrap();
+            let mut other = TcpStream::connect(address).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+            other.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            other.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("here"), "{says:?}: {answer}");
+        }
+    }
 }

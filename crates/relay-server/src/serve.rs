@@ -211,10 +211,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
     tasks.spawn(async move { keeping.identity.keep().await });
     tasks.spawn(async move {
         let listener = admin::Listener::new(admin_listener, budget.operators);
-        let served = axum::serve(listener, routes).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the operators' listener ended");
-        }
+        listener.serve(routes).await;
     });
     tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), auth = config.auth_mode().as_str(), shards, "relay is up");
     if let Some(ready) = extras.ready {
