@@ -154,7 +154,7 @@ async fn read_by(program: PathBuf, arguments: [&str; 2], url: &str, count: usize
     text.lines().map(str::to_owned).collect()
 }
 
-async fn publish(nats: &NatsServer, messages: &[(String, Vec<u8>)]) {
+pub(crate) async fn publish(nats: &NatsServer, messages: &[(String, Vec<u8>)]) {
     let address = nats.url();
     let address = address.strip_prefix("nats://").unwrap();
     let mut socket = TcpStream::connect(address).await.unwrap();
