@@ -219,7 +219,7 @@ impl Dialect {
         relay: &Input,
     ) -> Option<Vec<Instruction>> {
         match &self.command {
-            Some(mapping) => self.instruct(mapping, message, relay, |it| carrier.carries(it)),
+            Some(mapping) => self.heard(mapping, message, relay, |it| carrier.carries(it)),
             None => Some(Vec::new()),
         }
     }
@@ -232,7 +232,24 @@ impl Dialect {
     ) -> Option<Option<Vec<Instruction>>> {
         let mapping = self.text.as_ref()?;
         let instructions = Input::of(&text).ok();
-        Some(instructions.and_then(|text| self.instruct(mapping, &text, relay, |_| true)))
+        Some(instructions.and_then(|text| self.heard(mapping, &text, relay, |_| true)))
+    }
+
+    /// What a client's own words ask: that a mapping cannot read them is the client's mistake.
+    fn heard(
+        &self,
+        mapping: &Mapping,
+        said: &Input,
+        relay: &Input,
+        allowed: impl Fn(&Instruction) -> bool,
+    ) -> Option<Vec<Instruction>> {
+        match mapping.run(said, relay) {
+            Ok(texts) => Some(instructions(mapping, texts, allowed)),
+            Err(failure) => {
+                mapping.failed(&failure.of_client());
+                None
+            }
+        }
     }
 
     /// What a worker's answer to a client's request asks for besides being told.
@@ -248,28 +265,10 @@ impl Dialect {
         // An answer that asks again could go on for ever.
         let ends =
             |it: &Instruction| carrier.carries(it) && !matches!(it.order, Order::Request { .. });
-        let instructions = self.instruct(mapping, outcome, relay, ends);
-        instructions.unwrap_or_default()
-    }
-
-    fn instruct(
-        &self,
-        mapping: &Mapping,
-        input: &Input,
-        relay: &Input,
-        allowed: impl Fn(&Instruction) -> bool,
-    ) -> Option<Vec<Instruction>> {
-        let texts = self.run(mapping, input, relay)?;
-        let mut instructions = Vec::with_capacity(texts.len());
-        for text in texts {
-            match instruction(&text).filter(&allowed) {
-                Some(instruction) => instructions.push(instruction),
-                None => mapping.failed(&Failure::NotAnInstruction(
-                    String::from_utf8_lossy(text.get(..80).unwrap_or(&text)).into_owned(),
-                )),
-            }
+        match self.run(mapping, outcome, relay) {
+            Some(texts) => instructions(mapping, texts, ends),
+            None => Vec::new(),
         }
-        Some(instructions)
     }
 
     /// The body of an answer that refuses, where the dialect has its own.
@@ -292,6 +291,24 @@ impl Carrier {
     fn carries(self, instruction: &Instruction) -> bool {
         self == Self::WebSocket || !matches!(instruction.order, Order::Text(_))
     }
+}
+
+/// Reads what a mapping gave; what is not a valid instruction is the mapping's failure.
+fn instructions(
+    mapping: &Mapping,
+    texts: Vec<Vec<u8>>,
+    allowed: impl Fn(&Instruction) -> bool,
+) -> Vec<Instruction> {
+    let mut instructions = Vec::with_capacity(texts.len());
+    for text in texts {
+        match instruction(&text).filter(&allowed) {
+            Some(instruction) => instructions.push(instruction),
+            None => mapping.failed(&Failure::NotAnInstruction(
+                String::from_utf8_lossy(text.get(..80).unwrap_or(&text)).into_owned(),
+            )),
+        }
+    }
+    instructions
 }
 
 /// Reads one output of the command mapping.

@@ -3,7 +3,8 @@
 //!
 //! What a mapping is for it does not know.
 //!
-//! Invariant: a failure is counted, and the log says of each mapping at least once a minute that there were any.
+//! Invariant: a failure is counted, and the log says of each mapping at least once a minute that there were any which
+//! no client has caused.
 
 use std::time::Duration;
 
@@ -63,6 +64,10 @@ impl Meter for MappingMeter {
     fn failed(&self, failure: &Failure) {
         let labels = [&*self.dialect, &*self.mapping, failure.reason()];
         self.failures.with_label_values(&labels).inc();
+        if failure.is_clients() {
+            // Anybody can send anything, and was told.
+            return;
+        }
         if let Some(count) = self.due(Instant::now()) {
             tracing::warn!(
                 // The name by which filters and log searches know this line.

@@ -71,6 +71,9 @@ pub enum Failure {
     /// The program ended in an error of its own: its text, cut short, as what it holds is bound to the run.
     #[error("{0}")]
     Jq(String),
+    /// A client's message is not what the program reads: the text of its error.
+    #[error("a client's message is not what the mapping reads: {0}")]
+    Message(String),
     /// The program asked for the process to end.
     #[error("the program called halt")]
     Halt,
@@ -86,12 +89,26 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The same, where what the mapping was given is what a client said.
+    pub(super) fn of_client(self) -> Self {
+        match self {
+            Self::Jq(error) => Self::Message(error),
+            other => other,
+        }
+    }
+
+    /// Whether a client caused it, and nobody has anything to correct here.
+    pub fn is_clients(&self) -> bool {
+        matches!(self, Self::Message(_))
+    }
+
     /// The reason as one word, for a metric's label.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooDeep => "too_deep",
             Self::Encode(_) | Self::Input(_) => "unreadable",
             Self::Jq(_) => "error",
+            Self::Message(_) => "client",
             Self::Halt => "halt",
             Self::TooMuch => "too_much",
             Self::NotJson(_) => "not_json",

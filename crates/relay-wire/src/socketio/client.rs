@@ -19,8 +19,8 @@ use relay_core::tally::Aggregate;
 use relay_core::watcher::Watcher;
 use relay_core::watcher::outbox::SubscriptionId;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use super::offset::Offset;
 use super::packet;
@@ -179,15 +179,20 @@ impl Client {
     }
 
     fn event(&self, reply_to: ReplyTo, name: &str, json: &str, about: &About<'_>) -> Heard {
-        // Read whole when the packet was; an event without arguments is correct.
-        let arguments = serde_json::from_str::<Vec<Value>>(json).unwrap_or_default();
-        let input = json!({"event": name, "args": arguments.get(1..).unwrap_or_default()});
-        let Ok(input) = Input::of(&input) else {
-            let rejected = Rejected {
-                code: "bad_message",
-                message: "the event is nested too deep".to_owned(),
-            };
-            return Heard::Rejected(rejected, reply_to);
+        let rejected =
+            |code, message| Heard::Rejected(Rejected { code, message }, reply_to.clone());
+        // The packet was a list, and its first value a name; of the others nothing was looked at. An event without
+        // arguments is correct.
+        let read = serde_json::from_str::<Vec<Value>>(json).and_then(|_| arguments(name, json));
+        let input = match read {
+            Ok(input) => input,
+            Err(error) => {
+                return rejected("bad_json", format!("the event cannot be read: {error}"));
+            }
+        };
+        let Ok(input) = Input::parse(&input) else {
+            let message = "the event is nested too deep".to_owned();
+            return rejected("bad_message", message);
         };
         let Some(room) = self.room(&reply_to) else {
             return Heard::Nothing;
@@ -441,6 +446,22 @@ impl Client {
         }
         wrap(self.is_polling(), packets)
     }
+}
+
+/// An event as mappings read it: its arguments as they came, with their digits.
+fn arguments(name: &str, json: &str) -> serde_json::Result<Vec<u8>> {
+    let arguments: Vec<&RawValue> = serde_json::from_str(json)?;
+    serde_json::to_vec(&Event {
+        event: name,
+        args: arguments.get(1..).unwrap_or_default(),
+    })
+}
+
+/// An event that a client sent.
+#[derive(Serialize)]
+struct Event<'a> {
+    event: &'a str,
+    args: &'a [&'a RawValue],
 }
 
 /// An answer of several arguments, or of none.
