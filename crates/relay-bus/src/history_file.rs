@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use relay_core::document::{JobDocument, MilestoneData};
+use relay_core::document::{JobDocument, MilestoneData, Status};
 use relay_core::id::{JobId, Name, Owner};
 use relay_core::job::JobMemory;
 use relay_core::moment::{Moment, WallTime};
@@ -139,6 +139,9 @@ struct UpdateLine {
     /// The attempt that was removed, where this says that the job was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     removed: Option<u32>,
+    /// How it stood then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_status: Option<String>,
     /// The state's document or the milestone's data; `null` where the job was removed.
     body: Box<RawValue>,
 }
@@ -149,7 +152,8 @@ impl UpdateLine {
         #[cfg(test)]
         poison::fault("panics-when-restored", job.as_str());
         if let Some(attempt) = self.removed {
-            return Ok((Body::Gone(Gone::Removed { attempt }), None));
+            let last = self.last_status.as_deref().and_then(Status::from_word);
+            return Ok((Body::Gone(Gone::Removed { attempt, last }), None));
         }
         let text = self.body.get().as_bytes();
         Ok(match &self.milestone {
@@ -327,16 +331,18 @@ fn write_update(publication: &Publication, out: &mut impl Write) -> io::Result<(
     let (milestone, removed, body): (_, _, &[u8]) = match &publication.body {
         Body::State { json, .. } => (None, None, json),
         Body::Milestone { name, data } => (Some(name.as_str().to_owned()), None, data),
-        Body::Gone(Gone::Removed { attempt }) => (None, Some(*attempt), b"null"),
+        Body::Gone(Gone::Removed { attempt, last }) => (None, Some((*attempt, *last)), b"null"),
         // No job remembers that it is forgotten.
-        Body::Gone(Gone::Expired) => return Ok(()),
+        Body::Gone(Gone::Expired { .. }) => return Ok(()),
     };
+    let (removed, last) = removed.unzip();
     let update = UpdateLine {
         seq: publication.seq,
         stored_at: publication.stored_at.as_unix_micros(),
         parent: publication.parent.as_ref().map(Name::to_string),
         milestone,
         removed,
+        last_status: last.flatten().map(|last| last.to_string()),
         body: serde_json::from_slice(body)?,
     };
     write_line(&update, out)

@@ -19,6 +19,7 @@ mod history;
 mod intake;
 mod join;
 mod keys;
+mod listed;
 mod load;
 mod past;
 mod publish;

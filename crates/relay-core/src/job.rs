@@ -242,9 +242,9 @@ pub struct Inherited {
 const MAX_TIME_BYTES: usize = 64;
 
 impl Judged {
-    /// Whether it is an ending.
-    pub fn is_ending(&self) -> bool {
-        self.publication.is_terminal()
+    /// Whether nothing of the attempt may follow: it is an ending, or takes the job away.
+    pub fn is_last(&self) -> bool {
+        self.publication.is_last()
     }
 }
 
@@ -323,7 +323,16 @@ impl Job {
     /// The document that takes it away as it is now.
     pub fn removal(&self) -> String {
         let attempt = self.guard.attempt().max(1);
-        Removal::document(attempt, self.parent.as_ref())
+        Removal::document(attempt, self.parent.as_ref(), self.last_status())
+    }
+
+    /// How it stands, or stood when it was taken away.
+    fn last_status(&self) -> Option<Status> {
+        match self.last_word()?.body {
+            Body::State { status, .. } => Some(status),
+            Body::Gone(gone) => gone.last(),
+            Body::Milestone { .. } => None,
+        }
     }
 
     /// From which number on nothing is unknown.
@@ -379,7 +388,7 @@ impl Job {
                 let removal = Removal::read(payload, &self.id, &self.owner);
                 let removal = removal.filter(|_| payload.len() <= bounds.update_bytes);
                 let removal = removal.ok_or(declined)??;
-                self.judge_removal(removal.attempt, removal.parent_id, None, place)
+                self.judge_removal(removal, None, place)
             }
             Subject::Milestone(name) => {
                 bounds.admit(payload)?;
@@ -533,6 +542,10 @@ impl Job {
 
     /// What a milestone means for this job.
     fn meaning(&self, name: &Name, kinds: &Kinds) -> Meaning {
+        // Its kind went with its state; whoever says again what took it away was not told that it arrived.
+        if self.removed.is_some() && kinds.removes(name) {
+            return Meaning::Removal;
+        }
         kinds.meaning(name, || self.kind())
     }
 
@@ -644,7 +657,12 @@ impl Job {
         let data = MilestoneData::parse(payload)?;
         match self.meaning(name, kinds) {
             Meaning::Removal => {
-                return self.judge_removal(self.guard.attempt(), None, data.ts(), place);
+                let removal = Removal {
+                    attempt: self.guard.attempt(),
+                    parent_id: None,
+                    last_status: None,
+                };
+                return self.judge_removal(removal, data.ts(), place);
             }
             meaning => self.may_be_followed_by(meaning)?,
         }
@@ -663,20 +681,20 @@ impl Job {
 
     fn judge_removal(
         &self,
-        attempt: u32,
-        parent: Option<Name>,
+        removal: Removal,
         ts: Option<WallTime>,
         place: Place,
     ) -> Result<Judged, Declined> {
-        let guard = match self.removed_at(attempt) {
+        let guard = match self.removed_at(removal.attempt) {
             Ok(guard) => guard,
             Err(Stale::Removed) => return Err(Declined::Repeated),
             Err(stale) => return Err(Declined::Stale(stale)),
         };
         // Whoever was shown it in a group is told there.
-        let parent = self.parent.clone().or(parent);
+        let parent = self.parent.clone().or(removal.parent_id);
         let body = Body::Gone(Gone::Removed {
             attempt: guard.attempt(),
+            last: self.last_status().or(removal.last_status),
         });
         Ok(Judged {
             publication: self.publication(body, parent, ts, place),
@@ -848,7 +866,7 @@ impl Job {
         }
         let state = job.state.as_ref().map_or(Seq::ZERO, |state| state.seq);
         if let Some(removed) = history.pop_if(|last| last.is_removal() && last.seq > state) {
-            if let Body::Gone(Gone::Removed { attempt }) = removed.body {
+            if let Body::Gone(Gone::Removed { attempt, .. }) = removed.body {
                 job.guard = Guard::removed(attempt);
             }
             job.parent.clone_from(&removed.parent);

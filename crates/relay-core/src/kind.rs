@@ -61,6 +61,12 @@ impl Kinds {
         *own.unwrap_or(&self.others) != nothing
     }
 
+    /// Whether any kind declares that this milestone takes its job away.
+    pub(crate) fn removes(&self, milestone: &Name) -> bool {
+        let mut kinds = self.declared.values().chain([&self.others]);
+        kinds.any(|kind| kind.removed_by.contains(milestone))
+    }
+
     /// What a milestone means for a job; its kind is asked for only where that matters.
     pub(crate) fn meaning(
         &self,

@@ -79,11 +79,16 @@ pub enum Body {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
     /// It left history: it expired or was purged.
-    Expired,
+    Expired {
+        /// How it stood last.
+        last: Option<Status>,
+    },
     /// Somebody who may publish it took it away.
     Removed {
         /// The attempt that was taken away, with all before it.
         attempt: u32,
+        /// How it stood last, where that is known.
+        last: Option<Status>,
     },
 }
 
@@ -91,8 +96,15 @@ impl Gone {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Expired => "expired",
+            Self::Expired { .. } => "expired",
             Self::Removed { .. } => "removed",
+        }
+    }
+
+    /// How the job stood last, where that is known.
+    pub fn last(self) -> Option<Status> {
+        match self {
+            Self::Expired { last } | Self::Removed { last, .. } => last,
         }
     }
 }
@@ -123,6 +135,11 @@ impl Publication {
     /// Whether the job was taken away.
     pub fn is_removal(&self) -> bool {
         matches!(self.body, Body::Gone(Gone::Removed { .. }))
+    }
+
+    /// Whether nothing of the attempt may follow it: an ending, or that the job was taken away.
+    pub fn is_last(&self) -> bool {
+        self.is_terminal() || self.is_removal()
     }
 
     /// Whether it is a named event.

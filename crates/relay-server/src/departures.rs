@@ -7,6 +7,7 @@
 //! Invariant: at most [`MAX_KEPT`] are kept at a time.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -44,18 +45,27 @@ struct Kept {
 }
 
 impl Departures {
-    /// A client leaves.
-    pub(crate) fn keep(&self, whence: Whence, parting: Parting, until: Moment) {
+    /// A client leaves at `now`, and is remembered for so long. How many are forgotten for it that might have come back.
+    pub(crate) fn keep(
+        &self,
+        whence: Whence,
+        parting: Parting,
+        now: Moment,
+        within: Duration,
+    ) -> u64 {
         let mut kept = self.kept.lock();
         let kept = &mut *kept;
+        let mut forgotten = 0;
         while kept.order.len() >= MAX_KEPT {
-            if let Some(first) = kept.order.pop_front() {
-                kept.take(&first);
-            }
+            let first = kept.order.pop_front();
+            let first = first.and_then(|first| kept.take(&first));
+            forgotten += u64::from(first.is_some_and(|(until, _)| now < until));
         }
+        let until = now + within;
         kept.order.push_back(whence.clone());
         let partings = kept.by_client.entry(whence).or_default();
         partings.push_back((until, parting));
+        forgotten
     }
 
     /// A client comes that may be one of those who left: where it stood. Of several, the one that left first.
@@ -86,8 +96,6 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use relay_core::cursor::Cursor;
     use relay_core::position::{Epoch, Position, Seq};
 
@@ -116,9 +124,10 @@ mod tests {
         let departures = Departures::default();
         let begin = Moment::default();
         let late = begin + Duration::from_secs(2);
-        departures.keep(whence(1), parting(1), begin + Duration::from_secs(1));
-        departures.keep(whence(1), parting(2), begin + Duration::from_secs(9));
-        departures.keep(whence(1), parting(3), begin + Duration::from_secs(9));
+        for (n, within) in [(1, 1), (2, 9), (3, 9)] {
+            let within = Duration::from_secs(within);
+            assert_eq!(departures.keep(whence(1), parting(n), begin, within), 0);
+        }
         assert_eq!(seq(departures.take(&whence(2), begin)), None);
         // The first is forgotten by then.
         assert_eq!(seq(departures.take(&whence(1), late)), Some(2));
@@ -131,12 +140,18 @@ mod tests {
     fn as_many_are_kept_as_the_bound_says() {
         let departures = Departures::default();
         let begin = Moment::default();
-        let until = begin + Duration::from_secs(60);
-        for n in 0..=MAX_KEPT as u32 {
-            departures.keep(whence(n), parting(1), until);
-        }
+        let within = Duration::from_secs(60);
+        let keep = |n: usize, now| {
+            let n = u32::try_from(n).unwrap();
+            departures.keep(whence(n), parting(1), now, within)
+        };
+        let forgotten: u64 = (0..=MAX_KEPT).map(|n| keep(n, begin)).sum();
+        assert_eq!(forgotten, 1);
         assert_eq!(departures.kept.lock().by_client.len(), MAX_KEPT);
         assert_eq!(seq(departures.take(&whence(0), begin)), None);
         assert_eq!(seq(departures.take(&whence(1), begin)), Some(1));
+        keep(0, begin);
+        // Whose time is over would not have been known again.
+        assert_eq!(keep(0, begin + within), 0);
     }
 }

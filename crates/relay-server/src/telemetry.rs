@@ -72,6 +72,8 @@ pub(crate) struct Telemetry {
     dialect_runs: IntCounterVec,
     dialect_failures: IntCounterVec,
     dialect_connections: IntGaugeVec,
+    /// Clients that left and would have been known again, but for others.
+    pub departures_forgotten: IntCounter,
     quality: [IntGauge; Grade::ALL.len()],
     quality_changes: IntCounterVec,
     checks: IntCounterVec,
@@ -294,6 +296,11 @@ impl Telemetry {
                 "relay_dialect_connections",
                 "Open connections that speak a dialect",
                 &["dialect"],
+            )?,
+            departures_forgotten: counter(
+                r,
+                "relay_departures_forgotten_total",
+                "Clients of dialects with returns_within that left and were forgotten before that time was over, because more left than are kept",
             )?,
             quality: {
                 let quality = int_gauges(

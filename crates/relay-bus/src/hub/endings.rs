@@ -8,6 +8,8 @@
 //!
 //! The ending keeps the number it had (`Relay-First`), so nobody is told it twice.
 //!
+//! A removal is kept in the same way: without it the job would come back.
+//!
 //! Invariant: of one job at most one publication is under way, and at most four are made in a second.
 
 use std::sync::Arc;
@@ -43,19 +45,19 @@ impl Hub {
         Some((kept / 2).max(1))
     }
 
-    /// A state was declined: if it came after an ending, it takes the ending's room in the store.
+    /// A state was declined: if it came after an ending or a removal, it takes the room of that in the store.
     pub(super) fn note_late(&self, table: &mut Table, incoming: &Incoming, declined: &Declined) {
         let Some(entry) = table.get_mut(&incoming.job) else {
             return;
         };
         let ends = |job: &relay_core::job::Job| {
-            job.owner == incoming.owner && job.state().is_some_and(|state| state.is_terminal())
+            job.owner == incoming.owner && job.last_word().is_some_and(|last| last.is_last())
         };
         if incoming.what != What::State || !entry.job.as_deref().is_some_and(ends) {
             return;
         }
         if matches!(declined, Declined::Repeated) {
-            // That was the ending itself.
+            // That was it, once more.
             entry.late = 0;
             entry.first = entry.first.or(incoming.first);
             return;
@@ -131,27 +133,30 @@ impl Hub {
         if entry.repair.is_some() || entry.partial {
             return None;
         }
-        let state = entry.state().filter(|state| state.is_terminal())?;
-        let Body::State { json, .. } = &state.body else {
-            return None;
+        let job = entry.job.as_deref()?;
+        let last = job.last_word().filter(|last| last.is_last())?;
+        let (payload, finality) = match &last.body {
+            Body::State { json, .. } => (json.clone(), Finality::Ending),
+            Body::Gone(_) => (job.removal().into(), Finality::Removal),
+            Body::Milestone { .. } => return None,
         };
-        let since = entry.first.map_or(state.stored_at, |first| first.stored_at);
+        let since = entry.first.map_or(last.stored_at, |first| first.stored_at);
         let age = self.clock.age_of(since);
         if age + LEAST_LEFT > self.settings.terminal_ttl {
             return None;
         }
         let here = First {
-            seq: state.seq,
-            stored_at: state.stored_at,
+            seq: last.seq,
+            stored_at: last.stored_at,
         };
         // A node that was told otherwise meanwhile has it at a later place.
         let first = entry.first.filter(|first| first.seq < here.seq);
         Some(Outgoing {
-            owner: state.owner.clone(),
+            owner: last.owner.clone(),
             job: id.clone(),
             what: What::State,
-            payload: json.clone(),
-            finality: Finality::Ending,
+            payload,
+            finality,
             stamp: None,
             expected_last: Some(entry.last(&What::State)),
             first: Some(first.unwrap_or(here)),
@@ -164,7 +169,7 @@ impl Hub {
                 job = %id,
                 %error,
                 held_back,
-                "a job goes on after its ending, and the ending could not be stored again; nodes that start later may take the job for running"
+                "a job goes on after its ending or removal, which could not be stored again; nodes that start later may take the job for running"
             );
         }
     }

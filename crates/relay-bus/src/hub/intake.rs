@@ -222,7 +222,7 @@ impl Hub {
     }
 
     /// Where an update stands.
-    fn place_of(&self, table: &Table, incoming: &Incoming) -> Place {
+    pub(super) fn place_of(&self, table: &Table, incoming: &Incoming) -> Place {
         Place {
             epoch: table.epoch(),
             seq: incoming.seq,
@@ -276,7 +276,7 @@ impl Hub {
             }
         };
         if let Some(entry) = table.get_mut(&incoming.job)
-            && publication.is_state()
+            && !publication.is_milestone()
         {
             entry.late = 0;
             entry.first = incoming.first;
@@ -411,7 +411,7 @@ impl Hub {
 pub(super) struct Verdict {
     pub(super) judged: Result<Judged, Declined>,
     /// The job it was judged by, where nothing was known of it.
-    new: Option<Box<Job>>,
+    pub(super) new: Option<Box<Job>>,
 }
 
 /// Enters an update that was judged as the table stands now. What was declined leaves its number with a job that
@@ -450,7 +450,7 @@ pub(super) fn enter(
     Ok(publication)
 }
 
-/// As [`judge`]. An ending that is stored again may be where it was first, and is a little longer than it was when
+/// As [`judge`]. An ending (or a removal) that is stored again may be where it was first, and is a little longer than it was when
 /// its worker published it.
 pub(super) fn judge_again(
     job: &Job,
@@ -475,7 +475,7 @@ pub(super) fn judge_again(
         };
         let judged = judge(job, incoming, there, sender, &bounds);
         // It is believed of nothing else.
-        if judged.as_ref().is_ok_and(Judged::is_ending) {
+        if judged.as_ref().is_ok_and(Judged::is_last) {
             return judged;
         }
     }

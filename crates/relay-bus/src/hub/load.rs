@@ -17,7 +17,7 @@ use relay_core::watcher::outbox::GapReason;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::endings::ENDINGS_AT_ONCE;
-use super::intake::enter;
+use super::listed::is_owed_to_nobody;
 use super::rebuild::{Rebuild, Rebuilt};
 use super::table::{Answer, Entry, Found, LoadKey, Repair, Table, Waiter};
 use super::tally::TALLY_INTERVAL;
@@ -105,14 +105,15 @@ impl Hub {
         }
     }
 
-    async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
+    pub(super) async fn load(&self, store: &Arc<dyn Store>, key: LoadKey) -> Loaded {
         let (life, high) = {
             let table = self.table();
             (table.life(), table.high())
         };
         let states = async |owner, limit| {
-            let states = store.load_last_states(owner, high, limit).await;
-            states.map(Found::States)
+            let states = store.load_last_states(owner, high, limit).await?;
+            self.enter_listed(&key, life, &states).await;
+            Ok(Found::States(states))
         };
         let answer = match &key {
             LoadKey::Job(job) => match store.load_job(job.clone(), high).await {
@@ -220,7 +221,6 @@ impl Hub {
     fn compared(&self, table: &mut Table, changed: Vec<JobId>) {
         let missed_from = table.holdback.missed_from();
         for id in changed {
-            table.count("resynced");
             table.start_repair(&id, self.clock.now());
             if let Some(from) = missed_from {
                 // Also where nothing was known of it: its watchers are owed its first word.
@@ -247,8 +247,6 @@ impl Hub {
             LoadKey::Everything | LoadKey::Job(_) => self.settings.max_jobs,
         };
         let whole = updates.as_ref().is_some_and(|all| all.len() < limit);
-        let waited_for = table.loads.is_joined(&key);
-        let surveyed = table.loads.is_surveyed(&key);
         let missed_from = table.holdback.missed_from();
         for update in updates.into_iter().flatten() {
             let entry = table.get(&update.job);
@@ -267,8 +265,7 @@ impl Hub {
                     // Found by a comparison, not by a join: those who watch have not been told of it; whoever
                     // only counts is told of none. Or on its way already: its last state must not stand in front
                     // of what is being fetched, and whoever joins waits for that.
-                    let is_owed = missed_from.is_some()
-                        || !(waited_for || surveyed && table.is_unwatched(&update));
+                    let is_owed = missed_from.is_some() || !is_owed_to_nobody(table, &key, &update);
                     // What cannot be read may stand in front of what can.
                     if repairing || is_owed || !self.remember(table, &update) {
                         table.start_repair(&update.job, self.clock.now());
@@ -302,20 +299,7 @@ impl Hub {
     /// Enters a job of which only its last state is known. False if that is not one.
     fn remember(&self, table: &mut Table, update: &Incoming) -> bool {
         let verdict = self.judge(table, update, Sender::Away);
-        if enter(table, update, verdict).is_err() {
-            return false;
-        }
-        let kinds = table.bounds().kinds;
-        if let Some(entry) = table.get_mut(&update.job)
-            && let Some(job) = &mut entry.job
-        {
-            entry.partial = true;
-            entry.is_sole = update.previous == Some(Seq::ZERO) && !job.may_be_followed(&kinds);
-            // Of what was before its last state this says nothing, wherever a cursor stands.
-            job.doubt(update.seq);
-        }
-        table.enter(&update.job);
-        true
+        self.enter_last(table, update, verdict)
     }
 
     /// All that is stored of one job came: it becomes what is known, and watchers are told what they
@@ -328,6 +312,10 @@ impl Hub {
             return;
         };
         let (reach, is_found) = (rebuilt.reach, rebuilt.job.is_some());
+        let never_came = never_came(table, id, &rebuilt.updates, &repair);
+        for _ in 0..never_came {
+            table.count("resynced");
+        }
         self.adopt(table, id, &mut rebuilt, repair.missed_from);
         if repair.left_to > reach {
             table.count_repair("again");
@@ -428,7 +416,7 @@ impl Hub {
             entry.note(&update.what, update.seq);
         }
         entry.read(reach);
-        let is_over = entry.state().is_some_and(|state| state.is_terminal());
+        let is_over = entry.last_word().is_some_and(|last| last.is_last());
         entry.late = if is_over { late } else { 0 };
         entry.first = stood_first;
         table.enter(id);
@@ -462,6 +450,24 @@ impl Hub {
             self.say_gone(&mut table, &id, high);
         }
     }
+}
+
+/// How many of a job's stored updates should have come live, and did not. Of a job that was not known, and of which
+/// nothing was missed that somebody watched, nobody can say.
+fn never_came(table: &Table, id: &JobId, updates: &[Incoming], repair: &Repair) -> usize {
+    let Some(entry) = table.get(id) else {
+        return 0;
+    };
+    let from = match (&entry.job, repair.missed_from) {
+        (_, Some(from)) => from,
+        (Some(_), None) if !entry.partial => Seq::ZERO,
+        _ => return 0,
+    };
+    let is_new = |it: &&Incoming| it.seq > from.max(repair.left_to).max(entry.seen(&it.what));
+    let owner = entry.job.as_deref().map(|job| &job.owner);
+    let is_owners = |it: &&Incoming| owner.is_none_or(|owner| it.owner == *owner);
+    let missed = updates.iter().filter(is_new).filter(is_owners);
+    missed.filter(|it| !repair.holds(it.seq)).count()
 }
 
 /// Waits until then, or for ever.

@@ -48,7 +48,7 @@ pub(super) struct Rebuilt {
     pub(super) job: Option<Box<Job>>,
     /// All that is stored, without payloads.
     pub(super) updates: Vec<Incoming>,
-    /// How many states have followed the ending that is stored.
+    /// How many states have followed what is stored of the job's end.
     pub(super) late: u64,
     /// Where the state stood first, if it is one that was stored again.
     pub(super) stood_first: Option<First>,
@@ -124,7 +124,7 @@ impl Rebuild {
             let first = update.first.filter(|first| first.seq >= self.told_to);
             match judge_again(by, update, first, place, Sender::Away, &self.bounds) {
                 Ok(judged) => {
-                    if by.enter(judged, &self.bounds).is_state() {
+                    if !by.enter(judged, &self.bounds).is_milestone() {
                         stood_first = update.first;
                     }
                 }

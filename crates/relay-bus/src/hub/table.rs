@@ -528,8 +528,7 @@ impl Table {
         let old = |state: &Arc<Publication>| {
             let stored_at = state.stored_at.as_unix_micros();
             let age = now.as_unix_micros().saturating_sub(stored_at);
-            let is_over = state.is_terminal() || state.is_removal();
-            age > if is_over { ended } else { silent }
+            age > if state.is_last() { ended } else { silent }
         };
         let expired = self
             .jobs
@@ -541,6 +540,10 @@ impl Table {
     /// The publication that tells watchers a job left history.
     pub(super) fn gone(&self, id: &JobId, seq: Seq) -> Option<Arc<Publication>> {
         let last = self.jobs.get(id)?.state()?;
+        let status = match last.body {
+            Body::State { status, .. } => Some(status),
+            Body::Milestone { .. } | Body::Gone(_) => None,
+        };
         Some(Arc::new(Publication {
             seq,
             epoch: self.epoch,
@@ -548,7 +551,7 @@ impl Table {
             job: id.clone(),
             owner: last.owner.clone(),
             parent: last.parent.clone(),
-            body: Body::Gone(Gone::Expired),
+            body: Body::Gone(Gone::Expired { last: status }),
             first_at: last.first_at,
             received_at: last.received_at,
             worker_at: None,

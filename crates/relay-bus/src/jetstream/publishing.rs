@@ -105,6 +105,9 @@ fn headers(settings: &JetStreamSettings, outgoing: &Outgoing, id: &str) -> Heade
         // expires: a finished job would come back as running.
         headers.insert(NATS_ROLLUP, "sub");
     }
+    if let Some(first) = &outgoing.first {
+        headers.insert(FIRST, decode::first_text(first));
+    }
     // A removal is kept for as long as the stream keeps anything: milestones from before it, which it hides, must
     // not outlive it.
     if outgoing.finality == Finality::Ending && outgoing.what == What::State {
@@ -112,7 +115,6 @@ fn headers(settings: &JetStreamSettings, outgoing: &Outgoing, id: &str) -> Heade
         if let Some(first) = &outgoing.first {
             // It stands no longer than it would have.
             ttl = ttl.saturating_sub(Clock::start().age_of(first.stored_at));
-            headers.insert(FIRST, decode::first_text(first));
         }
         headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)));
     }

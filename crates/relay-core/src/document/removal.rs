@@ -9,10 +9,12 @@ use crate::id::{JobId, Name, Owner};
 use super::field::Field;
 use super::refusal::Refusal;
 use super::text::{read_object, text_of};
-use super::{Sent, value};
+use super::{Sent, Status, value};
 
 /// The status that takes a job away. Relays that do not know it refuse it, as they do any word they do not know.
 const REMOVED: &str = "removed";
+/// How the job stood, in a removal and in what clients are sent of it.
+const LAST_STATUS: &str = "last_status";
 
 /// What a removal says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,18 +23,20 @@ pub struct Removal {
     pub(crate) attempt: u32,
     /// The group the job belonged to.
     pub(crate) parent_id: Option<Name>,
+    /// How the job stood, if one of the five words says so.
+    pub(crate) last_status: Option<Status>,
 }
 
 impl Removal {
-    /// The removal of `attempt`, for whoever publishes it. The group is repeated, as it is in each state: what was
-    /// before is not stored any more when this is read.
-    pub fn document(attempt: u32, parent: Option<&Name>) -> String {
-        match parent {
-            Some(parent) => format!(
-                "{{\"status\":\"{REMOVED}\",\"attempt\":{attempt},\"parent_id\":\"{parent}\"}}"
-            ),
-            None => format!("{{\"status\":\"{REMOVED}\",\"attempt\":{attempt}}}"),
-        }
+    /// The removal of `attempt`, for whoever publishes it. The group is repeated, as it is in each state, and how the
+    /// job stood is said: what was before is not stored any more when this is read.
+    pub fn document(attempt: u32, parent: Option<&Name>, last: Option<Status>) -> String {
+        let member = |name: &str, text: Option<&str>| {
+            text.map_or_else(String::new, |text| format!(",\"{name}\":\"{text}\""))
+        };
+        let parent = member("parent_id", parent.map(Name::as_str));
+        let last = member(LAST_STATUS, last.map(Status::as_str));
+        format!("{{\"status\":\"{REMOVED}\",\"attempt\":{attempt}{parent}{last}}}")
     }
 
     /// Reads what a worker published for `job` of `owner`; `None` if it is not a removal.
@@ -56,7 +60,10 @@ impl Removal {
     fn check(sent: &mut Sent<'_>, job: &JobId, owner: &Owner) -> Result<Self, Refusal> {
         sent.agrees("job_id", Field::JobId, job)?;
         sent.agrees("owner", Field::Owner, owner)?;
+        let last = sent.unknown.iter().find(|each| each.name == LAST_STATUS);
+        let last = last.and_then(|each| value::string(each.value, "a string").ok());
         Ok(Self {
+            last_status: last.and_then(|word| Status::from_word(&word)),
             attempt: sent.read(Field::Attempt, value::attempt)?.unwrap_or(1),
             parent_id: sent.read(Field::ParentId, value::name)?,
         })
@@ -66,7 +73,7 @@ impl Removal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::{JobDocument, Status};
+    use crate::document::JobDocument;
 
     fn read(text: &str) -> Option<Result<Removal, Refusal>> {
         let (job, owner) = (Name::parse("j").unwrap(), Name::parse("alice").unwrap());
@@ -76,9 +83,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let parent = Name::parse("g").unwrap();
-        for parent in [None, Some(&parent)] {
-            let removal = read(&Removal::document(3, parent)).unwrap().unwrap();
+        for (parent, last) in [(None, None), (Some(&parent), Some(Status::Failed))] {
+            let removal = read(&Removal::document(3, parent, last)).unwrap().unwrap();
             assert_eq!((removal.attempt, removal.parent_id.as_ref()), (3, parent));
+            assert_eq!(removal.last_status, last);
         }
     }
 
@@ -87,6 +95,7 @@ mod tests {
         for text in [
             r#"{"status":"removed"}"#,
             r#"{"status":" Removed","progress":"x","meta":1,"job_id":"j","owner":"alice"}"#,
+            r#"{"status":"removed","last_status":7}"#,
         ] {
             assert_eq!(read(text).unwrap().unwrap().attempt, 1);
         }
@@ -113,7 +122,7 @@ mod tests {
     fn no_status_is_called_so() {
         assert_eq!(Status::from_word(REMOVED), None);
         let (job, owner) = (Name::parse("j").unwrap(), Name::parse("-").unwrap());
-        let text = Removal::document(1, None);
+        let text = Removal::document(1, None, None);
         assert!(JobDocument::parse(text.as_bytes(), &job, &owner).is_err());
     }
 }

@@ -139,7 +139,7 @@ impl Status {
 
     /// The status a worker means by `word`: one of the five or a common synonym, whatever its case,
     /// with `-`, `_` or a space between words. `None` if the word is unknown.
-    pub(crate) fn from_word(word: &str) -> Option<Self> {
+    pub fn from_word(word: &str) -> Option<Self> {
         if let Some(exact) = Self::from_canonical(word) {
             return Some(exact);
         }

@@ -168,7 +168,7 @@ struct Paced {
 type Identity = (Seq, Option<JobKey>);
 
 fn identity(publication: &Publication) -> Identity {
-    let is_gone = matches!(publication.body, Body::Gone(Gone::Expired));
+    let is_gone = matches!(publication.body, Body::Gone(Gone::Expired { .. }));
     (publication.seq, is_gone.then_some(publication.key))
 }
 
@@ -218,7 +218,7 @@ impl Outbox {
         if self.items.len() - self.replayed as usize >= bounds.jobs + bounds.milestones {
             return Offered::Overflow;
         }
-        if publication.is_terminal() || publication.is_removal() {
+        if publication.is_last() {
             self.hurry(now);
         }
         self.push(item);

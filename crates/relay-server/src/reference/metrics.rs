@@ -79,7 +79,8 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "relay_dialect_failures_total",
         "reason",
-        "`unreadable` and `too_deep` (what the mapping is given cannot be read), `error` (the mapping's own), `halt`, \
+        "`unreadable` and `too_deep` (what the mapping is given cannot be read), `error` (the mapping's own), `client` (a \
+         client's message that the mapping cannot read; the client is answered), `halt`, \
          `too_much` (more values or bytes than a run may give), `not_json`, `not_an_instruction` (what it gave is neither)",
     ),
     ("relay_gaps_total", "reason", GAPS),
@@ -120,8 +121,8 @@ const VALUES: &[(&str, &str, &str)] = &[
         "relay_updates_total",
         "result",
         "`accepted`; `shortened` (an ending, accepted without what was wrong in it); `duplicate` and `repeated` (the same once more); `deferred` (told with what a repair fetched); `unwatched` (not \
-         read further, because nobody watches the job and something before it is missing); `resynced` (found by a \
-         comparison with the stream); `expired`; `slow_consumer` (dropped before it was read); or the reason for which it \
+         read further, because nobody watches the job and something before it is missing); `resynced` (found in the \
+         stream by a repair or a comparison, and had not come by); `expired`; `slow_consumer` (dropped before it was read); or the reason for which it \
          is refused: `bad_subject` (too few or too many tokens), `bad_name` (a token is not a valid owner, job id or \
          milestone's name), `not_from_stream` (published under the live prefix), or the code that the same update gets \
          over HTTP ([Errors](errors.md#publishing))",

@@ -18,6 +18,7 @@ mod proxies;
 mod publishing;
 mod random;
 mod readers;
+mod removal;
 mod requests;
 mod room;
 mod shares;

@@ -1,7 +1,5 @@
 //! Publishing over HTTP: what a key promises, and what is final and what passes when the bus rejects an update.
 
-use std::time::Duration;
-
 use relay_testkit::http::{Answer, Method, Request};
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::{RelayServer, Settings};
@@ -9,7 +7,13 @@ use serde_json::{Value, json};
 
 use crate::settings;
 
-async fn send(relay: &RelayServer, method: &str, path: &str, body: &str, key: &str) -> Answer {
+pub(crate) async fn send(
+    relay: &RelayServer,
+    method: &str,
+    path: &str,
+    body: &str,
+    key: &str,
+) -> Answer {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = Request::new(method, path)
         .header("idempotency-key", key)
@@ -18,7 +22,7 @@ async fn send(relay: &RelayServer, method: &str, path: &str, body: &str, key: &s
 }
 
 /// Status, and the code of the error if it is one.
-fn verdict(answer: &Answer) -> (u16, String) {
+pub(crate) fn verdict(answer: &Answer) -> (u16, String) {
     let code = &answer.json()["error"]["code"];
     let code = code.as_str().unwrap_or_default().to_owned();
     (answer.status.as_u16(), code)
@@ -33,7 +37,7 @@ async fn told(relay: &RelayServer, topic: &str, since: &str) -> Vec<String> {
     frames.iter().filter_map(name).collect()
 }
 
-async fn begin(relay: &RelayServer, job: &str) -> String {
+pub(crate) async fn begin(relay: &RelayServer, job: &str) -> String {
     let state = json!({"status": "running", "progress": 1});
     relay.publish(job, "o", &state).await.unwrap();
     let poll = format!("/v1/poll?topic=job:{job}&wait=0");
@@ -224,90 +228,4 @@ async fn what_a_full_stream_rejects_is_a_409_in_its_own_words() {
         text.contains("maximum messages per subject exceeded"),
         "{text}"
     );
-}
-
-async fn remove(relay: &RelayServer, path: &str) -> Answer {
-    let request = Request::new(Method::DELETE, path);
-    relay.send(request).await.unwrap()
-}
-
-async fn poll(relay: &RelayServer, topic: &str, since: Option<&str>) -> Vec<Value> {
-    let since = since.map_or(String::new(), |since| format!("&cursor={since}"));
-    let path = format!("/v1/poll?topic={topic}&wait=5{since}");
-    let answer = relay.send(Request::get(path)).await.unwrap().json();
-    answer["frames"].as_array().unwrap().clone()
-}
-
-/// What is removed through `here` is gone on `there`, too.
-async fn a_removed_job_is_gone(here: &RelayServer, there: &RelayServer) {
-    assert_eq!(
-        verdict(&remove(here, "/v1/jobs/none").await),
-        (404, "unknown_job".to_owned())
-    );
-    begin(here, "ev").await;
-    let both = "/v1/poll?topic=job:ev&topic=user:o&wait=0";
-    let since = here.send(Request::get(both)).await.unwrap().json();
-    let since = since["cursor"].as_str().unwrap().to_owned();
-    let milestone = "/v1/jobs/ev/milestones/half?owner=o";
-    send(here, "POST", milestone, "1", "a").await;
-    let foreign = remove(here, "/v1/jobs/ev?owner=other").await;
-    assert_eq!(verdict(&foreign), (403, "foreign_owner".to_owned()));
-    let removed = remove(here, "/v1/jobs/ev?owner=o").await;
-    assert_eq!(removed.status, 202);
-    let cursor = removed.json()["cursor"].clone();
-    for relay in [here, there] {
-        for topic in ["job:ev", "user:o"] {
-            let told = poll(relay, topic, Some(&since)).await;
-            let last = told.last().unwrap();
-            assert_eq!(last["type"], "gone", "{told:?}");
-            assert_eq!(last["reason"], "removed");
-        }
-        let state = relay.send(Request::get("/v1/jobs/ev")).await.unwrap();
-        assert_eq!(verdict(&state), (404, "removed".to_owned()));
-        let again = remove(relay, "/v1/jobs/ev").await;
-        assert_eq!(
-            (again.status.as_u16(), &again.json()["cursor"]),
-            (202, &cursor)
-        );
-        let late = send(
-            relay,
-            "POST",
-            "/v1/jobs/ev",
-            r#"{"status":"completed"}"#,
-            "b",
-        )
-        .await;
-        assert_eq!(verdict(&late), (409, "removed".to_owned()));
-    }
-}
-
-#[tokio::test]
-async fn a_removed_job_is_gone_on_every_node_and_stays_so_over_a_restart() {
-    let nats = NatsServer::start(Options::jetstream()).await.unwrap();
-    let start = async || {
-        let settings = settings().jetstream(&nats.url());
-        RelayServer::start(settings).await.unwrap()
-    };
-    let (here, there) = (start().await, start().await);
-    a_removed_job_is_gone(&here, &there).await;
-    let later = start().await;
-    let state = later.send(Request::get("/v1/jobs/ev")).await.unwrap();
-    assert_eq!(verdict(&state), (404, "removed".to_owned()));
-    let anew = json!({"status": "running", "attempt": 2});
-    later.publish("ev", "o", &anew).await.unwrap();
-    let state = later.send(Request::get("/v1/jobs/ev")).await.unwrap();
-    assert_eq!(state.status, 200);
-}
-
-#[tokio::test]
-async fn without_a_bus_a_removed_job_is_gone_over_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("history");
-    let settings = settings().set("history.file", file.display());
-    let mut relay = RelayServer::start(settings).await.unwrap();
-    a_removed_job_is_gone(&relay, &relay).await;
-    relay.terminate(Duration::from_secs(20)).await.unwrap();
-    relay.restart().await.unwrap();
-    let state = relay.send(Request::get("/v1/jobs/ev")).await.unwrap();
-    assert_eq!(verdict(&state), (404, "removed".to_owned()));
 }

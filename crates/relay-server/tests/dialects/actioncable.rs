@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use relay_testkit::process::Process;
 use relay_testkit::relay::{RelayServer, Settings};
@@ -58,8 +59,12 @@ impl Consumer {
     }
 
     async fn says(&self, wanted: Value) {
+        self.says_within(SOON, wanted).await;
+    }
+
+    async fn says_within(&self, within: Duration, wanted: Value) {
         let what = wanted.to_string();
-        let said = wait::until(SOON, &what, || self.lines().contains(&wanted)).await;
+        let said = wait::until(within, &what, || self.lines().contains(&wanted)).await;
         said.unwrap_or_else(|error| panic!("{error:#}\n{}", self.process.logs()));
     }
 
@@ -93,9 +98,9 @@ async fn in_place(place: Place) {
         {"channel": "ChatChannel", "id": "nowhere"},
     ]);
     let consumer = Consumer::start(place, &relay, &channels);
-    consumer
-        .says(json!({"is": "welcome", "protocol": "actioncable-v1-json"}))
-        .await;
+    let welcome = json!({"is": "welcome", "protocol": "actioncable-v1-json"});
+    // A browser starts slowly.
+    consumer.says_within(3 * SOON, welcome).await;
     for id in ["j1", "j2"] {
         consumer
             .says(json!({"is": "connected", "id": id, "reconnected": false}))

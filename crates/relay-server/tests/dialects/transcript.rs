@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use relay_testkit::http::Request;
+use relay_testkit::http::{Method, Request};
 use relay_testkit::relay::RelayServer;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -165,6 +165,12 @@ pub(crate) async fn follow(relay: &mut RelayServer, text: &str) {
                 let (name, data) = rest.split_once(' ').unwrap();
                 let data: Value = serde_json::from_str(data).expect(&here);
                 relay.milestone(job, owner, name, &data).await.expect(&here);
+            }
+            "remove" => {
+                let [job, owner, _] = words(rest);
+                let path = format!("/v1/jobs/{job}?owner={owner}");
+                let removed = relay.send(Request::new(Method::DELETE, path)).await;
+                assert_eq!(removed.expect(&here).status, 202, "{here}");
             }
             "connect" => socket = Some(Socket::open(relay, rest).await),
             "skip" => socket.as_mut().unwrap().skipped = Some(rest.to_owned()),

@@ -326,9 +326,9 @@ impl Speech {
     /// Something was told: how long the connection has still to live. `jobs` are the topics it watches.
     pub fn note(&mut self, publication: &Publication, jobs: usize, now: Moment) {
         self.last_traffic = now;
-        if publication.is_state() && jobs == 1 {
+        if !publication.is_milestone() && jobs == 1 {
             let grace = self.dialect().after_ending;
-            let grace = grace.filter(|_| publication.is_terminal());
+            let grace = grace.filter(|_| publication.is_last());
             self.ends_at = grace.map(|grace| now + grace);
         }
     }

@@ -154,6 +154,9 @@ fn json(publication: &Publication, place: Option<&Place<'_>>) -> Vec<u8> {
         }
         Body::Gone(gone) => {
             put(format_args!(r#","reason":"{}""#, gone.as_str()));
+            if let Some(last) = gone.last() {
+                put(format_args!(r#","last_status":"{last}""#));
+            }
             b""
         }
     };

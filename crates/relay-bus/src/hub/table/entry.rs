@@ -88,6 +88,11 @@ impl Repair {
         left
     }
 
+    /// Whether a live update with this number waits for the repair.
+    pub(in crate::hub) fn holds(&self, seq: Seq) -> bool {
+        self.queued.binary_search_by_key(&seq, |it| it.seq).is_ok()
+    }
+
     /// What waits for the repair, in order.
     pub(in crate::hub) fn take_queued(&mut self) -> VecDeque<Incoming> {
         self.queued_bytes = 0;
@@ -175,9 +180,9 @@ pub(in crate::hub) struct Entry {
     read_to: Seq,
     pub(in crate::hub) repair: Option<Box<Repair>>,
     pub(in crate::hub) repaired: Repaired,
-    /// States that came after the job's ending, since that was stored.
+    /// States that came after the job's ending or removal, since that was stored.
     pub(in crate::hub) late: u64,
-    /// Where the job's ending stood first, if it was stored again before it came to here.
+    /// Where the job's ending or removal stood first, if it was stored again before it came to here.
     pub(in crate::hub) first: Option<First>,
     /// Up to where watchers were told that there is nothing; 0 if nobody was told so. What came after is
     /// news to them, all of it.
@@ -263,7 +268,7 @@ impl Entry {
     /// Whether it is known by its last state alone, and the guard may say otherwise.
     pub(in crate::hub) fn is_unsure(&self) -> bool {
         let last = self.last_word();
-        let is_over = last.is_some_and(|last| last.is_terminal() || last.is_removal());
+        let is_over = last.is_some_and(|last| last.is_last());
         self.partial && !(is_over && self.is_sole)
     }
 

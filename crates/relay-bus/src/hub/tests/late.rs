@@ -1,5 +1,7 @@
 //! Endings that stand though their worker goes on: every node knows the same, whenever it was started (promise 4).
 
+use relay_core::kind::{Kind, Kinds};
+
 use super::*;
 
 /// One stream and the nodes that read it.
@@ -12,9 +14,18 @@ struct Nodes {
 impl Nodes {
     fn new(stream: &Arc<Stream>, count: usize) -> Self {
         let mut tasks = JoinSet::new();
+        let recalled = Kind {
+            removed_by: vec![name("recalled")],
+            ..Kind::default()
+        };
+        let kinds = Arc::new(Kinds::new([("mail".to_owned(), recalled)]));
         let hubs = (0..count).map(|_| {
             let backing = Backing::Stored(stream.clone());
-            let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
+            let settings = HubSettings {
+                kinds: kinds.clone(),
+                ..settings()
+            };
+            let hub = Hub::new(settings, backing, Clock::start(), EPOCH);
             hub.live(EPOCH, stream.inner.lock().high);
             tasks.spawn(hub.clone().run());
             hub
@@ -308,4 +319,53 @@ async fn where_a_state_says_it_stood_is_believed_of_an_ending_alone() {
     // Whoever watches is told of it where it is.
     let ending = forged(COMPLETED);
     assert_eq!(told(&nodes.hubs[0]), [ending]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_stands_whatever_its_worker_goes_on_to_say_and_whenever_a_node_starts() {
+    let removals = [
+        (What::State, r#"{"status":"removed","parent_id":"g"}"#),
+        (What::Milestone(name("recalled")), "1"),
+    ];
+    for ((what, removal), kept) in removals.iter().flat_map(|it| [(it, 2), (it, 4), (it, 64)]) {
+        let case = format!("{what:?}, {kept} kept");
+        let stream = Stream::keeping(kept);
+        let nodes = Nodes::new(&stream, 2);
+        watch(&nodes.hubs[0], None);
+        nodes.pause(1000).await;
+        nodes.state(r#"{"status":"running","kind":"mail","parent_id":"g"}"#);
+        nodes.publish(What::Milestone(name("clip")), "1");
+        nodes.publish(what.clone(), removal);
+        let mut stored_again = 0;
+        for mark in 0..200 {
+            nodes.state(&late(mark));
+            stored_again += nodes.pause(100).await;
+            if mark % 40 == 39 {
+                stored_again += nodes.pause(1000).await;
+                let new = Nodes::new(&stream, 1);
+                let known = new.hubs[0].lookup(&name("j")).await;
+                let removed = known.removed.map(|it| it.seq.get());
+                assert!(known.state.is_none(), "{case}");
+                assert_eq!(removed, Some(3), "{case}: where it was first");
+                let group = Topic::parse("group:g").unwrap();
+                let survey = new.hubs[0].survey(&group).await.unwrap();
+                assert_eq!(survey.tally.total(), 0, "{case}");
+                // It is news to whoever was away, and to nobody else.
+                for (since, expected) in [(2, vec![3]), (3, vec![])] {
+                    watch(&new.hubs[0], Some(since));
+                    new.pause(1000).await;
+                    assert_eq!(told(&new.hubs[0]), expected, "{case}");
+                }
+            }
+        }
+        assert_eq!(told(&nodes.hubs[0]), [1, 2, 3], "{case}: promise 2");
+        let most = 300 / (kept / 2) + 5;
+        assert!((1..=most).contains(&stored_again), "{case}: {stored_again}");
+        // A higher attempt begins the job anew, and nothing puts it back.
+        nodes.state(r#"{"status":"running","attempt":2}"#);
+        nodes.pause(5000).await;
+        assert_eq!(nodes.knows(1).await.0, Status::Running, "{case}");
+        let new = Nodes::new(&stream, 1);
+        assert_eq!(new.knows(0).await.0, Status::Running, "{case}");
+    }
 }

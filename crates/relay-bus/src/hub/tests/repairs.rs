@@ -381,3 +381,94 @@ async fn regression_a_job_that_is_listed_by_a_state_that_came_too_late_is_read_w
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_come_by_is_counted_once_when_it_is_found() {
+    let stream = Arc::new(Stream::default());
+    let (hub, _tasks) = running_hub(&stream);
+    let state = |n: u64| {
+        let payload = format!(r#"{{"status":"running","progress":{n}}}"#);
+        stream.append("j", What::State, payload, false)
+    };
+    ask(&hub, 1, "job:j");
+    sleep(Duration::from_secs(5)).await;
+    hub.ingest(&mut vec![state(1)]);
+    state(2);
+    hub.ingest(&mut vec![state(3)]);
+    sleep(Duration::from_secs(5)).await;
+    let counts = counted(&hub);
+    assert_eq!(
+        (counts["accepted"], counts["resynced"], counts["deferred"]),
+        (1, 1, 1)
+    );
+    // While the bus was away, a refused one among them.
+    hub.lost("test");
+    state(4);
+    stream.append("j", What::Milestone(name("clip")), "{".to_owned(), false);
+    for _ in 0..3 {
+        hub.live(EPOCH, stream.inner.lock().high);
+        sleep(Duration::from_secs(30)).await;
+        let counts = counted(&hub);
+        assert_eq!(counts["resynced"], 3, "{counts:?}");
+        assert_eq!(counts.values().sum::<u64>(), 5, "each in exactly one");
+    }
+}
+
+/// The lock is held for a few of them at a time; what is left for the end is only looked at.
+#[tokio::test(start_paused = true)]
+async fn a_list_of_many_jobs_is_entered_before_it_is_finished() {
+    let stream = Arc::new(Stream::default());
+    for n in 0..80 {
+        let state = format!(r#"{{"status":"running","progress":{n}}}"#);
+        stream.append(&format!("j{n}"), What::State, state, false);
+    }
+    let backing = Backing::Stored(stream.clone());
+    let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
+    hub.live(EPOCH, stream.inner.lock().high);
+    ask(&hub, 1, "user:alice");
+    let store: Arc<dyn Store> = stream.clone();
+    let loaded = loop {
+        let loaded = hub.load(&store, LoadKey::Owner(owner())).await;
+        if let Loaded::Found(_, _, Ok(_)) = loaded {
+            break loaded;
+        }
+    };
+    assert_eq!(hub.stats().jobs, 80);
+    assert_eq!(heard(&hub), [""; 0], "nobody is told yet");
+    hub.finish(loaded);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hub.clone().run());
+    sleep(Duration::from_secs(60)).await;
+    let expected: Vec<u64> = (1..=80).collect();
+    let heard = heard(&hub);
+    assert!(heard.contains(&format!("answer {expected:?}")), "{heard:?}");
+}
+
+/// While the list is on its way more comes, and while it is entered too.
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_list_is_entered_is_not_put_back() {
+    let stream = Arc::new(Stream::default());
+    let state = |job: &str, n: u64| {
+        let state = format!(r#"{{"status":"running","progress":{n}}}"#);
+        stream.append(job, What::State, state, false)
+    };
+    for n in 0..80 {
+        state(&format!("j{n}"), 1);
+    }
+    let (hub, mut tasks) = running_hub(&stream);
+    ask(&hub, 1, "user:alice");
+    let publisher = hub.clone();
+    let live: Vec<_> = (0..80).map(|n| state(&format!("j{n}"), 50)).collect();
+    tasks.spawn(async move {
+        for incoming in live {
+            publisher.ingest(&mut vec![incoming]);
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    sleep(Duration::from_secs(120)).await;
+    heard(&hub);
+    ask(&hub, 2, "user:alice");
+    sleep(Duration::from_secs(5)).await;
+    let expected: Vec<u64> = (81..=160).collect();
+    assert_eq!(heard(&hub), [format!("answer {expected:?}")]);
+}

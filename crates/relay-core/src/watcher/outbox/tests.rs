@@ -261,7 +261,7 @@ fn regression_every_job_that_is_gone_is_told_though_all_have_the_number_of_the_l
         Some(Seq::new(7))
     );
     for job in [1, 2, 3] {
-        let gone = publication(job, 7, Body::Gone(Gone::Expired));
+        let gone = publication(job, 7, Body::Gone(Gone::Expired { last: None }));
         assert_eq!(offer(&mut outbox, &gone), Offered::Queued, "{job}");
         let again = outbox.offer(&gone, TWO, START, &BOUNDS);
         assert_eq!(again, Offered::Duplicate, "{job}");

@@ -155,6 +155,7 @@ impl Connection {
     pub(crate) fn begin(&mut self, joined: Joined, desk: &mut Desk<'_>) -> bool {
         let (via, topic) = (joined.subscription, joined.topic.clone());
         let limits = bounds(&self.speaker, desk.node);
+        let is_gone = joined.publications.iter().any(|each| each.is_removal());
         let (now, wall) = (desk.now, desk.wall());
         let begun = match self.watcher.begin(
             joined,
@@ -197,6 +198,7 @@ impl Connection {
         if let Topic::Job(job) = &topic
             && begun.jobs == 0
             && !begun.recovered
+            && !is_gone
             && self.speaker.speech().is_some()
         {
             let input =

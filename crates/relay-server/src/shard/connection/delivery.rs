@@ -362,9 +362,9 @@ impl Connection {
         if let Some(within) = speech.dialect().returns_within
             && !cursor.told().is_empty()
         {
-            let until = desk.now + within;
             let departures = &desk.node.departures;
-            departures.keep(whence, speech.parts(cursor), until);
+            let forgotten = departures.keep(whence, speech.parts(cursor), desk.now, within);
+            desk.node.telemetry.departures_forgotten.inc_by(forgotten);
         }
     }
 }

@@ -41,7 +41,7 @@ async function stream(path) {
     const lines = rest.split('\n');
     rest = lines.pop();
     for (const line of lines) if (line.startsWith('data: ')) take(JSON.parse(line.slice(6)));
-    if (found.size === Number(count)) return;
+    if (found.size >= Number(count)) return;
   }
 }
 

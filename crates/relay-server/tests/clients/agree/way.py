@@ -48,7 +48,7 @@ def stream(path):
         for line in lines:
             if line.startswith(b"data: "):
                 take(read(line[6:].decode("utf-8")))
-            if len(found) == wanted:
+            if len(found) >= wanted:
                 return
 
 

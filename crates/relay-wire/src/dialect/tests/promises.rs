@@ -368,6 +368,7 @@ fn keep(name: &str) {
     let dialects = Dialects::load(&[source(name, text)], DEFAULTS, &|_, _| Box::new(())).unwrap();
     let polls = polls_of(&dialects, text);
     let dialect = polls[0].dialect.clone();
+    is_told_of_what_is_gone(promise, &dialect);
     for odd in odd_values() {
         for document in documents(&odd) {
             let state = Input::of(&json!({"type": "state", "job": document})).unwrap();
@@ -409,6 +410,38 @@ fn keep(name: &str) {
                         &milestone,
                     );
                 }
+            }
+        }
+    }
+}
+
+/// A page that waits for a job which is taken away is told so, in words it knows; one that has the ending is not.
+fn is_told_of_what_is_gone(promise: &Promise, dialect: &Dialect) {
+    for (reason, last) in ["removed", "expired"].into_iter().flat_map(|reason| {
+        let lasts = [
+            None,
+            Some("queued"),
+            Some("running"),
+            Some("completed"),
+            Some("failed"),
+            Some("cancelled"),
+        ];
+        lasts.map(|last| (reason, last))
+    }) {
+        let mut gone = json!({"type": "gone", "job_id": "j1", "owner": "o", "reason": reason});
+        if let Some(last) = last {
+            gone["last_status"] = json!(last);
+        }
+        let input = Input::of(&gone).unwrap();
+        for route in promise.routes {
+            let relay = context(dialect, &gone, *route, &json!({}));
+            let is_over = matches!(last, Some("completed" | "failed" | "cancelled"));
+            // A list of events has them until they are gone, whatever became of them.
+            if is_over && promise.dialect != "event-dashboard" {
+                let said = dialect.frames[&Frame::Gone].run(&input, &relay).unwrap();
+                assert!(said.is_empty(), "{gone}");
+            } else {
+                told(promise, dialect, Frame::Gone, (&input, &relay), &gone);
             }
         }
     }

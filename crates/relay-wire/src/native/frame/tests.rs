@@ -43,7 +43,10 @@ fn bodies() -> [Body; 3] {
             name: Name::parse("half").unwrap(),
             data: Bytes::from_static(b"[1]"),
         },
-        Body::Gone(Gone::Removed { attempt: 1 }),
+        Body::Gone(Gone::Removed {
+            attempt: 1,
+            last: Some(Status::Running),
+        }),
     ]
 }
 
@@ -75,9 +78,9 @@ fn a_client_gets_topic_and_cursor_and_a_mapping_the_owner() {
             r#"{"type":"milestone","job_id":"j1","owner":"alice","name":"half","data":[1]}"#,
         ],
         [
-            r#"{"type":"gone","topic":"user:alice","cursor":"c","job_id":"j1","reason":"removed"}"#,
-            r#"{"type":"gone","topic":"user:alice","cursor":"c","stale":true,"job_id":"j1","reason":"removed"}"#,
-            r#"{"type":"gone","job_id":"j1","owner":"alice","reason":"removed"}"#,
+            r#"{"type":"gone","topic":"user:alice","cursor":"c","job_id":"j1","reason":"removed","last_status":"running"}"#,
+            r#"{"type":"gone","topic":"user:alice","cursor":"c","stale":true,"job_id":"j1","reason":"removed","last_status":"running"}"#,
+            r#"{"type":"gone","job_id":"j1","owner":"alice","reason":"removed","last_status":"running"}"#,
         ],
     ];
     for (body, [fresh, late, bare]) in bodies().into_iter().zip(expected) {
