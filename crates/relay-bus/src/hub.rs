@@ -53,7 +53,7 @@ use crate::inbox::{Inbox, InboxStats, Message};
 use crate::refused::{Ledger, Refusals};
 use crate::seam::Store;
 use keys::Keys;
-use table::{Shards, Table, TableBounds, Waiter};
+use table::{Shards, Table, TableBounds};
 
 /// Jobs in the snapshot of an owner or a group: the most recently updated ones.
 pub const SNAPSHOT_JOBS: usize = 1000;
@@ -245,8 +245,10 @@ impl Hub {
         let (answer, waiting) = oneshot::channel();
         let repair = table.start_repair(job, self.clock.now());
         // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
-        repair.waiters.retain(Waiter::waits);
-        repair.waiters.push(Waiter::Lookup(answer));
+        if repair.lookups.len().is_power_of_two() {
+            repair.lookups.retain(|answer| !answer.is_closed());
+        }
+        repair.lookups.push(answer);
         drop(table);
         self.work.notify_one();
         Err(waiting)

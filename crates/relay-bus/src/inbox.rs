@@ -29,7 +29,7 @@ const HARD_LIMIT: usize = 65_536;
 const CHECKED_MESSAGES: usize = 64;
 
 /// Names a connection to its shard; the hub only hands it back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
 /// What a shard is told.

@@ -46,7 +46,7 @@ pub struct CursorError;
 
 impl Cursor {
     /// A cursor at `position` for topics told unequally far. Those past the [`MAX_TOPICS`]th are left out.
-    pub(crate) fn new(position: Position, told: impl IntoIterator<Item = Told>) -> Self {
+    pub fn new(position: Position, told: impl IntoIterator<Item = Told>) -> Self {
         let seq = position.seq;
         let told = told.into_iter().take(MAX_TOPICS).map(|told| Told {
             seq: told.seq.min(seq),
@@ -127,6 +127,14 @@ impl Cursor {
         at.ok()
             .and_then(|at| self.told.get(at))
             .map(|told| told.seq)
+    }
+
+    /// Up to which number its holder has been told a snapshot of `topic`, and of when that snapshot is; `None` where
+    /// it was told the whole of it.
+    pub fn page(&self, topic: &Topic) -> Option<(Seq, Seq)> {
+        let print = Print::of(topic);
+        let told = self.told.iter().find(|told| told.print == print)?;
+        (told.from > told.seq).then_some((told.seq, told.from))
     }
 
     /// The topics it speaks for.

@@ -733,6 +733,27 @@ impl Job {
         }
     }
 
+    /// What is owed to somebody who was told a snapshot as of `from`, up to `since` and no further; and up to where
+    /// milestones are left out of it that may have been missed.
+    pub fn rest(&self, since: Seq, from: Seq) -> (Vec<Arc<Publication>>, Option<Seq>) {
+        if let Some(removed) = &self.removed {
+            let is_news = removed.seq > since;
+            return (is_news.then(|| removed.clone()).into_iter().collect(), None);
+        }
+        let held = || self.history.iter().chain(&self.state);
+        let is_owed = |each: &&Arc<Publication>| since < each.seq && each.seq <= from;
+        if !held().any(|each| is_owed(&each)) && self.known_from <= from {
+            // All that it was owed of the snapshot it has; what came since it is told as anybody is.
+            return (self.replay(Some(from)).publications, None);
+        }
+        // Its state was not told, or has changed since.
+        let mut publications = self.snapshot();
+        publications.retain(|each| each.seq > since);
+        let has_moved = self.state.as_ref().is_some_and(|state| state.seq > from);
+        let left_out = has_moved.then(|| self.left_out_since(since)).flatten();
+        (publications, left_out)
+    }
+
     /// As `Job::replay`, with what is told again.
     pub fn replay_with(&self, since: Option<Seq>, again: Again) -> Replay {
         let mut replay = self.replay(since);

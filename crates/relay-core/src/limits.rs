@@ -1,10 +1,10 @@
-//! How many connections a user, an address and the node may have, and how many they do.
+//! How much users, addresses and the node have of what is scarce, and how much they may: one ledger.
 //!
-//! Counts and refuses; knows nothing of sockets. What was admitted is released once, with the same user and
+//! Counts and refuses; knows nothing of sockets or requests. What was taken is given back once, by the same user and
 //! address.
 //!
-//! Invariant: the ledger holds an entry only for a user or address that has a connection, so it is as small as the
-//! node is busy; neither the counts of addresses nor those of users sum to more than the total.
+//! Invariant: the ledger holds an account only for a user or address that has something, so it is as small as the
+//! node is busy; neither the accounts of addresses nor those of users sum to more than the node's.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,126 +13,263 @@ use hashbrown::HashMap;
 
 use crate::id::Name;
 
-/// The most connections there may be at once. Zero admits nobody.
+/// What is scarce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionLimits {
-    /// Of one user. A connection without a user counts for none.
-    pub per_user: u32,
-    /// From one IPv4 address, or one IPv6 /64, which is what one household or machine is given.
-    pub per_address: u32,
+pub enum Resource {
+    /// Connections: streams, and polls until their answer is written.
+    Connections,
+    /// Sockets, whatever is done with them.
+    Sockets,
+    /// Bytes of answers that were made and are not written yet.
+    AnswerBytes,
+    /// Bytes of requests' bodies that are kept until they are dealt with.
+    BodyBytes,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::Sockets,
+        Self::AnswerBytes,
+        Self::BodyBytes,
+    ];
+
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Sockets => "sockets",
+            Self::AnswerBytes => "answer_bytes",
+            Self::BodyBytes => "body_bytes",
+        }
+    }
+}
+
+/// Whose share is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// A user's.
+    User,
+    /// An IPv4 address's, or an IPv6 /64's, which is what one household or machine is given.
+    Address,
+    /// This node's.
+    Node,
+}
+
+impl Scope {
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Address => "address",
+            Self::Node => "node",
+        }
+    }
+}
+
+/// The most there may be at once. Zero admits nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of one user. What has no user counts for none.
+    pub per_user: u64,
+    /// Of one address.
+    pub per_address: u64,
     /// On this node.
-    pub per_node: u32,
+    pub per_node: u64,
 }
 
-/// Why a connection is not admitted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LimitRefusal {
-    /// This user has as many as one may.
-    #[error("this user already has {}, the most allowed; close one and try again", connections(*limit))]
-    User {
-        /// The bound.
-        limit: u32,
-    },
-    /// This address has as many as one may.
-    #[error("this address already has {}, the most allowed; close one and try again", connections(*limit))]
-    Address {
-        /// The bound.
-        limit: u32,
-    },
-    /// The node is full.
-    #[error("this node already has {}, the most it takes; try again later", connections(*limit))]
-    Node {
-        /// The bound.
-        limit: u32,
-    },
+/// The bounds of everything that is scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerLimits {
+    /// Of connections.
+    pub connections: Bounds,
+    /// Of sockets.
+    pub sockets: Bounds,
+    /// Of bytes of answers.
+    pub answer_bytes: Bounds,
+    /// Of bytes of bodies.
+    pub body_bytes: Bounds,
 }
 
-fn connections(limit: u32) -> String {
-    match limit {
-        1 => "1 connection".to_owned(),
-        limit => format!("{limit} connections"),
+impl LedgerLimits {
+    /// The bounds of one of them.
+    pub const fn of(&self, what: Resource) -> Bounds {
+        match what {
+            Resource::Connections => self.connections,
+            Resource::Sockets => self.sockets,
+            Resource::AnswerBytes => self.answer_bytes,
+            Resource::BodyBytes => self.body_bytes,
+        }
+    }
+}
+
+/// Why something is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitRefusal {
+    /// What was wanted.
+    pub what: Resource,
+    /// Whose share is used up.
+    pub scope: Scope,
+    /// The bound.
+    pub limit: u64,
+}
+
+impl std::error::Error for LimitRefusal {}
+
+impl std::fmt::Display for LimitRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (limit, who) = (self.limit, self.scope.as_str());
+        match (self.what, self.scope) {
+            (Resource::AnswerBytes, _) => write!(
+                f,
+                "answers of {limit} bytes for this {who} wait to be read, the most allowed; read them and try again"
+            ),
+            (Resource::BodyBytes, _) => write!(
+                f,
+                "bodies of {limit} bytes of this {who} are being received, the most allowed; try again later"
+            ),
+            (what, scope) => {
+                let thing = match what {
+                    Resource::Sockets => "socket",
+                    _ => "connection",
+                };
+                let plural = if limit == 1 { "" } else { "s" };
+                write!(f, "this {who} already has {limit} {thing}{plural}, ")?;
+                match scope {
+                    Scope::Node => f.write_str("the most it takes; try again later"),
+                    _ => f.write_str("the most allowed; close one and try again"),
+                }
+            }
+        }
     }
 }
 
 impl LimitRefusal {
     /// The reason as one word, for a metric's label and an error body.
     pub const fn code(&self) -> &'static str {
-        match self {
-            Self::User { .. } => "user_limit",
-            Self::Address { .. } => "address_limit",
-            Self::Node { .. } => "node_limit",
+        match (self.what, self.scope) {
+            (Resource::AnswerBytes, _) => "unread_answers",
+            (Resource::BodyBytes, _) => "busy_receiving",
+            (_, Scope::User) => "user_limit",
+            (_, Scope::Address) => "address_limit",
+            (_, Scope::Node) => "node_limit",
         }
     }
 
     /// The bound that was met.
     #[cfg(test)]
-    pub(crate) const fn limit(&self) -> u32 {
-        match self {
-            Self::User { limit } | Self::Address { limit } | Self::Node { limit } => *limit,
-        }
+    pub(crate) const fn limit(&self) -> u64 {
+        self.limit
     }
 }
 
-/// Who has how many connections.
+/// How much somebody has of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Account([u64; Resource::ALL.len()]);
+
+impl Account {
+    const fn of(&self, what: Resource) -> u64 {
+        self.0[what as usize]
+    }
+
+    fn add(&mut self, what: Resource, amount: u64) {
+        self.0[what as usize] = self.of(what).saturating_add(amount);
+    }
+
+    fn subtract(&mut self, what: Resource, amount: u64) {
+        debug_assert!(self.of(what) >= amount, "gave back more than was taken");
+        self.0[what as usize] = self.of(what).saturating_sub(amount);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|amount| *amount == 0)
+    }
+}
+
+/// Who has how much.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    limits: ConnectionLimits,
-    users: HashMap<Name, u32>,
-    addresses: HashMap<IpAddr, u32>,
-    total: u32,
+    limits: LedgerLimits,
+    users: HashMap<Name, Account>,
+    addresses: HashMap<IpAddr, Account>,
+    total: Account,
 }
 
 impl Ledger {
     /// An empty ledger under these limits.
-    pub fn new(limits: ConnectionLimits) -> Self {
+    pub fn new(limits: LedgerLimits) -> Self {
         Self {
             limits,
             users: HashMap::new(),
             addresses: HashMap::new(),
-            total: 0,
+            total: Account::default(),
         }
     }
 
-    /// Counts one more connection of `user` from `address`, or of nobody in particular. One without an address comes
-    /// from where the bound of an address does not hold.
+    /// Gives so much to `user` at `address`, or to nobody in particular. What is without an address comes from where the
+    /// bound of an address does not hold.
     ///
     /// # Errors
-    /// When the node, the address or the user has as many as it may; then nothing is counted.
-    pub fn admit(
+    /// When the node, the address or the user would have more than it may; then nothing is counted.
+    pub fn take(
         &mut self,
+        what: Resource,
+        amount: u64,
         user: Option<&Name>,
         address: Option<IpAddr>,
     ) -> Result<(), LimitRefusal> {
-        let limits = self.limits;
-        if self.total >= limits.per_node {
-            let limit = limits.per_node;
-            return Err(LimitRefusal::Node { limit });
+        let bounds = self.limits.of(what);
+        let address = address.map(network);
+        let has = [
+            (Scope::Node, self.total.of(what), bounds.per_node),
+            (
+                Scope::Address,
+                address.map_or(0, |address| held(&self.addresses, &address, what)),
+                address.map_or(u64::MAX, |_| bounds.per_address),
+            ),
+            (
+                Scope::User,
+                user.map_or(0, |user| held(&self.users, user, what)),
+                user.map_or(u64::MAX, |_| bounds.per_user),
+            ),
+        ];
+        for (scope, has, limit) in has {
+            if has.saturating_add(amount) > limit {
+                return Err(LimitRefusal { what, scope, limit });
+            }
         }
-        if address.is_some_and(|address| self.of_address(address) >= limits.per_address) {
-            let limit = limits.per_address;
-            return Err(LimitRefusal::Address { limit });
+        if amount > 0 {
+            self.total.add(what, amount);
+            if let Some(address) = address {
+                let account = self.addresses.entry(address).or_default();
+                account.add(what, amount);
+            }
+            if let Some(user) = user {
+                self.users.entry_ref(user).or_default().add(what, amount);
+            }
         }
-        if let Some(user) = user {
-            self.count_user(user)?;
-        }
-        if let Some(address) = address {
-            *self.addresses.entry(network(address)).or_default() += 1;
-        }
-        self.total += 1;
         self.check();
         Ok(())
     }
 
-    /// Counts one connection of `user` from `address` less.
-    pub fn release(&mut self, user: Option<&Name>, address: Option<IpAddr>) {
-        debug_assert!(self.total > 0, "released more than was admitted");
-        self.total = self.total.saturating_sub(1);
+    /// Takes so much back.
+    pub fn give_back(
+        &mut self,
+        what: Resource,
+        amount: u64,
+        user: Option<&Name>,
+        address: Option<IpAddr>,
+    ) {
+        if amount == 0 {
+            return;
+        }
+        self.total.subtract(what, amount);
         if let Some(address) = address {
-            take_one(&mut self.addresses, &network(address));
+            put_back(&mut self.addresses, &network(address), what, amount);
         }
         if let Some(user) = user {
-            take_one(&mut self.users, user);
+            put_back(&mut self.users, user, what, amount);
         }
         self.check();
     }
@@ -149,80 +286,85 @@ impl Ledger {
         if before == user {
             return Ok(());
         }
+        let what = Resource::Connections;
         if let Some(user) = user {
-            self.count_user(user)?;
+            let limit = self.limits.of(what).per_user;
+            if held(&self.users, user, what) >= limit {
+                let scope = Scope::User;
+                return Err(LimitRefusal { what, scope, limit });
+            }
+            self.users.entry_ref(user).or_default().add(what, 1);
         }
         if let Some(before) = before {
-            take_one(&mut self.users, before);
+            put_back(&mut self.users, before, what, 1);
         }
         self.check();
         Ok(())
     }
 
-    /// How many connections there are.
-    pub fn total(&self) -> u32 {
-        self.total
+    /// How much of it is taken on this node.
+    pub fn used(&self, what: Resource) -> u64 {
+        self.total.of(what)
+    }
+
+    /// How much of it there is.
+    pub fn bounds(&self, what: Resource) -> Bounds {
+        self.limits.of(what)
     }
 
     /// How many connections `user` has.
-    pub(crate) fn of_user(&self, user: &Name) -> u32 {
-        self.users.get(user).copied().unwrap_or(0)
+    #[cfg(test)]
+    pub(crate) fn of_user(&self, user: &Name) -> u64 {
+        held(&self.users, user, Resource::Connections)
     }
 
     /// How many connections there are from `address`, or from its /64.
-    pub(crate) fn of_address(&self, address: IpAddr) -> u32 {
-        let network = network(address);
-        self.addresses.get(&network).copied().unwrap_or(0)
+    #[cfg(test)]
+    pub(crate) fn of_address(&self, address: IpAddr) -> u64 {
+        held(&self.addresses, &network(address), Resource::Connections)
     }
 
-    /// How many users have a connection.
+    /// How many users have something.
     #[cfg(test)]
     pub(crate) fn users(&self) -> usize {
         self.users.len()
     }
 
-    /// From how many addresses there are connections.
+    /// How many addresses have something.
     #[cfg(test)]
     pub(crate) fn addresses(&self) -> usize {
         self.addresses.len()
     }
 
-    fn count_user(&mut self, user: &Name) -> Result<(), LimitRefusal> {
-        let limit = self.limits.per_user;
-        if self.of_user(user) >= limit {
-            return Err(LimitRefusal::User { limit });
-        }
-        *self.users.entry_ref(user).or_default() += 1;
-        Ok(())
-    }
-
     /// Asserts in debug builds what holds after every change.
     fn check(&self) {
-        if !cfg!(debug_assertions) {
+        // Thousands of accounts are not summed after every change.
+        if !cfg!(debug_assertions) || self.addresses.len() + self.users.len() > CHECKED_ACCOUNTS {
             return;
         }
-        let mut counts = self.addresses.values().chain(self.users.values());
+        let mut accounts = self.addresses.values().chain(self.users.values());
         debug_assert!(
-            counts.all(|count| *count > 0),
-            "an entry without a connection"
+            !accounts.any(Account::is_empty),
+            "an account with nothing in it"
         );
-        let of_addresses: u32 = self.addresses.values().sum();
-        let of_users: u32 = self.users.values().sum();
-        debug_assert!(
-            of_addresses <= self.total,
-            "{of_addresses} of addresses, {} in all",
-            self.total
-        );
-        debug_assert!(
-            of_users <= self.total,
-            "{of_users} of users, {} in all",
-            self.total
-        );
+        for what in Resource::ALL {
+            let (total, at) = (self.total.of(what), |it: &Account| it.of(what));
+            let of_addresses: u64 = self.addresses.values().map(at).sum();
+            let of_users: u64 = self.users.values().map(at).sum();
+            debug_assert!(
+                of_addresses <= total,
+                "{of_addresses} of addresses, {total} in all"
+            );
+            debug_assert!(of_users <= total, "{of_users} of users, {total} in all");
+        }
     }
 }
 
+/// Accounts up to which all invariants are asserted after every change of a debug build.
+const CHECKED_ACCOUNTS: usize = 64;
+
 /// What counts as one address: an IPv4 address however it is written, or an IPv6 /64.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
@@ -232,14 +374,24 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Counts one less; at zero the entry goes.
-fn take_one<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
-    match counts.get_mut(key) {
-        Some(count) if *count > 1 => *count -= 1,
-        Some(_) => {
-            counts.remove(key);
-        }
-        None => debug_assert!(false, "released who was not admitted"),
+fn held<K: Eq + Hash>(accounts: &HashMap<K, Account>, whose: &K, what: Resource) -> u64 {
+    accounts.get(whose).map_or(0, |account| account.of(what))
+}
+
+/// Takes from an account; an empty one goes.
+fn put_back<K: Eq + Hash>(
+    accounts: &mut HashMap<K, Account>,
+    whose: &K,
+    what: Resource,
+    amount: u64,
+) {
+    let Some(account) = accounts.get_mut(whose) else {
+        debug_assert!(false, "given back by somebody who took nothing");
+        return;
+    };
+    account.subtract(what, amount);
+    if account.is_empty() {
+        accounts.remove(whose);
     }
 }
 
@@ -248,12 +400,41 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ledger(per_user: u32, per_address: u32, per_node: u32) -> Ledger {
-        Ledger::new(ConnectionLimits {
+    fn ledger(per_user: u64, per_address: u64, per_node: u64) -> Ledger {
+        let bounds = Bounds {
             per_user,
             per_address,
             per_node,
+        };
+        Ledger::new(LedgerLimits {
+            connections: bounds,
+            sockets: bounds,
+            answer_bytes: bounds,
+            body_bytes: bounds,
         })
+    }
+
+    impl Ledger {
+        fn admit(
+            &mut self,
+            user: Option<&Name>,
+            address: Option<IpAddr>,
+        ) -> Result<(), LimitRefusal> {
+            self.take(Resource::Connections, 1, user, address)
+        }
+
+        fn release(&mut self, user: Option<&Name>, address: Option<IpAddr>) {
+            self.give_back(Resource::Connections, 1, user, address);
+        }
+
+        fn total(&self) -> u64 {
+            self.used(Resource::Connections)
+        }
+    }
+
+    fn refused(scope: Scope, limit: u64) -> LimitRefusal {
+        let what = Resource::Connections;
+        LimitRefusal { what, scope, limit }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -268,7 +449,7 @@ mod tests {
         let refusal = ledger
             .admit(Some(&alice), Some(ip("10.0.0.2")))
             .unwrap_err();
-        assert_eq!(refusal, LimitRefusal::User { limit: 1 });
+        assert_eq!(refusal, refused(Scope::User, 1));
         assert_eq!(refusal.code(), "user_limit");
         assert_eq!(
             refusal.to_string(),
@@ -276,10 +457,10 @@ mod tests {
         );
         ledger.admit(None, Some(ip("10.0.0.1"))).unwrap();
         let refusal = ledger.admit(None, Some(ip("10.0.0.1"))).unwrap_err();
-        assert_eq!(refusal, LimitRefusal::Address { limit: 2 });
+        assert_eq!(refusal, refused(Scope::Address, 2));
         ledger.admit(None, Some(ip("10.0.0.3"))).unwrap();
         let refusal = ledger.admit(None, Some(ip("10.0.0.4"))).unwrap_err();
-        assert_eq!(refusal, LimitRefusal::Node { limit: 3 });
+        assert_eq!(refusal, refused(Scope::Node, 3));
         assert_eq!(refusal.limit(), 3);
         assert_eq!(ledger.total(), 3, "what is refused is not counted");
         assert_eq!(ledger.addresses(), 2);
@@ -292,9 +473,32 @@ mod tests {
             ledger.admit(None, None).unwrap();
         }
         let refusal = ledger.admit(None, None).unwrap_err();
-        assert_eq!(refusal, LimitRefusal::Node { limit: 3 });
+        assert_eq!(refusal, refused(Scope::Node, 3));
         ledger.release(None, None);
         assert_eq!((ledger.total(), ledger.addresses()), (2, 0));
+    }
+
+    #[test]
+    fn bytes_are_given_up_to_the_bound_and_apart_from_connections() {
+        let (bob, here) = (Name::parse("bob").unwrap(), Some(ip("10.0.0.1")));
+        let mut ledger = ledger(10, 15, 20);
+        let take = |ledger: &mut Ledger, amount, user: Option<&Name>, from| {
+            ledger.take(Resource::AnswerBytes, amount, user, Some(ip(from)))
+        };
+        take(&mut ledger, 10, Some(&bob), "10.0.0.1").unwrap();
+        let refusal = take(&mut ledger, 1, Some(&bob), "10.0.0.2").unwrap_err();
+        assert_eq!(
+            (refusal.scope, refusal.code()),
+            (Scope::User, "unread_answers")
+        );
+        let refusal = take(&mut ledger, 6, None, "10.0.0.1").unwrap_err();
+        assert_eq!(refusal.scope, Scope::Address);
+        let refusal = take(&mut ledger, 11, None, "10.0.0.2").unwrap_err();
+        assert_eq!(refusal.scope, Scope::Node);
+        ledger.admit(Some(&bob), here).unwrap();
+        ledger.give_back(Resource::AnswerBytes, 10, Some(&bob), here);
+        assert_eq!(ledger.used(Resource::AnswerBytes), 0);
+        assert_eq!(ledger.of_user(&bob), 1, "the connection stays");
     }
 
     #[test]
@@ -330,7 +534,7 @@ mod tests {
         ledger.change_user(None, Some(&alice)).unwrap();
         assert_eq!(
             ledger.change_user(None, Some(&alice)),
-            Err(LimitRefusal::User { limit: 1 })
+            Err(refused(Scope::User, 1))
         );
         ledger.release(Some(&alice), Some(ip("10.0.0.1")));
         assert_eq!(

@@ -19,6 +19,7 @@ use http::{Response, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use relay_core::limits::Resource;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -205,14 +206,21 @@ impl Admin {
     }
 }
 
+fn count(amount: u64) -> usize {
+    usize::try_from(amount).unwrap_or(usize::MAX)
+}
+
 async fn metrics(State(admin): State<Admin>) -> Response<Body> {
     let telemetry = &admin.node.telemetry;
     let hub = admin.node.hub.stats();
-    telemetry.bound(
-        "connections",
-        admin.node.admissions.total(),
-        admin.node.limits.connections,
-    );
+    for what in Resource::ALL {
+        let used = admin.node.admissions.used(what);
+        let limit = match what {
+            Resource::Sockets => admin.node.sockets.most(),
+            _ => count(admin.node.admissions.bounds(what).per_node),
+        };
+        telemetry.bound(what.as_str(), count(used), limit);
+    }
     telemetry.bound("jobs", hub.jobs, admin.job_limit);
     telemetry
         .draining

@@ -20,8 +20,10 @@ use relay_core::topic::Topic;
 use relay_core::watcher::sight::Viewer as _;
 use serde::Serialize;
 
+use crate::admission::Admission;
 use crate::hosts::Hosts;
 use crate::identity::Identity;
+use crate::rates::TooOften;
 use crate::refused::Refused;
 
 /// On every answer: its type is what it says, and no browser guesses another one.
@@ -116,6 +118,12 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "may_not_publish", message)
     }
 
+    /// 403: a client that may publish for nobody.
+    pub(crate) fn may_publish_nothing() -> Self {
+        let message = "your token does not let you publish; its claim \"publish\" has to list the owners whose jobs you publish, or *";
+        Self::new(StatusCode::FORBIDDEN, "may_not_publish", message)
+    }
+
     /// 404: a path that leads nowhere.
     pub(crate) fn no_route() -> Self {
         let message = "there is nothing here; the relay serves /v1/ws, /v1/sse, /v1/poll, /v1/jobs/{id} and /v1/publish";
@@ -207,6 +215,14 @@ impl ApiError {
         let message = format!("more than {per_minute} requests in a minute");
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message);
         error.retry_after = Some(seconds);
+        error
+    }
+
+    /// 429: something comes too often.
+    pub(crate) fn too_often(refused: &TooOften) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let mut error = Self::new(status, "rate_limited", refused.to_string());
+        error.retry_after = Some(refused.retry_after());
         error
     }
 
@@ -402,6 +418,25 @@ pub(crate) fn under(hosts: Hosts, routes: Router) -> Router {
             }
         }
     }))
+}
+
+/// What goes with an answer until its last byte is written: an extension of the answer, which the door takes out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Escort {
+    /// Whom the bytes are counted against, besides the address.
+    pub(crate) user: Option<Name>,
+    /// The place of the connection that ends with the answer.
+    pub(crate) admission: Option<Admission>,
+}
+
+impl Escort {
+    /// Of the answer to a user's request.
+    pub(crate) fn of(identity: &Identity) -> Self {
+        Self {
+            user: identity.user.clone(),
+            admission: None,
+        }
+    }
 }
 
 /// A JSON answer.

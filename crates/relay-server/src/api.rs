@@ -12,12 +12,12 @@ use axum::middleware::{self, Next};
 use axum::routing::{get, post};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http::{Method, Response, StatusCode};
 use relay_bus::hub::{PublishRequest, RequestKey, Verb};
 use relay_bus::seam::{StoreError, What};
 use relay_core::cursor::Cursor;
 use relay_core::id::Name;
+use relay_core::limits::Resource;
 use relay_core::position::Position;
 use relay_core::publication::Body as Content;
 use relay_core::topic::Topic;
@@ -27,19 +27,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use crate::answer::{self, ApiError};
+use crate::admission::Share;
+use crate::answer::{self, ApiError, Escort};
+use crate::bodies::{self, Unread};
 use crate::door::gate::{Arrival, Gate, Guest, Head, Outcome, Route};
 use crate::headers::{IfNoneMatch, content_encoding};
 use crate::identity::Identity;
 use crate::identity::ticket::LIFETIME;
 use crate::node::Node;
+use crate::rates::Rate;
 
 /// How long a request waits for the bus.
 const BUS_WAIT: Duration = Duration::from_secs(5);
-/// How long a client may take to send a body.
-const BODY_WAIT: Duration = Duration::from_secs(30);
-/// The largest batch, in updates of the largest size there may be.
-const BATCH_FACTOR: usize = 64;
 /// Lines in a batch.
 const BATCH_LINES: usize = 10_000;
 /// The longest `Idempotency-Key`.
@@ -93,14 +92,27 @@ async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Re
         Arrival::Preflight(answer) => return answer,
         Arrival::Visit(visit, guest) => (visit, guest),
     };
+    let rate = match *request.method() {
+        Method::GET | Method::HEAD => Rate::Reads,
+        _ => Rate::Publishes,
+    };
     let identified = match guest {
-        Ok(guest) => identify(&gate, guest, Head::of(&request)).await,
+        Ok(guest) => {
+            let identified = identify(&gate, guest, Head::of(&request)).await;
+            identified.and_then(|identity| {
+                gate.allow(guest, rate, identity.user.as_ref())?;
+                Ok(identity)
+            })
+        }
         Err(refused) => Err(refused),
     };
     let answered: Result<Outcome, ApiError> = match identified {
         Ok(identity) => {
+            let escort = Escort::of(&identity);
             request.extensions_mut().insert(Arc::new(identity));
-            Ok(Outcome::Answer(next.run(request).await))
+            let mut answer = next.run(request).await;
+            answer.extensions_mut().insert(escort);
+            Ok(Outcome::Answer(answer))
         }
         Err(refused) => Err(refused),
     };
@@ -277,12 +289,12 @@ async fn publish_one(
 ) -> Answer {
     let job = name("job id", id)?;
     let key = key(request.headers(), &identity)?;
-    let payload = body(request, api.node.limits.update_bytes).await?;
     let owner = whose
         .owner
         .as_deref()
         .map(|owner| name("owner", owner))
         .transpose()?;
+    let (payload, _share) = body(&api, &identity, request, api.node.limits.update_bytes).await?;
     let wanted = PublishRequest {
         job: job.clone(),
         owner,
@@ -330,11 +342,7 @@ async fn batch(
     request: Request,
 ) -> Answer {
     let key = key(request.headers(), &identity)?;
-    let lines = body(
-        request,
-        api.node.limits.update_bytes.saturating_mul(BATCH_FACTOR),
-    )
-    .await?;
+    let (lines, _share) = body(&api, &identity, request, api.node.limits.batch_bytes()).await?;
     // Another batch under the same key is rejected as a whole; the same one goes through, line by line.
     let _underway = match &key {
         Some(key) => {
@@ -475,22 +483,36 @@ fn key(headers: &HeaderMap, identity: &Identity) -> Result<Option<RequestKey>, A
     }
 }
 
-async fn body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+/// Reads the body of a request that publishes, of a client that may publish; it counts until its share is dropped.
+async fn body(
+    api: &Api,
+    identity: &Identity,
+    request: Request,
+    limit: usize,
+) -> Result<(Bytes, Share), ApiError> {
+    if !identity.may_publish_some() {
+        return Err(ApiError::may_publish_nothing());
+    }
     if let Some(encoding) = content_encoding(request.headers()) {
         return Err(ApiError::unsupported_encoding(&encoding));
     }
-    let body = Limited::new(request.into_body(), limit);
-    match timeout(BODY_WAIT, body.collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Ok(Err(_)) => Err(ApiError::bad_request(
+    let client = Head::of(&request).client();
+    let gate = Gate::new(api.node.clone());
+    let (what, user) = (Resource::BodyBytes, identity.user.as_ref());
+    let share = api.node.admissions.take(what, 0, user, client);
+    let mut share = share.map_err(|refusal| gate.over_limit(refusal, client))?;
+    match bodies::read(request.into_body(), limit, &mut share).await {
+        Ok(body) => Ok((body, share)),
+        Err(Unread::TooLarge) => Err(ApiError::too_large(limit)),
+        Err(Unread::BrokeOff) => Err(ApiError::bad_request(
             "bad_body",
             "the body ended before it was complete",
         )),
-        Err(_) => Err(ApiError::bad_request(
+        Err(Unread::Slow) => Err(ApiError::bad_request(
             "slow_body",
             "the body took longer than 30 s",
         )),
+        Err(Unread::Over(refusal)) => Err(gate.over_limit(refusal, client)),
     }
 }
 

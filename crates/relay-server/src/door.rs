@@ -20,6 +20,7 @@ mod socket;
 mod unread;
 mod upgrade;
 mod watch;
+mod weight;
 
 pub(crate) use accept::listen;
 
@@ -42,7 +43,7 @@ use crate::node::Node;
 use crate::shard::Shard;
 use accept::Departure;
 use dialect::Target;
-use gate::Gate;
+use gate::{Gate, Head};
 use peer::Peer;
 use watch::Native;
 
@@ -85,6 +86,9 @@ impl Door {
 
     /// Leads a request to the route it is for.
     async fn answer(&self, mut request: Request<Incoming>, peer: &Peer) -> Outcome {
+        if let Some(answer) = self.gate.turn_back(Head::of(&request)) {
+            return Outcome::Answer(answer);
+        }
         if let Some(normal) = normal_uri(request.uri()) {
             *request.uri_mut() = normal;
         }

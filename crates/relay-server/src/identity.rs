@@ -198,6 +198,11 @@ impl Identity {
         self.anonymous || self.grants.publishes(owner)
     }
 
+    /// Whether jobs of anybody may be published over HTTP.
+    pub(crate) fn may_publish_some(&self) -> bool {
+        self.anonymous || self.grants.publishes_some()
+    }
+
     /// Whether the credential is past its end.
     pub(crate) fn is_expired(&self, now: WallTime) -> bool {
         self.expires_at.is_some_and(|end| end <= now)

@@ -9,6 +9,7 @@ mod admin;
 mod admission;
 mod answer;
 mod api;
+mod bodies;
 pub mod cli;
 mod config;
 mod demo;
@@ -27,6 +28,7 @@ mod node;
 mod origin;
 mod poll_limits;
 mod proxies;
+mod rates;
 mod readiness;
 #[cfg(test)]
 mod reference;

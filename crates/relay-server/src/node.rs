@@ -21,6 +21,7 @@ use crate::logging::Seldom;
 use crate::origin;
 use crate::poll_limits::PollLimits;
 use crate::proxies::Proxies;
+use crate::rates::Rates;
 use crate::readiness::Readiness;
 use crate::sockets::Sockets;
 use crate::telemetry::Telemetry;
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub admissions: Admissions,
     /// How many sockets clients have open.
     pub sockets: Sockets,
+    /// How often users and addresses come.
+    pub rates: Rates,
     /// What the log has said lately of clients that are turned away.
     pub told: Told,
     /// Whether the node is fit for clients.
@@ -75,6 +78,8 @@ pub(crate) struct Told {
     pub address: Seldom,
     /// The node has as many connections as it takes.
     pub full: Seldom,
+    /// Bytes of requests or answers are as many as there may be.
+    pub bytes: Seldom,
     /// A socket could not be accepted.
     pub accept: Seldom,
     /// A connection did not begin as one of a proxy has to.

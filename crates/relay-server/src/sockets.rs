@@ -1,7 +1,7 @@
 //! How many sockets clients may have open at once, and what becomes of one too many: the descriptors of the
 //! process, shared out.
 //!
-//! It counts and shares out; it accepts nothing and knows no limits of users or addresses.
+//! It counts and shares out; it accepts nothing. How many an address has stands in the node's ledger.
 //!
 //! Invariant: whatever clients open, the descriptors that the relay needs for itself and for its operators are
 //! left.
@@ -9,6 +9,9 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::admission::Share;
+use crate::config::Limits;
 
 /// How the descriptors of the process are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,19 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// How many sockets one address may have: some more than connections, for its requests. Where descriptors are
+    /// scarce no address may have more than half of them, unless it may have all connections there are.
+    pub(crate) fn sockets_per_address(&self, limits: &Limits) -> u64 {
+        let most = limits.connections_per_address.saturating_mul(2);
+        let most = to_u64(most.saturating_add(64));
+        match limits.connections_per_address >= limits.connections {
+            true => u64::MAX,
+            false => most.min(to_u64(self.served / 2).max(8)),
+        }
+    }
+}
+
 fn to_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
@@ -86,11 +102,26 @@ fn to_usize(count: u64) -> usize {
 pub(crate) struct Sockets {
     /// One each socket; dropped with it. Also one each shard, for the next.
     seats: Arc<Semaphore>,
+    /// How many of the places are for sockets that are served.
+    served: usize,
     refused: usize,
 }
 
 /// A socket's place. Dropping it frees the place.
-pub(crate) type Seat = OwnedSemaphorePermit;
+#[derive(Debug)]
+pub(crate) struct Seat {
+    _one: OwnedSemaphorePermit,
+    /// Counts it against its address.
+    share: Option<Share>,
+}
+
+impl Seat {
+    /// The socket that has it is one of an address.
+    pub(crate) fn of(mut self, share: Share) -> Self {
+        self.share = Some(share);
+        self
+    }
+}
 
 impl Sockets {
     /// As many as there are in the budget; `shards` wait for the next one at a time.
@@ -98,13 +129,28 @@ impl Sockets {
         let seats = budget.served.saturating_add(budget.refused + shards);
         Self {
             seats: Arc::new(Semaphore::new(seats.min(Semaphore::MAX_PERMITS))),
+            served: budget.served,
             refused: budget.refused,
         }
     }
 
+    /// How many are served at most.
+    pub(crate) fn most(&self) -> usize {
+        self.served
+    }
+
+    /// How many that are not served may take their time to read so, on one shard.
+    pub(crate) fn aside(&self) -> usize {
+        (self.refused / 2).max(4)
+    }
+
     /// Waits for a place. `None` is for a semaphore that is closed, which this one never is.
     pub(crate) async fn seat(&self) -> Option<Seat> {
-        self.seats.clone().acquire_owned().await.ok()
+        let one = self.seats.clone().acquire_owned().await.ok()?;
+        Some(Seat {
+            _one: one,
+            share: None,
+        })
     }
 
     /// Whether the places left are for sockets that are told so and closed.
@@ -134,6 +180,20 @@ mod tests {
         );
         let endless = Budget::new(None, 100_000, 64).unwrap();
         assert_eq!(endless.connections, 100_000);
+    }
+
+    #[test]
+    fn one_address_has_half_of_scarce_descriptors_at_most() {
+        let budget = |descriptors| Budget::new(Some(descriptors), 100_000, 2).unwrap();
+        let limits = Limits::default();
+        assert_eq!(budget(200_000).sockets_per_address(&limits), 264);
+        let scarce = budget(200);
+        assert!(scarce.sockets_per_address(&limits) <= 55, "{scarce:?}");
+        let of_a_proxy = Limits {
+            connections_per_address: 100_000,
+            ..limits
+        };
+        assert_eq!(scarce.sockets_per_address(&of_a_proxy), u64::MAX);
     }
 
     #[tokio::test]

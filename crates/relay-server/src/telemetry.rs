@@ -81,6 +81,9 @@ pub(crate) struct Telemetry {
     endings_oldest: GaugeVec,
     limit_in_use: IntGaugeVec,
     limit: IntGaugeVec,
+    limit_rejections: IntCounterVec,
+    /// Answers given up because their clients did not read them.
+    pub answers_given_up: IntCounter,
     /// 1 while the relay drains.
     pub draining: IntGauge,
     jwks_refresh: IntCounterVec,
@@ -342,6 +345,17 @@ impl Telemetry {
                 &["limit"],
             )?,
             limit: int_gauges(r, "relay_limit", "The limit", &["limit"])?,
+            limit_rejections: counters(
+                r,
+                "relay_limit_rejections_total",
+                "What was rejected because a limit was reached, by limit and by whose share was used up",
+                &["limit", "scope"],
+            )?,
+            answers_given_up: counter(
+                r,
+                "relay_answers_given_up_total",
+                "Answers to requests that were not written to their end because the client did not read them",
+            )?,
             draining: int_gauge(r, "relay_draining", "1 while the relay drains")?,
             jwks_refresh: counters(
                 r,
@@ -465,6 +479,13 @@ impl Telemetry {
             .with_label_values(&[name])
             .set(signed(in_use));
         self.limit.with_label_values(&[name]).set(signed(limit));
+    }
+
+    /// Something was rejected because a limit was reached.
+    pub(crate) fn limit_rejected(&self, limit: &str, scope: &str) {
+        self.limit_rejections
+            .with_label_values(&[limit, scope])
+            .inc();
     }
 
     /// The text Prometheus scrapes (exposition format 0.0.4), with the hub's figures as of now.

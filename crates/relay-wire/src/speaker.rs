@@ -218,6 +218,15 @@ impl Speaker {
         (inbound, fed.err())
     }
 
+    /// How many frames of any kind the client sent since this was last asked.
+    pub fn take_frames(&mut self) -> u32 {
+        match self {
+            Self::WebSocket(decoder) | Self::Dialect(_, decoder) => decoder.take_frames(),
+            Self::SocketIo(client) => client.decoder.take_frames(),
+            Self::EventStream | Self::DialectStream(_) | Self::LongPoll(_) => 0,
+        }
+    }
+
     /// The id of a message that is not read further.
     pub fn id_of(&self, inbound: &Inbound) -> ReplyTo {
         match (self, inbound) {
@@ -485,11 +494,11 @@ impl Speaker {
         }
     }
 
-    /// How many frames, and about how many bytes, go into one answer, where that has bounds of its own.
-    pub fn answer_bounds(&self) -> (usize, Option<usize>) {
+    /// How many frames go into one answer.
+    pub fn answer_frames(&self) -> usize {
         match self {
-            Self::LongPoll(_) => (long_poll::MAX_FRAMES, Some(usize::MAX)),
-            _ => (usize::MAX, None),
+            Self::LongPoll(_) => long_poll::MAX_FRAMES,
+            _ => usize::MAX,
         }
     }
 

@@ -146,6 +146,8 @@ impl DecodeError {
 /// Invariant: it holds at most one incomplete frame and one incomplete message, neither above the limit.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    /// Frames of any kind since they were last asked for.
+    frames: u32,
     /// Bytes of a frame that has not wholly arrived.
     partial: Vec<u8>,
     /// Fragments of a message whose last frame has not arrived.
@@ -178,6 +180,11 @@ impl Decoder {
         Ok(())
     }
 
+    /// How many frames of any kind came since this was last asked: also those that are no messages.
+    pub fn take_frames(&mut self) -> u32 {
+        std::mem::take(&mut self.frames)
+    }
+
     fn decode(
         &mut self,
         bytes: &[u8],
@@ -188,6 +195,7 @@ impl Decoder {
         while let Some((header, payload, end)) = split(&bytes[used..], limit)? {
             let mut payload = bytes[used..][payload..end].to_vec();
             used += end;
+            self.frames = self.frames.saturating_add(1);
             let mask = header
                 .mask
                 .ok_or(DecodeError::Protocol("a client's frame is not masked"))?;
@@ -256,6 +264,12 @@ fn split(bytes: &[u8], limit: usize) -> Result<Option<(FrameHeader, usize, usize
         return Err(DecodeError::TooLarge(limit));
     }
     let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+    if start > header.len(length as u64) {
+        // RFC 6455, 5.2.
+        return Err(DecodeError::Protocol(
+            "a length in more bytes than it needs",
+        ));
+    }
     let end = start + length;
     Ok((bytes.len() >= end).then_some((header, start, end)))
 }

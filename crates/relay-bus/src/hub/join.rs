@@ -5,14 +5,14 @@
 
 use hashbrown::HashSet;
 use relay_core::id::JobId;
-use relay_core::job::{Job, Replay};
+use relay_core::job::{Again, Job, Replay};
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Joined, LeftOut};
 use relay_core::watcher::outbox::SubscriptionId;
 
 use super::ahead::{AHEAD_WAIT, ahead};
-use super::table::{Deferred, Early, LoadKey, Table, Waiter};
+use super::table::{Deferred, Early, LoadKey, Table};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{ConnectionId, Message};
 
@@ -54,16 +54,17 @@ impl Hub {
         connection: ConnectionId,
         subscription: SubscriptionId,
     ) -> bool {
-        // Each shard numbers its own connections.
         let whose = (shard, connection, subscription);
-        let is_it = |it: &JoinRequest| (it.shard, it.connection, it.subscription) == whose;
         let mut table = self.table();
-        let ahead = table.ahead.withdraw(is_it);
-        let others = match topic {
-            Topic::Job(job) => table.get_mut(job).map_or(0, |entry| entry.withdraw(is_it)),
-            Topic::User(_) | Topic::Group(_) => table.loads.withdraw(is_it),
+        let ahead = table.ahead.withdraw(whose);
+        let other = match topic {
+            Topic::Job(job) => table
+                .get_mut(job)
+                .is_some_and(|entry| entry.withdraw(whose)),
+            Topic::User(owner) => table.loads.withdraw(&LoadKey::Owner(owner.clone()), whose),
+            Topic::Group(_) => table.loads.withdraw(&LoadKey::Everything, whose),
         };
-        ahead + others > 0
+        ahead || other
     }
 
     /// A shard's last watcher of a topic left.
@@ -72,7 +73,8 @@ impl Hub {
     }
 
     fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {
-        let since = since(table, &request);
+        let since =
+            page(table, &request).map_or_else(|| since(table, &request), |page| Some(page.1));
         let ready = self.backing.memory().is_none()
             || table.get(id).is_some_and(|entry| {
                 let is_known = |job: &Job| since.is_none_or(|since| since >= job.known_from());
@@ -83,7 +85,7 @@ impl Hub {
             self.answer_job(table, id, request);
         } else {
             let repair = table.start_repair(id, self.clock.now());
-            repair.waiters.push(Waiter::Join(request));
+            repair.joins.insert(request.whose(), request);
             self.tell_holds(table);
             self.work.notify_one();
         }
@@ -93,6 +95,10 @@ impl Hub {
     pub(super) fn answer_job(&self, table: &Table, id: &JobId, request: JoinRequest) {
         let since = since(table, &request);
         let job = table.get(id).and_then(|entry| entry.job.as_ref());
+        if let Some(page) = page(table, &request) {
+            let jobs: Vec<&Job> = job.map(Box::as_ref).into_iter().collect();
+            return self.answer_page(table, &jobs, page, request);
+        }
         let mut replay = match job {
             Some(job) => job.replay_with(since, request.again),
             None => Replay {
@@ -122,6 +128,43 @@ impl Hub {
         self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
     }
 
+    /// Answers somebody who was told a part of a snapshot with the rest of it, and what has come since.
+    fn answer_page(
+        &self,
+        table: &Table,
+        jobs: &[&Job],
+        (since, from): (Seq, Seq),
+        request: JoinRequest,
+    ) {
+        let (mut publications, mut left_out) = (Vec::new(), Vec::new());
+        for job in jobs {
+            let (rest, missing) = job.rest(since, from);
+            left_out.extend(missing.map(|seq| LeftOut {
+                key: job.key,
+                job: job.id.clone(),
+                seq,
+            }));
+            publications.extend(rest);
+        }
+        publications.sort_by_key(|publication| publication.seq);
+        let alone = match (&request.topic, jobs) {
+            (Topic::Job(_), [job]) => Some(*job),
+            _ => None,
+        };
+        let joined = Box::new(Joined {
+            subscription: request.subscription,
+            owner: alone.map(|job| job.owner.clone()),
+            parent: alone.and_then(|job| job.group().cloned()),
+            topic: request.topic,
+            since: Some(since),
+            recovered: true,
+            publications,
+            left_out,
+            high: table.high(),
+        });
+        self.inboxes[request.shard].push(Message::Joined(request.connection, joined));
+    }
+
     fn join_many(&self, table: &mut Table, key: LoadKey, request: JoinRequest) {
         if table.index.is_complete(&key) || self.backing.memory().is_none() {
             self.answer_many(table, request);
@@ -140,7 +183,9 @@ impl Hub {
 
     /// Answers for an owner or a group, once each of its jobs is known well enough.
     pub(super) fn answer_many(&self, table: &mut Table, request: JoinRequest) {
-        let since = since(table, &request);
+        // What is left of a snapshot is as much known as that was.
+        let since =
+            page(table, &request).map_or_else(|| since(table, &request), |page| Some(page.1));
         let members = members(table, &request.topic);
         let unsure = self.unsure(table, &request.topic, &members, since);
         if unsure.is_empty() {
@@ -192,6 +237,11 @@ impl Hub {
     /// a client that replaces what it shows by what comes is right.
     fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
         let since = since(table, &request);
+        if let Some(page) = page(table, &request) {
+            let entries = members.iter().filter_map(|id| table.get(id));
+            let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
+            return self.answer_page(table, &jobs, page, request);
+        }
         let entries = members.iter().filter_map(|id| table.get(id));
         let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
         let recovered = since.filter(|since| {
@@ -241,6 +291,14 @@ fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
     let since = cursor.since(&request.topic)?;
     (cursor.position.epoch == table.epoch() && since <= table.high()).then_some(since)
+}
+
+/// Up to where a request's cursor says that its client was told a snapshot of its topic, and of when that snapshot is;
+/// `None` if it was told the whole of it, or wants to be told again what it was told.
+fn page(table: &Table, request: &JoinRequest) -> Option<(Seq, Seq)> {
+    since(table, request)?;
+    let page = request.cursor.as_ref()?.page(&request.topic);
+    page.filter(|(_, from)| request.again == Again::Nothing && *from <= table.high())
 }
 
 /// The most recently updated jobs of an owner or a group. However many there are, no more are looked at.

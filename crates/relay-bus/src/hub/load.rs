@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use super::endings::ENDINGS_AT_ONCE;
 use super::listed::is_owed_to_nobody;
 use super::rebuild::{Rebuild, Rebuilt};
-use super::table::{Answer, Entry, Found, LoadKey, Repair, Table, Waiter};
+use super::table::{Answer, Entry, Found, LoadKey, Repair, Table};
 use super::tally::TALLY_INTERVAL;
 use super::{Hub, Lookup, SNAPSHOT_JOBS};
 use crate::inbox::{LostMilestones, Message};
@@ -345,14 +345,12 @@ impl Hub {
         table.release(id);
         self.tell_holds(table);
         let stale = table.is_stale();
-        for waiter in repair.waiters {
-            match waiter {
-                Waiter::Join(request) => self.answer_job(table, id, request),
-                Waiter::Lookup(answer) => {
-                    // Whoever asked may have stopped waiting.
-                    drop(answer.send(Lookup::of(table.get(id), stale)));
-                }
-            }
+        for request in repair.joins.into_values() {
+            self.answer_job(table, id, request);
+        }
+        for answer in repair.lookups {
+            // Whoever asked may have stopped waiting.
+            drop(answer.send(Lookup::of(table.get(id), stale)));
         }
         self.release_deferred(table, id);
         table.evict();
@@ -370,7 +368,8 @@ impl Hub {
             again.queue(incoming);
         }
         again.left_to = again.left_to.max(repair.left_to);
-        again.waiters = repair.waiters;
+        again.joins = repair.joins;
+        again.lookups = repair.lookups;
         table.hold(id, owner.as_ref(), reach);
         self.tell_holds(table);
         self.work.notify_one();

@@ -30,6 +30,16 @@ pub struct JoinRequest {
     pub again: Again,
 }
 
+/// Which subscription of which connection of which shard: each shard numbers its own connections.
+pub(super) type Whose = (usize, ConnectionId, SubscriptionId);
+
+impl JoinRequest {
+    /// Whose it is.
+    pub(super) fn whose(&self) -> Whose {
+        (self.shard, self.connection, self.subscription)
+    }
+}
+
 /// What the relay knows of one job.
 #[derive(Debug, Clone)]
 pub struct Lookup {

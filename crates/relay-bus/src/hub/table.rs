@@ -31,7 +31,7 @@ use relay_core::publication::{Body, Gone, JobKey, Publication};
 use relay_core::topic::Topic;
 
 pub(super) use ahead::{Ahead, Early};
-pub(super) use entry::{Entry, Repair, Waiter};
+pub(super) use entry::{Entry, Repair};
 pub(super) use holdback::Holdback;
 pub(super) use index::Index;
 pub(super) use late::Late;

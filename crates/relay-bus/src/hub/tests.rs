@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use relay_core::cursor::Cursor;
+use relay_core::cursor::{Cursor, Print, Told};
 use relay_core::document::Status;
 use relay_core::id::{Name, Owner};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
-use relay_core::position::Epoch;
+use relay_core::position::{Epoch, Position};
 use relay_core::publication::Body;
 use relay_core::topic::Topic;
 use relay_core::watcher::outbox::SubscriptionId;
@@ -748,4 +748,39 @@ async fn a_survey_is_not_kept_for_somebody_who_has_gone() {
     let table = hub.table.lock();
     assert_eq!(table.loads.surveys(), 1);
     assert_eq!(table.loads.len(), 1, "one load, however many ask");
+}
+
+#[test]
+fn whoever_was_told_a_part_of_a_snapshot_is_told_the_rest_of_it() {
+    let settings = HubSettings {
+        per_job: 1,
+        ..settings()
+    };
+    let hub = Hub::new(settings, Backing::Embedded, Clock::start(), EPOCH);
+    // Of each job one update is kept in the history, so none is known from its beginning.
+    for round in 0..5 {
+        for job in ["j1", "j2", "j3"] {
+            let what = What::Milestone(name(&format!("m{round}")));
+            take(&hub, job, what, "{}");
+            let state = format!(r#"{{"status":"running","progress":{round},"parent_id":"g"}}"#);
+            take(&hub, job, What::State, &state);
+        }
+    }
+    for topic in [format!("user:{}", owner()), "group:g".to_owned()] {
+        let whole = seqs(&join(&hub, &topic, None));
+        assert_eq!(whole.len(), 3, "{topic}");
+        let high = hub.table().high();
+        let topic = Topic::parse(&topic).unwrap();
+        let part = Told {
+            print: Print::of(&topic),
+            seq: Seq::new(whole[0]),
+            from: high,
+        };
+        let position = Position::new(EPOCH, part.seq);
+        let cursor = Some(Cursor::new(position, [part]));
+        let joined = join_with(&hub, &topic.to_string(), cursor, Again::Nothing);
+        assert!(joined.recovered, "it keeps what it has");
+        assert_eq!(seqs(&joined), whole[1..], "{topic}");
+        assert!(joined.left_out.is_empty());
+    }
 }

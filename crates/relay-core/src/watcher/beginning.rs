@@ -38,7 +38,7 @@ pub struct Joined {
     /// What follows, in ascending order.
     pub publications: Vec<Arc<Publication>>,
     /// Jobs with milestones since the cursor that do not follow: the history no longer has them, or they
-    /// are older than a snapshot. Empty where `recovered`.
+    /// are older than a snapshot. Where `recovered`, only jobs that changed while their snapshot was told.
     pub left_out: Vec<LeftOut>,
     /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
     pub high: Seq,

@@ -22,6 +22,8 @@ use crate::proxies::{Forwarding, Network};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+/// The longest batch, in updates of the largest size there may be.
+const BATCH_FACTOR: usize = 64;
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -305,10 +307,18 @@ pub(crate) struct Limits {
     pub connections: usize,
     /// Connections of one user on this node; each node counts its own.
     pub connections_per_user: usize,
-    /// Connections from one address to this node; IPv6 addresses count by /64. Behind a proxy set http.trusted_proxies, or all clients count as one address.
+    /// Connections from one address to this node; IPv6 addresses count by /64. Of sockets, idle ones and those of single requests included, an address may have twice as many and 64 more. Behind a proxy set http.trusted_proxies, or all clients count as one address.
     pub connections_per_address: usize,
     /// Connections by one share to this node, of all who watch by it.
     pub connections_per_share: usize,
+    /// Connections a user may open in a second, over any longer time; ten seconds' worth at once. 0 is no limit. From one address as many times as much as limits.connections_per_address is of limits.connections_per_user.
+    pub connections_per_second: u32,
+    /// Requests of a user in a second, of any kind; otherwise as limits.connections_per_second.
+    pub requests_per_second: u32,
+    /// Requests of a user in a second that publish, a batch being one; otherwise as limits.connections_per_second.
+    pub publishes_per_second: u32,
+    /// Requests of a user in a second that read a state or poll; otherwise as limits.connections_per_second.
+    pub reads_per_second: u32,
     /// Topics one connection may watch.
     pub subscriptions_per_connection: usize,
     /// Longest message a client may send.
@@ -321,6 +331,19 @@ pub(crate) struct Limits {
     /// Longest update a worker may publish.
     #[serde(with = "SizeText")]
     pub update_bytes: usize,
+    /// Bytes of requests' bodies that this node receives at once; one user or one address may have a quarter of it.
+    #[serde(with = "SizeText")]
+    pub body_bytes: usize,
+    /// Bytes of answers that clients of this node have not read yet; one user or one address may have a quarter of it.
+    #[serde(with = "SizeText")]
+    pub answer_bytes: usize,
+}
+
+impl Limits {
+    /// The longest batch of updates.
+    pub(crate) fn batch_bytes(&self) -> usize {
+        self.update_bytes.saturating_mul(BATCH_FACTOR)
+    }
 }
 
 impl Default for Limits {
@@ -330,11 +353,17 @@ impl Default for Limits {
             connections_per_user: 5,
             connections_per_address: 100,
             connections_per_share: 100,
+            connections_per_second: 20,
+            requests_per_second: 3000,
+            publishes_per_second: 2000,
+            reads_per_second: 200,
             subscriptions_per_connection: 100,
             message_bytes: 64 * KIB,
             messages_per_second: 30,
             messages_burst: 60,
             update_bytes: 64 * KIB,
+            body_bytes: 64 * MIB,
+            answer_bytes: 64 * MIB,
         }
     }
 }

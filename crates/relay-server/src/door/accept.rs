@@ -15,6 +15,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -26,19 +27,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use relay_core::limits::{LimitRefusal, Resource, Scope};
 use relay_wire::websocket;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch as channel;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::gate::Head;
 use super::patience::{Patience, Watched};
 use super::peer::{Peer, SharedSocket};
 use super::socket::{linger, write_head};
 use super::unread::Explained;
 use super::upgrade::Upgrade;
+use super::weight::weigh;
 use super::{Door, Outcome};
 use crate::proxies::Client;
 use crate::shard::Opening;
@@ -53,6 +57,34 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// How long a socket too many may take to read that it is one. Others wait for its place, to be told the same.
 const TURNED_AWAY_WITHIN: Duration = Duration::from_millis(250);
+
+/// The answer to a socket too many, before it has said anything.
+fn turned_away(refusal: LimitRefusal) -> Bytes {
+    let (code, message) = (refusal.code(), refusal.to_string());
+    let body = format!(r#"{{"error":{{"code":"{code}","message":"{message}"}}}}"#);
+    let answer = format!(
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    answer.into()
+}
+
+/// Answers a socket too many without waiting for anything: many come at once.
+fn turn_away_at_once(socket: &TcpStream, answer: &[u8]) {
+    // What was not read would reset the connection, and the answer with it.
+    drop(socket.try_read(&mut [0; 1024]));
+    drop(socket.try_write(answer));
+}
+
+/// Answers a socket too many and closes it.
+async fn turn_away(socket: TcpStream, answer: Bytes, _place: (Seat, Option<OwnedSemaphorePermit>)) {
+    let told = async {
+        write_head(&socket, answer).await;
+        linger(&socket).await;
+    };
+    // Somebody else waits for the place.
+    drop(timeout(TURNED_AWAY_WITHIN, told).await);
+}
 
 /// Opens a listening socket that shares its port with the other shards'.
 ///
@@ -139,6 +171,7 @@ impl Door {
     ) {
         let mut connections = JoinSet::new();
         let mut seat = None;
+        let turned_away_now = Arc::new(Semaphore::new(self.node.sockets.aside()));
         loop {
             let next = async {
                 // A socket without a place stays in the kernel's queue.
@@ -149,14 +182,28 @@ impl Door {
             };
             tokio::select! {
                 accepted = next => match accepted {
-                    Ok((socket, _)) if self.node.sockets.are_full() => {
-                        connections.spawn_local(self.clone().turn_away(socket, seat.take()));
-                    }
                     Ok((socket, peer)) => {
-                        let drain = drain.clone();
+                        let Some(taken) = seat.take() else {
+                            continue;
+                        };
                         let peer = self.node.proxies.peer(peer.ip());
-                        let served = self.clone().serve_socket(socket, peer, seat.take(), drain);
-                        connections.spawn_local(served);
+                        match self.seat(taken, peer) {
+                            Ok(seat) => {
+                                let drain = drain.clone();
+                                let served = self.clone().serve_socket(socket, peer, seat, drain);
+                                connections.spawn_local(served);
+                            }
+                            Err((taken, refusal)) => {
+                                let one = turned_away_now.clone().try_acquire_owned().ok();
+                                let answer = turned_away(refusal);
+                                // Those for whom the node has no place are as many as there are seats for them.
+                                if one.is_some() || refusal.scope == Scope::Node {
+                                    connections.spawn_local(turn_away(socket, answer, (taken, one)));
+                                } else {
+                                    turn_away_at_once(&socket, &answer);
+                                }
+                            }
+                        }
                     }
                     Err(error) => {
                         // The whole system is out of file descriptors, most likely: others must go first.
@@ -178,28 +225,34 @@ impl Door {
         }
     }
 
-    /// Answers a socket too many before it has said anything, and closes it.
-    async fn turn_away(self: Rc<Self>, socket: TcpStream, _seat: Option<Seat>) {
-        self.gate.refused("node_limit");
-        self.gate.say_full(self.node.limits.connections);
-        let body = r#"{"error":{"code":"node_limit","message":"this node has as many sockets open as it can; try again later"}}"#;
-        let answer = format!(
-            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let told = async {
-            write_head(&socket, Bytes::from(answer)).await;
-            linger(&socket).await;
-        };
-        // Somebody else waits for the place.
-        drop(timeout(TURNED_AWAY_WITHIN, told).await);
+    /// Whether a socket is served: there is room on the node, and for its address.
+    fn seat(&self, seat: Seat, peer: Client) -> Result<Seat, (Seat, LimitRefusal)> {
+        let sockets = &self.node.sockets;
+        if sockets.are_full() {
+            let limit = u64::try_from(sockets.most()).unwrap_or(u64::MAX);
+            let (what, scope) = (Resource::Sockets, Scope::Node);
+            return Err((
+                seat,
+                self.refuse_socket(LimitRefusal { what, scope, limit }, peer),
+            ));
+        }
+        match self.node.admissions.take(Resource::Sockets, 1, None, peer) {
+            Ok(share) => Ok(seat.of(share)),
+            Err(refusal) => Err((seat, self.refuse_socket(refusal, peer))),
+        }
+    }
+
+    fn refuse_socket(&self, refusal: LimitRefusal, peer: Client) -> LimitRefusal {
+        self.gate.refused(refusal.code());
+        drop(self.gate.over_limit(refusal, peer));
+        refusal
     }
 
     async fn serve_socket(
         self: Rc<Self>,
         socket: TcpStream,
         peer: Client,
-        _seat: Option<Seat>,
+        seat: Seat,
         drain: channel::Receiver<bool>,
     ) {
         let Some(peer) = Box::pin(self.introduced(&socket, peer)).await else {
@@ -219,9 +272,9 @@ impl Door {
                     early,
                 } = *takeover;
                 let id = self.shard.begin(&socket, head, opening, &early);
-                Some((socket, id))
+                Some((socket, id, seat))
             }
-            Departure::Upgrade(upgrade) => Box::pin(self.take_over(socket, *upgrade)).await,
+            Departure::Upgrade(upgrade) => Box::pin(self.take_over((socket, seat), *upgrade)).await,
             Departure::Decline(head, reason) => {
                 let close = websocket::close_frame(websocket::close::PROTOCOL, reason);
                 let said = Bytes::from([head, close].concat());
@@ -230,7 +283,7 @@ impl Door {
                 None
             }
         };
-        let Some((socket, id)) = begun else {
+        let Some((socket, id, _seat)) = begun else {
             return;
         };
         poll_fn(|cx| self.shard.attend(id, &socket, cx)).await;
@@ -246,7 +299,9 @@ impl Door {
     ) -> Option<(TcpStream, Departure)> {
         let left: Handoff = Rc::default();
         let http = &self.node.http;
-        let patience = Patience::new(http.header_timeout, http.keep_alive);
+        let delivery = &self.node.delivery;
+        let unread = delivery.write_timeout * delivery.max_failures;
+        let patience = Patience::new(http.header_timeout, http.keep_alive, unread);
         let (door, leaves, asks) = (self.clone(), left.clone(), patience.clone());
         let socket = Rc::new(socket);
         let peer = Peer {
@@ -254,6 +309,7 @@ impl Door {
         };
         let service = service_fn(move |mut request: Request<Incoming>| {
             door.leave_client(from, &mut request);
+            let client = Head::of(&request).client();
             let (door, leaves, peer) = (door.clone(), leaves.clone(), peer.clone());
             let asks = asks.clone();
             asks.answering();
@@ -261,7 +317,8 @@ impl Door {
                 match door.answer(request, &peer).await {
                     Outcome::Answer(answer) => {
                         asks.answered();
-                        Ok(answer)
+                        let admissions = &door.node.admissions;
+                        Ok(weigh(&door.gate, admissions, answer, client))
                     }
                     Outcome::Leave(departure) => {
                         *leaves.borrow_mut() = Some(departure);
@@ -298,6 +355,10 @@ impl Door {
                     drop(parts.service);
                     // hyper and its service are gone, and nobody else has a clone.
                     let mut socket = Rc::into_inner(parts.io.into_inner().socket.socket.0)?;
+                    if patience.gave_up_writing() {
+                        self.node.telemetry.answers_given_up.inc();
+                        return None;
+                    }
                     let Some(mut departure) = served else {
                         let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
                         linger(&socket).await;

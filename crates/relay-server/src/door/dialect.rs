@@ -32,10 +32,11 @@ use super::gate::{Arrival, Guest, Head, LOOKUP_WAIT, READ, Route};
 use super::resume::Resume;
 use super::watch::{event_stream_answer, event_stream_head};
 use super::{Door, Outcome, handshake};
-use crate::answer::{self, ApiError};
+use crate::answer::{self, ApiError, Escort};
 use crate::headers::{IfNoneMatch, asks_for_websocket};
 use crate::identity::Identity;
 use crate::poll_limits::Caller;
+use crate::rates::Rate;
 use crate::refused::Refused;
 use crate::shard::Opening;
 
@@ -185,6 +186,7 @@ impl Door {
             if let Some(speech) = speaker.speech_mut() {
                 speech.authenticates_later(query);
             }
+            self.gate.allow(guest, Rate::Connections, None)?;
             let admission = self.gate.admit(guest, None)?;
             let opening = Opening::new(speaker, identity, admission).unauthenticated();
             return Ok(Outcome::Leave(Departure::begin(head, opening)));
@@ -198,6 +200,7 @@ impl Door {
         }
         self.gate.may_watch(&identity, &topics).await?;
         let user = identity.user.as_ref();
+        self.gate.allow(guest, Rate::Connections, user)?;
         let admission = self.gate.admit(guest, user)?;
         let cursor = match is_socket {
             true => None,
@@ -221,6 +224,8 @@ impl Door {
         is_head(call.request)?;
         self.prepare(call, guest).await?;
         let identity = self.identify_for(call, guest)?;
+        let user = identity.user.as_ref();
+        self.gate.allow(guest, Rate::Reads, user)?;
         let limits = self.limit_poll(call, poll, &identity)?;
         let query = query_of(call.request);
         let topic = poll.topic(&found.params, &query, identity.user.as_ref());
@@ -246,6 +251,7 @@ impl Door {
         if told.stale {
             headers.insert("relay-stale", HeaderValue::from_static("true"));
         }
+        response.extensions_mut().insert(Escort::of(&identity));
         Ok(Outcome::Answer(response))
     }
 
@@ -400,10 +406,8 @@ impl Door {
         let Some(per_minute) = poll.per_minute else {
             return Ok(None);
         };
-        let caller = match &identity.user {
-            Some(user) => Caller::User(user.clone()),
-            None => Caller::Address(Head::of(call.request).client().address),
-        };
+        let address = Head::of(call.request).client().address;
+        let caller = Caller::of(identity.user.as_ref(), address);
         let now = self.clock.now();
         let allowance = self.node.polls.count(&poll.path, caller, per_minute, now);
         let reset = allowance.reset.as_secs_f64().ceil() as u64;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use axum::body::Body;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use relay_core::limits::Resource;
 use relay_wire::dialect::{Endpoint, Found};
 use relay_wire::engineio::request::{self, Purpose};
 use relay_wire::engineio::sid::{self, Sid};
@@ -22,7 +22,6 @@ use relay_wire::socketio::protocol::Protocol;
 use relay_wire::speaker::Speaker;
 use relay_wire::target;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::accept::Departure;
 use super::gate::{Arrival, ENGINE_IO, Guest, Head, Rejection, Route, Visit};
@@ -30,13 +29,13 @@ use super::peer::Peer;
 use super::upgrade::Upgrade;
 use super::{Door, Outcome, handshake};
 use crate::answer::ApiError;
+use crate::bodies::{self, Unread};
 use crate::headers::{asks_for_websocket, content_encoding};
 use crate::identity::Identity;
+use crate::rates::Rate;
 use crate::shard::Opening;
 use crate::shard::{Identified, MISMATCH, Mail, Shard, Taken};
 
-/// How long a client may take to send the body of a post.
-const BODY_WAIT: Duration = Duration::from_secs(30);
 /// How often the log says that sessions of other processes are asked for.
 const ELSEWHERE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -202,6 +201,7 @@ impl Door {
         let known = identities.iter().filter_map(|(_, each)| each.as_ref().ok());
         let user = known.filter_map(|identity| identity.user.as_ref()).next();
         // Refused here the client's own backoff grows, and the answer says why.
+        self.gate.allow(guest, Rate::Connections, user)?;
         let admission = self.gate.admit(guest, user)?;
         let query = head.uri().query().unwrap_or("");
         let ours = ["EIO", "transport", "t", "b64", "token", "ticket"];
@@ -300,13 +300,18 @@ impl Door {
             return Err(ApiError::unsupported_encoding(&encoding).into());
         }
         let limit = self.node.limits.message_bytes;
-        let body = Limited::new(request.into_body(), limit);
-        let body = match timeout(BODY_WAIT, body.collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(ApiError::payload_too_large(limit).into());
-            }
-            Ok(Err(_)) | Err(_) => {
+        // Whose session it is stands in the ledger with its connection.
+        let from = Head::of(&request).client();
+        let share = self
+            .node
+            .admissions
+            .take(Resource::BodyBytes, 0, None, from);
+        let mut share = share.map_err(|refusal| self.gate.over_limit(refusal, from))?;
+        let body = match bodies::read(request.into_body(), limit, &mut share).await {
+            Ok(body) => body,
+            Err(Unread::TooLarge) => return Err(ApiError::payload_too_large(limit).into()),
+            Err(Unread::Over(refusal)) => return Err(self.gate.over_limit(refusal, from).into()),
+            Err(Unread::BrokeOff | Unread::Slow) => {
                 let reason = "the body ended before it was complete, or took longer than 30 s";
                 return Err(RequestError::new(ErrorCode::BadRequest, reason).into());
             }

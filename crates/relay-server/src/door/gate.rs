@@ -15,7 +15,7 @@ use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Method, Request, Response, Uri, Version};
 use relay_core::id::Name;
-use relay_core::limits::LimitRefusal;
+use relay_core::limits::{LimitRefusal, Resource, Scope};
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
 use tokio::time::timeout;
@@ -28,6 +28,7 @@ use crate::identity::{Credential, Identity, credential};
 use crate::node::Node;
 use crate::origin::{Standing, preflight};
 use crate::proxies::Client;
+use crate::rates::{Rate, TooOften};
 use crate::refused::Refused;
 
 /// How long a request waits for the bus to say whose a job is.
@@ -416,6 +417,48 @@ impl Gate {
         Ok(())
     }
 
+    /// Counts a request of `user` from where the guest is, and what it is for.
+    ///
+    /// # Errors
+    /// 429, when that comes too often.
+    pub(crate) fn allow(
+        &self,
+        guest: Guest,
+        what: Rate,
+        user: Option<&Name>,
+    ) -> Result<(), ApiError> {
+        let rates = &self.node.rates;
+        if let Some(user) = user {
+            let of_user = rates.of_user(Rate::Requests, user);
+            let of_user = of_user.and_then(|()| rates.of_user(what, user));
+            of_user.map_err(|refused| self.too_often(&refused))?;
+        }
+        let of_address = rates.of_address(what, guest.client.counted());
+        of_address.map_err(|refused| self.too_often(&refused))
+    }
+
+    /// Counts a request before anything is known of it; the answer, if it comes too often.
+    pub(super) fn turn_back(&self, head: Head<'_>) -> Option<Response<Body>> {
+        let address = head.client.counted();
+        let refused = self.node.rates.of_address(Rate::Requests, address).err()?;
+        let mut answer = self.too_often(&refused).into_answer();
+        // A page may read why, if it may read anything.
+        let origins = &self.node.origins;
+        let standing = origins.check(head.uri, head.headers, head.client.is_secure);
+        let standing = standing.unwrap_or(Standing::None);
+        let cors = origins.response_headers(standing, head.headers);
+        answer.headers_mut().extend(cors);
+        let status = answer.status().as_u16();
+        self.node.telemetry.request("other", status);
+        Some(answer)
+    }
+
+    fn too_often(&self, refused: &TooOften) -> ApiError {
+        let telemetry = &self.node.telemetry;
+        telemetry.limit_rejected(refused.what.as_str(), refused.scope.as_str());
+        ApiError::too_often(refused)
+    }
+
     /// Counts one more connection of `user`, from where the guest is.
     ///
     /// # Errors
@@ -423,17 +466,27 @@ impl Gate {
     pub(crate) fn admit(&self, guest: Guest, user: Option<&Name>) -> Result<Admission, ApiError> {
         let admitted = self.node.admissions.admit(user, guest.client);
         admitted.map_err(|refusal| {
-            self.say_limit(refusal, guest);
+            self.note_refusal(refusal, guest.client, guest.is_passed_on);
             ApiError::limit(refusal.code(), &refusal.to_string())
         })
     }
 
-    /// Says once a minute that a limit turns clients away that have done nothing wrong.
-    fn say_limit(&self, refusal: LimitRefusal, guest: Guest) {
-        match refusal {
-            LimitRefusal::Address { limit } => {
+    /// A limit is reached: counts and says it.
+    pub(crate) fn over_limit(&self, refusal: LimitRefusal, client: Client) -> ApiError {
+        self.note_refusal(refusal, client, false);
+        ApiError::limit(refusal.code(), &refusal.to_string())
+    }
+
+    /// Counts what is refused for a limit, and says once a minute that clients are turned away that have done nothing
+    /// wrong.
+    fn note_refusal(&self, refusal: LimitRefusal, client: Client, is_passed_on: bool) {
+        let telemetry = &self.node.telemetry;
+        telemetry.limit_rejected(refusal.what.as_str(), refusal.scope.as_str());
+        let limit = refusal.limit;
+        match (refusal.what, refusal.scope) {
+            (Resource::Connections | Resource::Sockets, Scope::Address) => {
                 if let Some(more) = self.node.told.address.allow() {
-                    let advice = match guest.is_passed_on {
+                    let advice = match is_passed_on {
                         true => {
                             "what it sends was passed on, so this looks like a proxy, and all clients behind it count as one address; name it in http.trusted_proxies, and say in http.forwarded how it names its clients"
                         }
@@ -442,14 +495,27 @@ impl Gate {
                         }
                     };
                     tracing::warn!(
-                        address = %guest.client.address,
+                        address = %client.address,
+                        what = refusal.what.as_str(),
                         limit,
                         more,
-                        "an address has as many connections as limits.connections_per_address allows, and further ones are rejected; {advice}"
+                        "an address has as many connections or sockets as limits.connections_per_address allows, and further ones are rejected; {advice}"
                     );
                 }
             }
-            LimitRefusal::Node { limit } => self.say_full(limit as usize),
+            (Resource::Connections | Resource::Sockets, Scope::Node) => {
+                self.say_full(usize::try_from(limit).unwrap_or(usize::MAX));
+            }
+            (what, Scope::Node) => {
+                if let Some(more) = self.node.told.bytes.allow() {
+                    tracing::warn!(
+                        what = what.as_str(),
+                        limit,
+                        more,
+                        "this node keeps as many bytes of requests or answers as limits.body_bytes or limits.answer_bytes allows, and further ones are rejected"
+                    );
+                }
+            }
             // A user is limited on purpose, and is told so.
             _ => {}
         }

@@ -30,17 +30,30 @@ enum Awaited {
 #[derive(Debug)]
 pub(super) struct Patience {
     awaited: Cell<Awaited>,
+    /// Since when the client has not read as much as it must, and how much it has.
+    unread: Cell<Option<(Instant, usize)>>,
     header_timeout: Duration,
     keep_alive: Duration,
+    /// How long it may leave an answer unread.
+    read_within: Duration,
 }
+
+/// A client that reads this much of an answer in its time has as much again for the next.
+const READ_BYTES: usize = 4096;
 
 impl Patience {
     /// A client that has just connected, and owes its first head.
-    pub(super) fn new(header_timeout: Duration, keep_alive: Duration) -> Rc<Self> {
+    pub(super) fn new(
+        header_timeout: Duration,
+        keep_alive: Duration,
+        read_within: Duration,
+    ) -> Rc<Self> {
         Rc::new(Self {
             awaited: Cell::new(Awaited::Head(Instant::now())),
+            unread: Cell::new(None),
             header_timeout,
             keep_alive,
+            read_within,
         })
     }
 
@@ -61,7 +74,37 @@ impl Patience {
         }
     }
 
+    /// The kernel took so much of what was to be written; `all` if that was everything.
+    fn wrote(&self, bytes: usize, all: bool) {
+        if all {
+            self.unread.set(None);
+        } else if let Some((since, before)) = self.unread.get() {
+            let read = before + bytes;
+            self.unread.set(Some(match read < READ_BYTES {
+                true => (since, read),
+                false => (Instant::now(), 0),
+            }));
+        }
+    }
+
+    /// The kernel has no room for more of an answer.
+    fn blocked(&self) {
+        if self.unread.get().is_none() {
+            self.unread.set(Some((Instant::now(), 0)));
+        }
+    }
+
+    /// Whether it was an answer for which the client was waited too long.
+    pub(super) fn gave_up_writing(&self) -> bool {
+        let unread = self.unread.get();
+        unread.is_some_and(|(since, _)| since.elapsed() >= self.read_within)
+    }
+
     fn end(&self) -> Option<Instant> {
+        if let Some((since, _)) = self.unread.get() {
+            // Until it has read its answer it is not waited for a request.
+            return Some(since + self.read_within);
+        }
         match self.awaited.get() {
             Awaited::Head(since) => Some(since + self.header_timeout),
             Awaited::Request(since) => Some(since + self.keep_alive),
@@ -98,6 +141,14 @@ impl<S> Watched<S> {
     pub(super) fn new(socket: S, patience: Rc<Patience>) -> Self {
         Self { socket, patience }
     }
+
+    fn note(&self, written: &Poll<io::Result<usize>>, offered: usize) {
+        match written {
+            Poll::Pending => self.patience.blocked(),
+            Poll::Ready(Ok(bytes)) => self.patience.wrote(*bytes, *bytes >= offered),
+            Poll::Ready(Err(_)) => {}
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -121,7 +172,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.note(&written, bytes.len());
+        written
     }
 
     fn poll_write_vectored(
@@ -129,7 +182,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bytes);
+        self.note(&written, bytes.iter().map(|part| part.len()).sum());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -155,6 +210,7 @@ mod tests {
 
     const HEADER: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
+    const READ: Duration = Duration::from_secs(30);
 
     /// How long the client is waited for from now on, if not for ever.
     async fn left(patience: &Patience) -> Option<Duration> {
@@ -166,7 +222,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_first_head_has_its_time_from_the_beginning() {
-        let patience = Patience::new(HEADER, IDLE);
+        let patience = Patience::new(HEADER, IDLE, READ);
         advance(Duration::from_secs(4)).await;
         patience.heard();
         assert_eq!(left(&patience).await, Some(Duration::from_secs(6)));
@@ -174,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_kept_connection_may_rest_and_its_next_head_may_not() {
-        let patience = Patience::new(HEADER, IDLE);
+        let patience = Patience::new(HEADER, IDLE, READ);
         patience.answering();
         assert_eq!(left(&patience).await, None, "a poll may hang");
         patience.answered();
@@ -190,8 +246,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_has_to_be_read_at_some_pace() {
+        let patience = Patience::new(HEADER, IDLE, READ);
+        patience.answering();
+        patience.blocked();
+        patience.answered();
+        advance(Duration::from_secs(20)).await;
+        // A byte now and then is not reading.
+        patience.wrote(1, false);
+        assert_eq!(left(&patience).await, Some(Duration::from_secs(10)));
+        assert!(patience.gave_up_writing());
+        patience.wrote(READ_BYTES, false);
+        assert_eq!(left(&patience).await, Some(READ));
+        patience.wrote(10, true);
+        assert!(!patience.gave_up_writing());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_changes_while_it_is_waited_for_counts() {
-        let patience = Patience::new(HEADER, IDLE);
+        let patience = Patience::new(HEADER, IDLE, READ);
         let mut timer = None;
         let ended = |timer: &mut _| {
             let mut cx = Context::from_waker(std::task::Waker::noop());

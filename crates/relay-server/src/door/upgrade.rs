@@ -19,7 +19,10 @@ use super::Door;
 use super::accept::note_panic;
 use super::socket::{linger, write_head};
 use crate::shard::{Mail, Mailbox};
+use crate::sockets::Seat;
 
+/// Messages and pings of a WebSocket before it takes over; a client needs two.
+const PROBES: usize = 16;
 /// One read of a WebSocket that is about to take over.
 const PROBE_BYTES: usize = 1024;
 
@@ -50,10 +53,11 @@ impl Door {
         loop {
             tokio::select! {
                 Some(mail) = mailbox.recv() => match mail {
-                    Mail::Socket(sid, socket, head, early) => {
+                    Mail::Socket(sid, (socket, seat), head, early) => {
                         let upgrade = Upgrade { sid, head, early };
                         match TcpStream::from_std(socket) {
                             Ok(socket) => {
+                                let socket = (socket, seat);
                                 sockets.spawn_local(self.clone().serve_upgrade(socket, upgrade));
                             }
                             Err(error) => tracing::warn!(%error, "a socket cannot be moved"),
@@ -71,8 +75,8 @@ impl Door {
     }
 
     /// Serves a socket that came to take over a session of this shard.
-    async fn serve_upgrade(self: Rc<Self>, socket: TcpStream, upgrade: Upgrade) {
-        let Some((socket, id)) = Box::pin(self.take_over(socket, upgrade)).await else {
+    async fn serve_upgrade(self: Rc<Self>, socket: (TcpStream, Seat), upgrade: Upgrade) {
+        let Some((socket, id, _seat)) = Box::pin(self.take_over(socket, upgrade)).await else {
             return;
         };
         std::future::poll_fn(|cx| self.shard.attend(id, &socket, cx)).await;
@@ -82,12 +86,13 @@ impl Door {
     /// Brings a socket to the shard whose session it may take over, and there through the takeover.
     pub(super) async fn take_over(
         &self,
-        socket: TcpStream,
+        (socket, seat): (TcpStream, Seat),
         upgrade: Upgrade,
-    ) -> Option<(Rc<TcpStream>, ConnectionId)> {
+    ) -> Option<(Rc<TcpStream>, ConnectionId, Seat)> {
         let shard = upgrade.sid.shard;
         if usize::from(shard) != self.shard.number() {
             let socket = socket.into_std().ok()?;
+            let socket = (socket, seat);
             let mail = Mail::Socket(upgrade.sid, socket, upgrade.head, upgrade.early);
             self.shard.post(shard, mail);
             return None;
@@ -95,7 +100,7 @@ impl Door {
         let socket = Rc::new(socket);
         let taken = timeout(UPGRADE_TIMEOUT, self.probe(&socket, &upgrade)).await;
         if let Ok(Some(id)) = taken {
-            return Some((socket, id));
+            return Some((socket, id, seat));
         }
         // The session goes on by polling.
         self.shard.unprobe(upgrade.sid);
@@ -108,6 +113,7 @@ impl Door {
         write_head(socket, upgrade.head.clone()).await?;
         let mut decoder = Decoder::default();
         let mut buffer = Vec::from(upgrade.early.clone());
+        let mut left = PROBES;
         loop {
             if buffer.is_empty() {
                 read_some(socket, &mut buffer).await?;
@@ -119,6 +125,7 @@ impl Door {
             fed.ok()?;
             let mut inbound = inbound.into_iter();
             while let Some(each) = inbound.next() {
+                left = left.checked_sub(1)?;
                 let text = match each {
                     Inbound::Text(text) => text,
                     Inbound::Ping(payload) => {

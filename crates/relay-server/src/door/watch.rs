@@ -22,8 +22,9 @@ use super::gate::{Arrival, Guest, Head, READ, Route, Visit};
 use super::peer::Peer;
 use super::resume::Resume;
 use super::{Door, Outcome, handshake};
-use crate::answer::{ApiError, NO_SNIFF};
+use crate::answer::{ApiError, Escort, NO_SNIFF};
 use crate::identity::Identity;
+use crate::rates::Rate;
 use crate::refused::Refused;
 use crate::shard::Opening;
 
@@ -116,7 +117,13 @@ impl Door {
             Native::WebSocket => Some(handshake::answer(Head::of(request), &[], None)?),
             Native::EventStream | Native::Poll => None,
         };
-        let admission = self.gate.admit(guest, identity.user.as_ref())?;
+        let rate = match native {
+            Native::Poll => Rate::Reads,
+            Native::WebSocket | Native::EventStream => Rate::Connections,
+        };
+        let user = identity.user.as_ref();
+        self.gate.allow(guest, rate, user)?;
+        let admission = self.gate.admit(guest, user)?;
         if only_head && native == Native::EventStream {
             return Ok(Outcome::Answer(event_stream_answer()));
         }
@@ -126,6 +133,8 @@ impl Door {
             Native::Poll => Speaker::long_poll(query.topics.len()),
         };
         let left = identity.left(self.clock.wall());
+        let mut escort = Escort::of(&identity);
+        escort.admission = (native == Native::Poll).then(|| admission.clone());
         let opening = Opening::new(speaker, identity, admission);
         let opening = match authenticated {
             true => opening,
@@ -145,7 +154,10 @@ impl Door {
                 }),
                 None => answered.await,
             };
-            return answer.map(Outcome::Answer);
+            let mut answer = answer?;
+            // It counts as a connection until it is read.
+            answer.extensions_mut().insert(escort);
+            return Ok(Outcome::Answer(answer));
         }
         let head = upgrade.unwrap_or_else(|| event_stream_head(visit.cors(), None));
         Ok(Outcome::Leave(Departure::begin(head, opening)))

@@ -179,6 +179,10 @@ impl Grants {
     pub(super) fn publishes(&self, owner: &Name) -> bool {
         any(&self.0.publish, owner)
     }
+
+    pub(super) fn publishes_some(&self) -> bool {
+        !self.0.publish.is_empty()
+    }
 }
 
 fn entries<'a>(claim: &'static str, value: Option<&'a Value>) -> Result<Vec<&'a str>, GrantError> {

@@ -56,8 +56,11 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "*",
         "limit",
-        "`connections` (`limits.connections`), `jobs` (`history.jobs`)",
+        "`connections` (`limits.connections`), `sockets` (as many as the process has descriptors for), `answer_bytes` \
+         (`limits.answer_bytes`), `body_bytes` (`limits.body_bytes`), `jobs` (`history.jobs`); where something was rejected, also the keys of \
+         `[limits]` that end with `_per_second`",
     ),
+    ("*", "scope", "`user`, `address`, `node`"),
     (
         "relay_client_errors_total",
         "code",
@@ -177,6 +180,7 @@ fn families() -> BTreeMap<String, Family> {
     telemetry.endings(0, 0, Duration::ZERO);
     telemetry.bound("jobs", 0, 1);
     telemetry.keys_fetched((1, 1, 0));
+    telemetry.limit_rejected("connections", "user");
     let hub = HubStats {
         counts: vec![("accepted", 1)],
         repaired: vec![("found", 1)],

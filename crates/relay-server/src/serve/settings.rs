@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use relay_bus::hub::{Hub, HubSettings};
-use relay_core::limits::ConnectionLimits;
+use relay_core::limits::{Bounds, LedgerLimits};
 use relay_wire::dialect::Dialects;
 
 use crate::admission::Admissions;
@@ -15,6 +15,7 @@ use crate::node::{Node, Told};
 use crate::origin::Policy;
 use crate::poll_limits::PollLimits;
 use crate::proxies::Proxies;
+use crate::rates::Rates;
 use crate::readiness::Readiness;
 use crate::sockets::{Budget, Sockets};
 use crate::telemetry::Telemetry;
@@ -44,6 +45,36 @@ pub(super) struct Room {
     pub(super) shards: usize,
 }
 
+/// How much users, addresses and the node may have at once. `limits` is what was configured, and `budget` what there
+/// is.
+fn ledger_limits(limits: &Limits, budget: Budget) -> LedgerLimits {
+    let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);
+    // Of what many share, one may have a quarter, and as much as one request needs.
+    let batch = limits.batch_bytes();
+    let shared = |bytes: usize, least: usize| {
+        let one = count((bytes / 4).max(least));
+        Bounds {
+            per_user: one,
+            per_address: one,
+            per_node: count(bytes.max(least)),
+        }
+    };
+    LedgerLimits {
+        connections: Bounds {
+            per_user: count(limits.connections_per_user),
+            per_address: count(limits.connections_per_address),
+            per_node: count(budget.connections),
+        },
+        sockets: Bounds {
+            per_user: u64::MAX,
+            per_address: budget.sockets_per_address(limits),
+            per_node: u64::MAX,
+        },
+        answer_bytes: shared(limits.answer_bytes, limits.update_bytes * 4),
+        body_bytes: shared(limits.body_bytes, batch),
+    }
+}
+
 /// The node of a configuration.
 pub(super) fn node(
     config: &Config,
@@ -57,7 +88,6 @@ pub(super) fn node(
         connections: room.budget.connections,
         ..config.limits.clone()
     };
-    let count = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
     Node {
         hub,
         identity: Authority::new(identity, tickets),
@@ -65,12 +95,9 @@ pub(super) fn node(
         proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
         hosts: config.hosts(),
         origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
-        admissions: Admissions::new(ConnectionLimits {
-            per_user: count(limits.connections_per_user),
-            per_address: count(limits.connections_per_address),
-            per_node: count(limits.connections),
-        }),
+        admissions: Admissions::new(ledger_limits(&config.limits, room.budget)),
         sockets: Sockets::new(room.budget, room.shards),
+        rates: Rates::new(&limits),
         told: Told::default(),
         readiness: Readiness::default(),
         telemetry,

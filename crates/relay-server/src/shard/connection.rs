@@ -43,7 +43,7 @@ use crate::identity::Identity;
 use crate::node::Node;
 use crate::refused::Refused;
 pub(super) use delivery::Occasion;
-use inbound::MessageLimiter;
+use inbound::{FrameCount, MessageLimiter};
 
 /// A cookie's name, and who the client is by it.
 pub(crate) type Identified = (Option<String>, Result<Arc<Identity>, Refused>);
@@ -204,6 +204,8 @@ pub(super) struct Connection {
     rare: Option<Box<Rare>>,
     /// The limiter of what the client sends, from its first message on.
     messages: Option<Box<MessageLimiter>>,
+    /// Frames it sends of whatever kind.
+    frames: FrameCount,
     /// When the shard looks at it next without being asked; `None`: no timer.
     pub(super) timer: Option<Moment>,
     /// Whether it has something to write, or its timer is to be set anew.
@@ -273,6 +275,7 @@ impl Connection {
             admission,
             rare,
             messages: None,
+            frames: FrameCount::default(),
             timer: None,
             due: true,
             listed: false,

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Shard;
 use super::connection::{Connection, Desk};
+use crate::sockets::Seat;
 
 /// Letters a mailbox holds.
 const MAILBOX: usize = 1024;
@@ -61,9 +62,9 @@ pub(crate) enum Mail {
     Posted(Sid, Option<Bytes>, Taken),
     /// A WebSocket wants to take over.
     Probe(Sid, Taken),
-    /// The WebSocket that may take over, the head of the answer it still has to be sent, and what its client
-    /// sent already.
-    Socket(Sid, std::net::TcpStream, Bytes, Bytes),
+    /// The WebSocket that may take over with its place, the head of the answer it still has to be sent, and what
+    /// its client sent already.
+    Socket(Sid, (std::net::TcpStream, Seat), Bytes, Bytes),
 }
 
 /// The way back of a yes, or of why not.

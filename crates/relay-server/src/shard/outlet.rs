@@ -18,7 +18,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-/// Replies that may wait for a client that does not read; past it the connection is ended.
+/// Replies that may wait for a client that does not read, however short; past it the connection is ended.
 const MAX_REPLIES: usize = 64;
 
 /// What became of a write.
@@ -172,9 +172,10 @@ impl Outlet {
 
     // --- replies
 
-    /// Whether as many replies wait as may.
-    pub(super) fn is_full(&self) -> bool {
-        self.replies.len() >= MAX_REPLIES
+    /// Whether as many replies wait as may, or as many bytes of them.
+    pub(super) fn is_full(&self, most: usize) -> bool {
+        let bytes = || self.replies.iter().map(Bytes::len).sum::<usize>();
+        self.replies.len() >= MAX_REPLIES || bytes() >= most
     }
 
     /// Adds a reply.

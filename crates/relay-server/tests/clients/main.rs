@@ -22,6 +22,7 @@ mod removal;
 mod requests;
 mod room;
 mod shares;
+mod taken;
 mod topics;
 
 use std::fs::Permissions;

@@ -11,6 +11,12 @@ use tokio::time::timeout;
 #[derive(Debug)]
 pub struct Raw(TcpStream);
 
+impl From<TcpStream> for Raw {
+    fn from(socket: TcpStream) -> Self {
+        Self(socket)
+    }
+}
+
 impl Raw {
     /// Connects to `host:port`.
     ///

@@ -36,6 +36,16 @@ struct Message {
     ack: Option<bool>,
 }
 
+/// The longest id, in bytes: it is sent back as it came.
+const MAX_ID_BYTES: usize = 128;
+
+fn is_id(id: &Value) -> bool {
+    match id {
+        Value::String(text) => text.len() <= MAX_ID_BYTES,
+        id => id.is_number(),
+    }
+}
+
 /// Reads a message.
 ///
 /// # Errors
@@ -53,7 +63,12 @@ pub(crate) fn parse(text: &str) -> Result<Request, BadRequest> {
             &format!("the message is not a JSON object of this protocol: {error}"),
         )
     })?;
-    let id = message.id.filter(|id| id.is_string() || id.is_number());
+    if let Some(Value::String(long)) = message.id.as_ref().filter(|id| !is_id(id)) {
+        let length = long.len();
+        let message = format!("the id has {length} bytes; it may have {MAX_ID_BYTES}");
+        return Err(refuse(None, "bad_id", &message));
+    }
+    let id = message.id.filter(is_id);
     let Some(Value::String(kind)) = message.kind else {
         return Err(refuse(id, "bad_json", "the message has no \"type\""));
     };
@@ -100,7 +115,7 @@ pub(crate) fn parse(text: &str) -> Result<Request, BadRequest> {
 /// The id of a message that is not going to be read further.
 pub(crate) fn id_of(text: &str) -> Option<Value> {
     let message = serde_json::from_str::<Message>(text).ok()?;
-    message.id.filter(|id| id.is_string() || id.is_number())
+    message.id.filter(is_id)
 }
 
 #[cfg(test)]
@@ -120,6 +135,15 @@ mod tests {
         assert_eq!(refused(r#"{"type":"subscribe"}"#), "bad_json");
         assert_eq!(refused(r#"{"type":"subscribe","topic":5}"#), "bad_json");
         assert_eq!(refused(r#"{"type":"publish"}"#), "unknown_type");
+    }
+
+    #[test]
+    fn an_id_is_short_because_it_is_sent_back() {
+        let message = |id: &str| format!(r#"{{"type":"ping","id":"{id}"}}"#);
+        assert!(parse(&message(&"x".repeat(128))).is_ok());
+        let long = message(&"x".repeat(129));
+        assert_eq!(refused(&long), "bad_id");
+        assert_eq!(id_of(&long), None);
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //!
 //! Invariant: nothing waits for a number below [`Ahead::from`].
 
+use std::collections::BTreeMap;
+
 use relay_core::moment::Moment;
 use relay_core::position::Seq;
 
 use super::loads::Answer;
-use crate::hub::request::JoinRequest;
+use crate::hub::request::{JoinRequest, Whose};
 
 /// Something that waits for a number.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub(in crate::hub) struct Early<T> {
 /// All that waits.
 #[derive(Debug)]
 pub(in crate::hub) struct Ahead {
-    joins: Vec<Early<JoinRequest>>,
+    joins: BTreeMap<Whose, Early<JoinRequest>>,
     answers: Vec<Early<Answer>>,
     /// The lowest number anything waits for; [`Seq::MAX`] if nothing does.
     from: Seq,
@@ -33,7 +35,7 @@ pub(in crate::hub) struct Ahead {
 impl Default for Ahead {
     fn default() -> Self {
         Self {
-            joins: Vec::new(),
+            joins: BTreeMap::new(),
             answers: Vec::new(),
             from: Seq::MAX,
         }
@@ -43,7 +45,7 @@ impl Default for Ahead {
 impl Ahead {
     pub(in crate::hub) fn keep_join(&mut self, join: Early<JoinRequest>) {
         self.from = self.from.min(join.seq);
-        self.joins.push(join);
+        self.joins.insert(join.what.whose(), join);
     }
 
     pub(in crate::hub) fn keep_answer(&mut self, answer: Early<Answer>) {
@@ -64,19 +66,17 @@ impl Ahead {
     /// Takes out all that waits, to be looked at.
     pub(in crate::hub) fn take(&mut self) -> (Vec<Early<Answer>>, Vec<Early<JoinRequest>>) {
         let all = std::mem::take(self);
-        (all.answers, all.joins)
+        (all.answers, all.joins.into_values().collect())
     }
 
-    /// Gives up joins; how many.
-    pub(in crate::hub) fn withdraw(&mut self, is_it: impl Fn(&JoinRequest) -> bool) -> usize {
-        let before = self.joins.len();
-        self.joins.retain(|join| !is_it(&join.what));
-        before - self.joins.len()
+    /// Gives up a join. False if it does not wait here.
+    pub(in crate::hub) fn withdraw(&mut self, whose: Whose) -> bool {
+        self.joins.remove(&whose).is_some()
     }
 
     /// Asserts the invariant.
     pub(super) fn check(&self) {
-        let joins = self.joins.iter().map(|join| join.seq);
+        let joins = self.joins.values().map(|join| join.seq);
         let mut seqs = joins.chain(self.answers.iter().map(|answer| answer.seq));
         debug_assert!(
             seqs.all(|seq| seq >= self.from),

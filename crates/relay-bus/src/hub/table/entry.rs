@@ -8,7 +8,7 @@
 //! Invariants: the numbers of at most [`SUBJECTS`] subjects are remembered each by itself; a job that nothing is
 //! known of weighs nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::Shards;
 use super::eviction::Turn;
 use super::index::{Index, Known, Listing};
-use crate::hub::request::{JoinRequest, Lookup};
+use crate::hub::request::{JoinRequest, Lookup, Whose};
 use crate::seam::{First, Incoming, What};
 
 /// Subjects of a job whose last numbers are remembered each by itself; of all others together the highest is.
@@ -38,23 +38,6 @@ const QUEUED_BYTES: usize = 4 << 20;
 const REPAIRS: Backoff = Backoff::doubling(Duration::from_millis(50), Duration::from_secs(1));
 const CALM: Duration = Duration::from_secs(10);
 
-/// Who waits for a job's repair.
-#[derive(Debug)]
-pub(in crate::hub) enum Waiter {
-    Join(JoinRequest),
-    Lookup(oneshot::Sender<Lookup>),
-}
-
-impl Waiter {
-    /// Whether anybody still wants the answer, as far as that can be seen from here.
-    pub(in crate::hub) fn waits(&self) -> bool {
-        match self {
-            Self::Join(_) => true,
-            Self::Lookup(answer) => !answer.is_closed(),
-        }
-    }
-}
-
 /// A job's updates being fetched from the store.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Repair {
@@ -64,7 +47,10 @@ pub(in crate::hub) struct Repair {
     queued_bytes: usize,
     /// Up to which number live updates that came meanwhile were left to the store; 0 if none was.
     pub(in crate::hub) left_to: Seq,
-    pub(in crate::hub) waiters: Vec<Waiter>,
+    /// Joins that wait for it: found by whose they are, for those who do not wait any more.
+    pub(in crate::hub) joins: BTreeMap<Whose, JoinRequest>,
+    /// Who looks the job up. Whoever asked holds the other end; dropping that one means not to wait any more.
+    pub(in crate::hub) lookups: Vec<oneshot::Sender<Lookup>>,
     /// Whose job it is, where that is known though nothing else is.
     pub(in crate::hub) owner: Option<Owner>,
     /// What watchers had been told up to when the bus went away, if it began when the bus came back.
@@ -291,16 +277,10 @@ impl Entry {
         self.partial = false;
     }
 
-    /// Gives up joins that wait for the repair; how many.
-    pub(in crate::hub) fn withdraw(&mut self, is_it: impl Fn(&JoinRequest) -> bool) -> usize {
-        let Some(repair) = &mut self.repair else {
-            return 0;
-        };
-        let before = repair.waiters.len();
-        repair
-            .waiters
-            .retain(|waiter| !matches!(waiter, Waiter::Join(request) if is_it(request)));
-        before - repair.waiters.len()
+    /// Gives up a join that waits for the repair. False if none does.
+    pub(in crate::hub) fn withdraw(&mut self, whose: Whose) -> bool {
+        let repair = self.repair.as_mut();
+        repair.is_some_and(|repair| repair.joins.remove(&whose).is_some())
     }
 
     pub(in crate::hub) fn state(&self) -> Option<&Arc<Publication>> {

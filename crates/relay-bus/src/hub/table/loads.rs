@@ -14,7 +14,7 @@ use relay_core::topic::Topic;
 use tokio::sync::oneshot;
 
 use crate::hub::rebuild::Rebuilt;
-use crate::hub::request::{JoinRequest, Survey};
+use crate::hub::request::{JoinRequest, Survey, Whose};
 use crate::seam::Incoming;
 
 /// Loads that may wait for the store; what is looked up beyond that cannot be said.
@@ -86,11 +86,19 @@ pub(in crate::hub) struct Loads {
     put_off: u64,
     /// Joins that wait for an owner's jobs, or for all. An emptied list stays until its load is in, which looks
     /// for it.
-    joins: HashMap<LoadKey, Vec<JoinRequest>>,
+    joins: HashMap<LoadKey, BTreeMap<Whose, JoinRequest>>,
     /// Who waits for the same and only counts.
     surveys: HashMap<LoadKey, Vec<SurveyRequest>>,
-    /// Who waits for the repair of single jobs, and which those are.
-    deferred: Vec<(HashSet<JobId>, Deferred)>,
+    /// Who waits for the repair of single jobs, and which those are, by a number each.
+    deferred: BTreeMap<u64, (HashSet<JobId>, Deferred)>,
+    /// How many ever waited so.
+    ever_deferred: u64,
+    /// Who waits for which job.
+    awaited: HashMap<JobId, Vec<u64>>,
+    /// The joins among them.
+    deferred_joins: HashMap<Whose, u64>,
+    /// How many waited when those that do not wait any more were last looked for.
+    looked_at: usize,
 }
 
 /// Who asked for the jobs of an owner or a group, and waits until some of them are read.
@@ -150,14 +158,19 @@ impl Loads {
 
     /// A join waits for the load.
     pub(in crate::hub) fn await_join(&mut self, key: LoadKey, join: JoinRequest) {
-        self.joins.entry(key).or_default().push(join);
+        self.joins
+            .entry(key)
+            .or_default()
+            .insert(join.whose(), join);
     }
 
     /// Somebody who only counts waits for the load.
     pub(in crate::hub) fn await_survey(&mut self, key: LoadKey, survey: SurveyRequest) {
         let surveys = self.surveys.entry(key).or_default();
         // Whoever asks over and over while the store is away has stopped waiting for the earlier answers.
-        surveys.retain(SurveyRequest::waits);
+        if surveys.len().is_power_of_two() {
+            surveys.retain(SurveyRequest::waits);
+        }
         surveys.push(survey);
     }
 
@@ -173,7 +186,8 @@ impl Loads {
 
     /// The load is in: the joins that waited for it.
     pub(in crate::hub) fn take_joins(&mut self, key: &LoadKey) -> Vec<JoinRequest> {
-        self.joins.remove(key).unwrap_or_default()
+        let joins = self.joins.remove(key).unwrap_or_default();
+        joins.into_values().collect()
     }
 
     /// The load is in: who waited for it and only counts.
@@ -183,36 +197,70 @@ impl Loads {
 
     /// Somebody waits until each of these jobs is repaired.
     pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobId>, who: Deferred) {
-        self.deferred.retain(|(_, waiting)| waiting.waits());
-        self.deferred.push((unsure, who));
+        if self.deferred.len() >= 2 * self.looked_at.max(16) {
+            // Those who wait for a survey go without a word.
+            let gone = self.deferred.iter().filter(|(_, (_, who))| !who.waits());
+            for number in gone.map(|(number, _)| *number).collect::<Vec<_>>() {
+                self.give_up(number);
+            }
+            self.looked_at = self.deferred.len();
+        }
+        self.ever_deferred += 1;
+        let number = self.ever_deferred;
+        for job in &unsure {
+            self.awaited.entry(job.clone()).or_default().push(number);
+        }
+        if let Deferred::Join(join) = &who {
+            self.deferred_joins.insert(join.whose(), number);
+        }
+        self.deferred.insert(number, (unsure, who));
+    }
+
+    fn give_up(&mut self, number: u64) -> Option<Deferred> {
+        let (unsure, who) = self.deferred.remove(&number)?;
+        for job in &unsure {
+            if let Some(numbers) = self.awaited.get_mut(job) {
+                numbers.retain(|each| *each != number);
+                if numbers.is_empty() {
+                    self.awaited.remove(job);
+                }
+            }
+        }
+        if let Deferred::Join(join) = &who {
+            self.deferred_joins.remove(&join.whose());
+        }
+        Some(who)
     }
 
     /// A job's repair is done: who waited for it alone.
     pub(in crate::hub) fn take_ready(&mut self, id: &JobId) -> Vec<Deferred> {
-        let is_ready = |waiting: &mut (HashSet<JobId>, Deferred)| {
-            waiting.0.remove(id);
-            waiting.0.is_empty()
-        };
-        let ready = self.deferred.extract_if(.., is_ready);
-        ready.map(|(_, who)| who).collect()
+        let mut ready = Vec::new();
+        for number in self.awaited.remove(id).unwrap_or_default() {
+            let Some((unsure, _)) = self.deferred.get_mut(&number) else {
+                continue;
+            };
+            unsure.remove(id);
+            if unsure.is_empty() {
+                ready.extend(self.give_up(number));
+            }
+        }
+        ready
     }
 
-    /// Gives up joins; how many.
-    pub(in crate::hub) fn withdraw(&mut self, is_it: impl Fn(&JoinRequest) -> bool) -> usize {
-        let before = self.waiting();
-        for joins in self.joins.values_mut() {
-            joins.retain(|join| !is_it(join));
+    /// Gives up a join that waits for a load, or for jobs that it brought. False if none does.
+    pub(in crate::hub) fn withdraw(&mut self, key: &LoadKey, whose: Whose) -> bool {
+        let joins = self.joins.get_mut(key);
+        if joins.is_some_and(|joins| joins.remove(&whose).is_some()) {
+            return true;
         }
-        self.deferred
-            .retain(|(_, who)| !matches!(who, Deferred::Join(join) if is_it(join)));
-        before - self.waiting()
+        let number = self.deferred_joins.get(&whose).copied();
+        number.is_some_and(|number| self.give_up(number).is_some())
     }
 
     /// How many joins wait.
+    #[cfg(test)]
     pub(in crate::hub) fn waiting(&self) -> usize {
-        let deferred = self.deferred.iter();
-        let joins = deferred.filter(|(_, who)| matches!(who, Deferred::Join(_)));
-        self.joins.values().map(Vec::len).sum::<usize>() + joins.count()
+        self.joins.values().map(BTreeMap::len).sum::<usize>() + self.deferred_joins.len()
     }
 
     /// How many wait who only count.
@@ -229,8 +277,11 @@ impl Loads {
 
     /// Asserts the invariants.
     pub(super) fn check(&self) {
-        let mut deferred = self.deferred.iter();
+        let mut deferred = self.deferred.values();
         let waits = deferred.all(|(unsure, _)| !unsure.is_empty());
         debug_assert!(waits, "somebody waits for nothing");
+        let awaited: usize = self.awaited.values().map(Vec::len).sum();
+        let unsure: usize = self.deferred.values().map(|(unsure, _)| unsure.len()).sum();
+        debug_assert_eq!(awaited, unsure, "who waits for which job");
     }
 }

@@ -138,7 +138,8 @@ impl Connection {
         if frame.is_empty() || !self.goes_on() {
             return;
         }
-        if self.outlet.is_full() && self.outlet.is_open() {
+        let most = desk.node.delivery.outbox_bytes;
+        if self.outlet.is_full(most) && self.outlet.is_open() {
             // Many replies in one turn say nothing of the reader; replies the kernel does not take do.
             desk.tools.buffers.frames.clear();
             self.outlet.take_replies(&mut desk.tools.buffers.frames);
@@ -146,7 +147,7 @@ impl Connection {
                 return self.end(CloseReason::Client);
             }
         }
-        if self.outlet.is_full() {
+        if self.outlet.is_full(most) {
             return self.end(CloseReason::Slow);
         }
         self.outlet.reply(frame);
@@ -189,8 +190,12 @@ impl Connection {
         {
             return;
         }
-        let (frames, bytes) = self.speaker.answer_bounds();
-        self.gather(desk, frames, bytes.unwrap_or(WRITE_BYTES));
+        let frames = self.speaker.answer_frames();
+        let bytes = match self.speaker.ends_with_answer() {
+            true => desk.node.delivery.outbox_bytes,
+            false => WRITE_BYTES,
+        };
+        self.gather(desk, frames, bytes);
         let at = self.watcher.cursor(desk.tools.horizon.epoch());
         let frames = &desk.tools.buffers.frames;
         let Some(body) = self

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use governor::clock::{Clock as _, QuantaClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use relay_core::id::Name;
-use relay_core::moment::WallTime;
+use relay_core::moment::{Moment, WallTime};
 use relay_core::watcher::outbox::SubscriptionId;
 use relay_core::watcher::session::{Action, CloseReason, Command, CommandError};
 use relay_wire::exchange::{Ask, Heard, ReplyTo};
@@ -57,6 +57,32 @@ impl MessageLimiter {
     }
 }
 
+/// Frames of a client in the second that it is in, of any kind: pongs and pieces of messages cost as well, and are
+/// nobody's messages.
+#[derive(Debug, Default)]
+pub(super) struct FrameCount {
+    second: u32,
+    frames: u32,
+}
+
+/// How many times as many frames as messages a client may send.
+const FRAMES_PER_MESSAGE: u32 = 10;
+
+impl FrameCount {
+    /// Whether the client's allowance covers so many more.
+    fn admit(&mut self, frames: u32, desk: &Desk<'_>) -> bool {
+        let limits = &desk.node.limits;
+        let now = (desk.now - Moment::default()).as_secs();
+        let second = u32::try_from(now).unwrap_or(u32::MAX);
+        if self.second != second {
+            *self = Self { second, frames: 0 };
+        }
+        self.frames = self.frames.saturating_add(frames);
+        let messages = limits.messages_per_second.max(limits.messages_burst);
+        self.frames <= messages.saturating_mul(FRAMES_PER_MESSAGE)
+    }
+}
+
 impl Connection {
     /// Takes bytes from the client's socket.
     pub(crate) fn received(&mut self, bytes: &[u8], desk: &mut Desk<'_>) {
@@ -65,6 +91,10 @@ impl Connection {
         let limit = desk.node.limits.message_bytes;
         let (messages, error) = self.speaker.decode(bytes, limit);
         self.sign_of_life(desk);
+        if !self.frames.admit(self.speaker.take_frames(), desk) {
+            desk.node.telemetry.client_error("rate_limited");
+            return self.end(CloseReason::TooFrequent);
+        }
         self.take_messages(messages, desk);
         if let (Some(error), true) = (error, self.goes_on()) {
             self.on_undecodable(error, desk);
