@@ -253,6 +253,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Goes by other limits from here on; what is counted stays counted, though it may be more.
+    pub fn change_limits(&mut self, limits: LedgerLimits) {
+        self.limits = limits;
+    }
+
     /// Takes so much back.
     pub fn give_back(
         &mut self,

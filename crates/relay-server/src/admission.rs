@@ -62,6 +62,11 @@ impl Admissions {
         Ok(share)
     }
 
+    /// Bounds newcomers otherwise from here on; those that are there stay.
+    pub(crate) fn change(&self, limits: LedgerLimits) {
+        self.ledger.lock().change_limits(limits);
+    }
+
     /// Connections counted now.
     pub(crate) fn total(&self) -> usize {
         usize::try_from(self.used(Resource::Connections)).unwrap_or(usize::MAX)

@@ -21,12 +21,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use relay_core::kind::Kinds;
+use rustls::ServerConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::hosts::Hosts;
+use crate::tls::{self, TlsError};
 pub(crate) use kinds::KindTables;
 pub(crate) use problem::{ConfigErrors, Place, Problem};
 pub(crate) use secret::{Redacted, read_secret};
@@ -220,6 +223,19 @@ impl Loaded {
             places,
             warnings,
         })
+    }
+}
+
+impl Http {
+    /// What is shown to clients that come over TLS; none where the listener speaks plain HTTP.
+    ///
+    /// # Errors
+    /// When the files cannot be read, or do not belong together.
+    pub(crate) fn certificate(&self) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(certificate), Some(key)) => tls::load(certificate, key).map(Some),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod patience;
 mod peer;
 mod poll;
 mod resume;
+mod secure;
 mod socket;
 mod unread;
 mod upgrade;

@@ -6,24 +6,44 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{Log, LogFormat};
+
+/// Takes another `log.level` while the relay runs.
+pub(crate) type Relevel = Box<dyn Fn(&Log) -> Result<(), LevelError>>;
+
+/// Why a level is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LevelError {
+    /// It is none.
+    #[error(transparent)]
+    Filter(#[from] ParseError),
+    /// There is nobody to take it.
+    #[error(transparent)]
+    Gone(#[from] reload::Error),
+}
+
+/// What is said at this level.
+fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
+    // The NATS client tells every event twice; what matters of it the bus says itself.
+    EnvFilter::try_new(format!("async_nats=warn,{}", log.level))
+}
 
 /// Starts logging to standard error. `log.format = "auto"` is text on a terminal and JSON elsewhere.
 ///
 /// # Errors
 /// When `log.level` is not a filter.
-pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // The NATS client tells every event twice; what matters of it the bus says itself.
-    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", log.level))?;
+pub(crate) fn start(log: &Log) -> Result<Relevel, ParseError> {
+    let first = filter(log)?;
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(first)
         .with_ansi(is_coloured(
             |name| std::env::var_os(name),
             std::io::stderr().is_terminal(),
@@ -31,12 +51,17 @@ pub(crate) fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseEr
         // A line that nobody can read any more is no reason to end a thread, which is what reporting it would do.
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
-    if json {
-        builder.json().flatten_event(true).init();
+    Ok(if json {
+        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        Box::new(move |log| Ok(handle.reload(filter(log)?)?))
     } else {
-        builder.with_target(false).init();
-    }
-    Ok(())
+        let builder = builder.with_target(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        Box::new(move |log| Ok(handle.reload(filter(log)?)?))
+    })
 }
 
 /// Colours are for a terminal that can show them, and for people who have not said no (no-color.org).

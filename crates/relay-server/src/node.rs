@@ -4,17 +4,19 @@
 //! shards need, such as the way from one to another, is theirs.
 //!
 //! Invariant: nothing here is changed after the start but by the parts themselves, which are made for many
-//! threads.
+//! threads, and by a reload, which exchanges whole values.
 
 use std::sync::Arc;
 
 use relay_bus::hub::Hub;
 use relay_core::watcher::WatcherBounds;
 use relay_wire::dialect::Dialects;
+use rustls::ServerConfig;
 
 use crate::admission::Admissions;
 use crate::config::{Delivery, Drain, Http, Limits};
 use crate::departures::Departures;
+use crate::exchanged::Exchanged;
 use crate::hosts::Hosts;
 use crate::identity;
 use crate::logging::Seldom;
@@ -35,12 +37,10 @@ pub(crate) struct Node {
     pub identity: identity::Authority,
     /// `auth.cookie`; the rest of `[auth]` is in [`Node::identity`], and its secrets nowhere else.
     pub cookie: String,
-    /// Which proxies are believed about their clients.
-    pub proxies: Proxies,
-    /// Under which names clients may ask.
-    pub hosts: Hosts,
-    /// Which pages may connect.
-    pub origins: origin::Policy,
+    /// What is shown to clients that come over TLS; none where the listener speaks plain HTTP.
+    pub certificate: Exchanged<Option<Arc<ServerConfig>>>,
+    /// Who may come in.
+    pub rules: Exchanged<Rules>,
     /// Which user and which address has how many connections.
     pub admissions: Admissions,
     /// How many sockets clients have open.
@@ -69,6 +69,17 @@ pub(crate) struct Node {
     pub delivery: Delivery,
     /// `[drain]`.
     pub drain: Drain,
+}
+
+/// Who may come in, as it is configured now.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// Which proxies are believed about their clients.
+    pub proxies: Proxies,
+    /// Under which names clients may ask.
+    pub hosts: Hosts,
+    /// Which pages may connect.
+    pub origins: origin::Policy,
 }
 
 /// What many clients may run into at once, and the log says of it once a minute.

@@ -110,6 +110,8 @@ impl JsonSchema for Network {
 pub(crate) struct Client {
     /// Where it is, as far as that is known: the client, or the proxy that does not say for whom it asks.
     pub(crate) address: IpAddr,
+    /// Whether a trusted proxy named it.
+    pub(crate) is_named: bool,
     /// Whether the bounds of an address hold for it. They do not for a trusted proxy, which asks for many.
     is_bounded: bool,
     /// Whether it is known to have been asked over TLS, and whether it was.
@@ -120,9 +122,18 @@ impl Client {
     /// Of a request that came over no socket, as in tests.
     pub(crate) const NOBODY: Self = Self {
         address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        is_named: false,
         is_bounded: true,
         is_secure: None,
     };
+
+    /// The same, over TLS that ends here.
+    pub(crate) fn over_tls(self) -> Self {
+        Self {
+            is_secure: Some(true),
+            ..self
+        }
+    }
 
     /// The address against which it counts; `None` where the bounds of an address do not hold.
     pub(crate) fn counted(self) -> Option<IpAddr> {
@@ -158,8 +169,16 @@ impl Proxies {
         let address = address.to_canonical();
         Client {
             address,
+            is_named: false,
             is_bounded: !self.trusts(address),
             is_secure: None,
+        }
+    }
+
+    fn named(&self, address: IpAddr) -> Client {
+        Client {
+            is_named: true,
+            ..self.peer(address)
         }
     }
 
@@ -171,7 +190,7 @@ impl Proxies {
     /// Whom a socket is from, once its proxy, which is trusted, has said it.
     pub(crate) fn introduced(&self, proxy: Client, by: Introduced) -> Client {
         match by {
-            Introduced::Client(address) => self.peer(address),
+            Introduced::Client(address) => self.named(address),
             Introduced::Unknown => hidden_behind(proxy),
             Introduced::Itself => proxy,
         }
@@ -204,7 +223,7 @@ impl Proxies {
             };
             last = Client {
                 is_secure: last.is_secure,
-                ..self.peer(address)
+                ..self.named(address)
             };
             if last.is_bounded {
                 break;

@@ -6,6 +6,7 @@
 pub(crate) mod bus;
 mod files;
 mod lost;
+pub(crate) mod reload;
 pub(crate) mod settings;
 
 use std::io;
@@ -27,6 +28,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
 
 use lost::{Reports, Tasks};
+use reload::{Reloader, Reread};
 use settings::Room;
 
 use crate::admin::{self, Admin};
@@ -35,10 +37,12 @@ use crate::api::{self, Api};
 use crate::config::Config;
 use crate::door::{self, Door};
 use crate::identity::KeyError;
+use crate::logging::Relevel;
 use crate::node::Node;
 use crate::shard::{self, Shard};
 use crate::sockets::TooFew;
 use crate::telemetry::Telemetry;
+use crate::tls::TlsError;
 
 /// Why the relay does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,9 @@ pub(crate) enum ServeError {
     /// The key tokens are verified with cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
     /// The bus is set up wrongly.
     #[error("the bus cannot be set up: {0}")]
     Bus(#[from] bus::BusError),
@@ -118,6 +125,10 @@ pub(crate) struct Extras {
     pub companion: Option<Companion>,
     /// Called once when everything listens.
     pub ready: Option<Box<dyn FnOnce(Addresses)>>,
+    /// Reads the configuration again.
+    pub reread: Option<Reread>,
+    /// Takes another level of the log.
+    pub relevel: Option<Relevel>,
 }
 
 impl std::fmt::Debug for Extras {
@@ -163,6 +174,7 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         telemetry,
         dialects,
     ));
+    node.certificate.change(config.http.certificate()?);
     let listeners = listen(config.http.listen, shards)?;
     let http = listeners[0].local_addr()?;
     let admin_listener = listen_admin(config.admin.listen).await?;
@@ -213,14 +225,23 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
         let listener = admin::Listener::new(admin_listener, budget.operators);
         listener.serve(routes).await;
     });
-    tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), auth = config.auth_mode().as_str(), shards, "relay is up");
+    tracing::info!(%http, admin = %addresses.admin, bus = config.bus.mode.as_str(), auth = config.auth_mode().as_str(), tls = config.http.tls_cert_file.is_some(), shards, "relay is up");
     if let Some(ready) = extras.ready {
         ready(addresses);
     }
 
-    let (asked_by, result) = tokio::select! {
-        signal = signals.next() => (signal, Ok(())),
-        Some(loss) = lost.recv() => ("a lost thread", Err(loss)),
+    let reread = extras.reread.zip(extras.relevel);
+    let mut reloader = reread.map(|both| Reloader::new(config, budget, both));
+    let (asked_by, result) = loop {
+        tokio::select! {
+            signal = signals.next() => match (signal, &mut reloader) {
+                (Asked::Stop(signal), _) => break (signal, Ok(())),
+                (Asked::Reload, Some(reloader)) => reloader.reload(&node),
+                // Nothing could be read again; its terminal has gone.
+                (Asked::Reload, None) => break ("SIGHUP", Ok(())),
+            },
+            Some(loss) = lost.recv() => break ("a lost thread", Err(loss)),
+        }
     };
     node.readiness.drain();
     let open = node.admissions.total();
@@ -232,11 +253,11 @@ async fn serve(config: &Config, extras: Extras) -> Result<(), ServeError> {
             Ok(()) => tracing::info!("drained"),
             Err(_) => tracing::warn!(left = node.admissions.total(), "the drain's deadline passed; the rest is cut off"),
         },
-        signal = signals.next() => tracing::warn!(signal, left = node.admissions.total(), "a second signal: stopping at once"),
+        signal = signals.stop() => tracing::warn!(signal, left = node.admissions.total(), "a second signal: stopping at once"),
     }
     tokio::select! {
         () = bus_thread.stop() => {}
-        signal = signals.next() => tracing::warn!(signal, "the bus and its history are not waited for"),
+        signal = signals.stop() => tracing::warn!(signal, "the bus and its history are not waited for"),
     }
     // A part may also be lost while the node drains.
     result.and_then(|()| lost.try_recv().map_or(Ok(()), Err))
@@ -278,12 +299,19 @@ async fn listen_admin(address: SocketAddr) -> Result<TcpListener, ServeError> {
     })
 }
 
-/// The signals that ask the relay to go. All of them mean the same: nothing of a configuration can be changed while
-/// it runs, so SIGHUP is not a reload, and a supervisor that starts the relay again makes it one.
+/// The signals that ask the relay to go, and the one that asks it to read its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+}
+
+/// What a signal asks for.
+enum Asked {
+    /// To go; the signal's name.
+    Stop(&'static str),
+    /// To read the configuration again.
+    Reload,
 }
 
 impl Signals {
@@ -295,12 +323,20 @@ impl Signals {
         })
     }
 
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
+    /// The next one.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// The name of the next one that asks the relay to go.
+    async fn stop(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 }

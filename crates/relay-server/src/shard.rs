@@ -44,10 +44,10 @@ use relay_core::watcher::horizon::Horizon;
 use relay_core::watcher::session::CloseReason;
 use relay_wire::exchange::{Body, Hurry};
 use slab::Slab;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
+use crate::link::Link;
 use crate::node::Node;
 use asking::{Asking, Outcome};
 use connection::{Buffers, Connection, Desk, Errand, Tools};
@@ -256,15 +256,15 @@ impl Shard {
 
     // --- connections
 
-    /// A connection begins on a socket: its answer's `head` goes first, and `early` came behind its request.
+    /// A connection begins on a link: its answer's `head` goes first, and `early` came behind its request.
     pub(crate) fn begin(
         &self,
-        socket: &Rc<TcpStream>,
+        link: &Rc<dyn Link>,
         head: Bytes,
         opening: Opening,
         early: &[u8],
     ) -> ConnectionId {
-        self.begin_on(Outlet::socket(socket.clone()), head, opening, early)
+        self.begin_on(Outlet::socket(link.clone()), head, opening, early)
     }
 
     /// A connection begins whose answers go to requests; the first may wait already. Its first packet, where it
@@ -503,7 +503,7 @@ impl Shard {
     pub(crate) fn attend(
         &self,
         id: ConnectionId,
-        stream: &TcpStream,
+        link: &dyn Link,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let (mut state, mut buffer) = (self.state.borrow_mut(), self.read.borrow_mut());
@@ -515,11 +515,11 @@ impl Shard {
             let attended = self.work(&mut state, slot, now, |connection, desk| {
                 connection.outlet.watch(cx.waker());
                 let blocked = connection.outlet.is_blocked();
-                let readable = stream.poll_read_ready(cx).is_ready();
+                let readable = link.poll_read_ready(cx).is_ready();
                 if readable {
-                    read(connection, stream, &mut buffer, desk);
+                    read(connection, link, &mut buffer, desk);
                 }
-                let writable = blocked && stream.poll_write_ready(cx).is_ready();
+                let writable = blocked && link.poll_write_ready(cx).is_ready();
                 if writable && connection.goes_on() {
                     connection.resume(desk);
                 }
@@ -568,10 +568,10 @@ fn on_panic(connection: &mut Connection) {
 }
 
 /// The socket has bytes, or has ended.
-fn read(connection: &mut Connection, stream: &TcpStream, buffer: &mut [u8], desk: &mut Desk<'_>) {
+fn read(connection: &mut Connection, link: &dyn Link, buffer: &mut [u8], desk: &mut Desk<'_>) {
     // A read into an empty buffer gives nothing, which is what a client that left gives too.
     debug_assert!(!buffer.is_empty(), "nowhere to read into");
-    match stream.try_read(buffer) {
+    match link.try_read(buffer) {
         Ok(0) => connection.end(CloseReason::Client),
         Ok(read) => {
             let bytes = buffer.get(..read).unwrap_or_default();

@@ -49,6 +49,31 @@ pub fn chromium() -> Result<PathBuf> {
     find("RELAY_CHROMIUM", ".tools/chromium", "chromium")
 }
 
+/// nginx: `RELAY_NGINX`, else the one on the `PATH`, or where Debian has it.
+///
+/// # Errors
+/// When there is none.
+pub fn nginx() -> Result<PathBuf> {
+    for_root("RELAY_NGINX", "nginx")
+}
+
+/// haproxy: `RELAY_HAPROXY`, else the one on the `PATH`, or where Debian has it.
+///
+/// # Errors
+/// When there is none.
+pub fn haproxy() -> Result<PathBuf> {
+    for_root("RELAY_HAPROXY", "haproxy")
+}
+
+/// A program that stands where only root's `PATH` leads.
+fn for_root(variable: &str, name: &str) -> Result<PathBuf> {
+    let place = Path::new("/usr/sbin").join(name);
+    find(variable, &format!(".tools/{name}"), name).or_else(|error| match place.is_file() {
+        true => Ok(place),
+        false => Err(error),
+    })
+}
+
 fn find(variable: &str, under: &str, on_path: &str) -> Result<PathBuf> {
     if let Some(named) = std::env::var_os(variable) {
         let named = PathBuf::from(named);

@@ -59,6 +59,7 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
             routes: Some(demo::routes()),
             companion: Some(Box::new(demo::start_workers)),
             ready: Some(Box::new(announce)),
+            ..Extras::default()
         },
     )
 }

@@ -42,6 +42,9 @@ pub(super) struct HealthcheckArgs {
     /// The relay's admin address [default: admin.listen of the configuration]
     #[arg(long, value_name = "URL")]
     url: Option<ServerUrl>,
+    /// Certificates (PEM) to trust an https --url by, instead of the system's
+    #[arg(long, env = "RELAY_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Configuration file of the relay, for admin.listen; the environment goes before it, as for the relay
     #[arg(
         long,
@@ -63,7 +66,7 @@ pub(super) struct HealthcheckArgs {
 pub(super) async fn run(args: HealthcheckArgs) -> ExitCode {
     let path = if args.live { "/livez" } else { "/readyz" };
     let url = match args.url {
-        Some(url) => url,
+        Some(url) => url.trusting(args.ca),
         None => match Config::admin_listen(args.config.as_deref(), environment()) {
             Ok(listen) => match admin_url(listen) {
                 Some(url) => url,

@@ -1,9 +1,11 @@
-//! A small HTTP/1.1 client for the command line: one request a connection, no redirects, no TLS.
+//! A small HTTP/1.1 client for the command line: one request a connection, no redirects, with or without TLS.
 //!
 //! It owns how the commands name a server ([`ServerArgs`]), how long they wait for it, and how the
 //! server's own sentence is read out of a refusal. It knows none of the paths.
 //!
 //! Invariant: no call outlasts the time it was given, and no answer is held beyond [`MAX_ANSWER_BYTES`].
+
+mod tls;
 
 use std::fmt;
 use std::io;
@@ -19,8 +21,10 @@ use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+
+use tls::hint;
+pub(crate) use tls::{RootsError, Stream};
 
 /// The largest answer taken in.
 pub(crate) const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
@@ -42,9 +46,17 @@ pub(crate) struct ServerArgs {
     /// A file with the token in it, read again at every connection; wins over --token
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust an https server by, instead of the system's
+    #[arg(long, env = "RELAY_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl ServerArgs {
+    /// The server, and by what it is trusted.
+    pub(crate) fn server(&self) -> ServerUrl {
+        self.url.clone().trusting(self.ca.clone())
+    }
+
     /// The token to show, if one was given.
     ///
     /// # Errors
@@ -106,11 +118,16 @@ pub(crate) enum TokenError {
     NotAHeader,
 }
 
-/// Where a server listens: `http://host:port`, with a path in front of the relay's own if it sits behind one.
+/// Where a server listens: `http://host:port` or `https://host:port`, with a path in front of the relay's own if it
+/// sits behind one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerUrl {
     host: String,
     port: u16,
+    /// Whether it is spoken to over TLS.
+    is_secure: bool,
+    /// Certificates to trust it by, instead of the system's.
+    ca: Option<PathBuf>,
     /// Without a trailing slash.
     base: String,
 }
@@ -118,17 +135,18 @@ pub(crate) struct ServerUrl {
 /// Why a text is not a [`ServerUrl`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ServerUrlError {
-    /// TLS is not in this client.
-    #[error(
-        "this command speaks plain http only; give it an http:// address inside the network, or a tunnel's"
-    )]
-    Tls,
     /// Not a URL, or not one of a web server.
     #[error("is not an address like http://127.0.0.1:8080")]
     NotAUrl,
 }
 
 impl ServerUrl {
+    /// The same, trusted by these certificates instead of the system's.
+    pub(crate) fn trusting(mut self, ca: Option<PathBuf>) -> Self {
+        self.ca = ca;
+        self
+    }
+
     /// The URL of `path` (which starts with a slash) on this server.
     fn target(&self, path: &str) -> String {
         format!("{}{path}", self.base)
@@ -153,11 +171,11 @@ impl FromStr for ServerUrl {
             format!("http://{text}")
         };
         let uri: Uri = with_scheme.parse().map_err(|_| ServerUrlError::NotAUrl)?;
-        match uri.scheme_str() {
-            Some("http" | "ws") => {}
-            Some("https" | "wss") => return Err(ServerUrlError::Tls),
+        let is_secure = match uri.scheme_str() {
+            Some("http" | "ws") => false,
+            Some("https" | "wss") => true,
             _ => return Err(ServerUrlError::NotAUrl),
-        }
+        };
         let host = uri
             .host()
             .filter(|host| !host.is_empty())
@@ -167,7 +185,9 @@ impl FromStr for ServerUrl {
                 .trim_start_matches('[')
                 .trim_end_matches(']')
                 .to_owned(),
-            port: uri.port_u16().unwrap_or(80),
+            port: uri.port_u16().unwrap_or(if is_secure { 443 } else { 80 }),
+            is_secure,
+            ca: None,
             base: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -175,7 +195,8 @@ impl FromStr for ServerUrl {
 
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.base)
+        let scheme = if self.is_secure { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.base)
     }
 }
 
@@ -231,6 +252,17 @@ pub(crate) enum CallError {
         /// What the system said.
         source: io::Error,
     },
+    /// It cannot be trusted, or does not speak TLS.
+    #[error("cannot speak TLS with {server}: {source}{}", hint(source))]
+    Tls {
+        /// Where we tried.
+        server: ServerUrl,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The certificates to trust cannot be read.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// No answer in time.
     #[error("{server} did not answer within {}", humantime::format_duration(*within))]
     TooLate {
@@ -258,6 +290,17 @@ pub(crate) enum CallError {
     /// The request could not be put together.
     #[error("the request could not be made: {0}")]
     Request(#[from] http::Error),
+}
+
+impl CallError {
+    /// Whether it will be the same next time: the server is not trusted, or nobody can be.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Roots(_) => true,
+            Self::Tls { source, .. } => tls::is_mistrust(source),
+            _ => false,
+        }
+    }
 }
 
 /// A complete answer.
@@ -356,7 +399,7 @@ pub(crate) async fn call(
 #[derive(Debug)]
 pub(crate) enum Upgrade {
     /// The server agreed: its headers, the socket, and what came in on it after the headers.
-    Switched(HeaderMap, TcpStream, Bytes),
+    Switched(HeaderMap, Stream, Bytes),
     /// The server refused, and said why.
     Refused(Answer),
 }
@@ -388,7 +431,7 @@ pub(crate) async fn upgrade(
             source,
         };
         let upgraded = hyper::upgrade::on(response).await.map_err(not_http)?;
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
+        match upgraded.downcast::<TokioIo<Stream>>() {
             Ok(parts) => Ok(Upgrade::Switched(
                 headers,
                 parts.io.into_inner(),
@@ -428,12 +471,7 @@ async fn send(
         server: server.clone(),
         source,
     };
-    let stream = TcpStream::connect((server.host.as_str(), server.port))
-        .await
-        .map_err(|source| CallError::Unreachable {
-            server: server.clone(),
-            source,
-        })?;
+    let stream = tls::connect(server).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(not_http)?;
@@ -497,7 +535,11 @@ mod tests {
         assert_eq!(shown("http://relay/").unwrap(), "http://relay:80");
         assert_eq!(shown("http://edge/relay/").unwrap(), "http://edge:80/relay");
         assert_eq!(shown("ws://[::1]:8080").unwrap(), "http://[::1]:8080");
-        assert_eq!(shown("https://relay"), Err(ServerUrlError::Tls));
+        assert_eq!(shown("https://relay").unwrap(), "https://relay:443");
+        assert_eq!(
+            shown("wss://relay:8443/x/").unwrap(),
+            "https://relay:8443/x"
+        );
         assert_eq!(shown("ftp://relay"), Err(ServerUrlError::NotAUrl));
         assert_eq!(shown("http://"), Err(ServerUrlError::NotAUrl));
     }

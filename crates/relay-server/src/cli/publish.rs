@@ -101,7 +101,7 @@ pub(super) async fn run(args: PublishArgs) -> ExitCode {
         Ok(token) => token,
         Err(error) => return complain(NOT_ALLOWED, &error.to_string()),
     };
-    match call(&args.server.url, request, args.timeout).await {
+    match call(&args.server.server(), request, args.timeout).await {
         Ok(answer) => report(&answer),
         Err(error) => complain(UNREACHABLE, &error.to_string()),
     }

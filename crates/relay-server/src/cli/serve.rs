@@ -37,7 +37,13 @@ pub(super) fn run(args: &ServeArgs) -> ExitCode {
     }
     let says_dialects = loaded.places.contains_key("dialects.enabled");
     let notice = (!says_dialects).then(no_dialects);
-    start(&loaded.config, notice.as_deref(), Extras::default())
+    let file = args.config.clone();
+    let reread = move || Config::load(file.as_deref(), config::environment());
+    let extras = Extras {
+        reread: Some(Box::new(reread)),
+        ..Extras::default()
+    };
+    start(&loaded.config, notice.as_deref(), extras)
 }
 
 /// What an operator is told who may have relied on dialects that were served without being asked for.
@@ -50,10 +56,13 @@ fn no_dialects() -> String {
 }
 
 /// Starts logging and a relay. The log begins with `notice`.
-pub(super) fn start(config: &Config, notice: Option<&str>, extras: Extras) -> ExitCode {
-    if let Err(error) = logging::start(&config.log) {
-        say(&format!("log.level: {error}"));
-        return ExitCode::from(2);
+pub(super) fn start(config: &Config, notice: Option<&str>, mut extras: Extras) -> ExitCode {
+    match logging::start(&config.log) {
+        Ok(relevel) => extras.relevel = Some(relevel),
+        Err(error) => {
+            say(&format!("log.level: {error}"));
+            return ExitCode::from(2);
+        }
     }
     if let Some(notice) = notice {
         tracing::info!("{notice}");

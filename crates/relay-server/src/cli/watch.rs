@@ -240,12 +240,13 @@ impl Watch {
         }
         self.shown_token.clone_from(&token);
         let cursor = self.cursor.as_ref().map(Cursor::text);
-        let error = match Link::open(&self.server.url, token, &self.topics, cursor).await {
+        let error = match Link::open(&self.server.server(), token, &self.topics, cursor).await {
             Ok(link) => return Ok(Ok(link)),
             Err(error) => error,
         };
         let why = error.to_string();
         match (error, &self.cursor) {
+            (OpenError::Unreachable(error), _) if error.is_final() => Err(Outcome::Refused(why)),
             (OpenError::Unreachable(_), _) => Ok(Err((why, None))),
             (OpenError::Busy { retry_after, .. }, _) => Ok(Err((why, retry_after))),
             (OpenError::Unauthenticated { .. }, _) => self.token_refused(why).map(Err),
@@ -403,7 +404,7 @@ impl Watch {
             .server
             .token()
             .map_err(|error| Outcome::Refused(error.to_string()))?;
-        let answer = match call(&self.server.url, request, ASK_WITHIN).await {
+        let answer = match call(&self.server.server(), request, ASK_WITHIN).await {
             Ok(answer) => answer,
             Err(error) => return Ok(Err((error.to_string(), None))),
         };

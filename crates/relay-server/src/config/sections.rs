@@ -46,6 +46,10 @@ pub(crate) struct Http {
     /// How long a connection may be without a request before it is closed; longer than the proxies in front keep theirs (often 60s), or they would use one that has just gone.
     #[serde(with = "DurationText")]
     pub keep_alive: Duration,
+    /// Certificate (PEM) to show to clients, with those that it was signed by behind it: the listener then speaks https and wss, TLS 1.2 and 1.3. Read again on SIGHUP. Not set: plain HTTP, for behind a proxy that ends TLS. Example: `"/etc/relay/cert.pem"`
+    pub tls_cert_file: Option<PathBuf>,
+    /// Private key (PEM, not encrypted) of http.tls_cert_file. Example: `"/etc/relay/key.pem"`
+    pub tls_key_file: Option<PathBuf>,
     /// Proxies in front of the relay, as addresses or networks, such as "10.0.0.0/8"; what they say about their clients is believed, and they may open any number of connections. Empty: nobody is believed, and all clients behind a proxy count as one address.
     #[serde(with = "ListOf::<Network>")]
     pub trusted_proxies: Vec<Network>,
@@ -67,6 +71,8 @@ impl Default for Http {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             header_timeout: seconds(10),
             keep_alive: seconds(75),
+            tls_cert_file: None,
+            tls_key_file: None,
             trusted_proxies: Vec::new(),
             forwarded: None,
             hosts: Vec::new(),

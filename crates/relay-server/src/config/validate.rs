@@ -175,6 +175,7 @@ fn listeners(config: &Config, found: &mut Findings) {
             "http.hosts needs auth.mode: without it the relay answers only under names of this machine, such as localhost; set it to \"jwt\", or to \"anonymous\" if everybody may see and publish everything",
         );
     }
+    tls(config, found);
     proxies(config, found);
     let same_ip = http.listen.ip() == admin.listen.ip()
         || http.listen.ip().is_unspecified()
@@ -187,6 +188,29 @@ fn listeners(config: &Config, found: &mut Findings) {
                 admin.listen, http.listen
             ),
         );
+    }
+}
+
+fn tls(config: &Config, found: &mut Findings) {
+    const CERTIFICATE: &str = "http.tls_cert_file";
+    const KEY: &str = "http.tls_key_file";
+    let http = &config.http;
+    match (&http.tls_cert_file, &http.tls_key_file) {
+        (Some(_), None) => found.error(
+            &[CERTIFICATE, KEY],
+            "has no private key; set http.tls_key_file too",
+        ),
+        (None, Some(_)) => found.error(
+            &[KEY, CERTIFICATE],
+            "has no certificate; set http.tls_cert_file too",
+        ),
+        (Some(_), Some(_)) => {
+            if let Err(error) = http.certificate() {
+                let key = if error.is_of_key() { KEY } else { CERTIFICATE };
+                found.error(&[key], error.to_string());
+            }
+        }
+        (None, None) => {}
     }
 }
 

@@ -30,7 +30,6 @@ use hyper_util::rt::TokioIo;
 use relay_core::limits::{LimitRefusal, Resource, Scope};
 use relay_wire::websocket;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio::task::{JoinError, JoinSet};
@@ -44,6 +43,7 @@ use super::unread::Explained;
 use super::upgrade::Upgrade;
 use super::weight::weigh;
 use super::{Door, Outcome};
+use crate::link::Socket as ClientSocket;
 use crate::proxies::Client;
 use crate::shard::Opening;
 use crate::sockets::Seat;
@@ -186,7 +186,7 @@ impl Door {
                         let Some(taken) = seat.take() else {
                             continue;
                         };
-                        let peer = self.node.proxies.peer(peer.ip());
+                        let peer = self.node.rules.now().proxies.peer(peer.ip());
                         match self.seat(taken, peer) {
                             Ok(seat) => {
                                 let drain = drain.clone();
@@ -248,14 +248,34 @@ impl Door {
         refusal
     }
 
+    /// What comes before the first request: who it is from, and TLS.
+    async fn begin_socket(
+        &self,
+        socket: TcpStream,
+        peer: Client,
+    ) -> Option<(ClientSocket, Client)> {
+        let peer = self.introduced(&socket, peer).await?;
+        let Some(config) = &*self.node.certificate.now() else {
+            return Some((ClientSocket::Plain(socket), peer));
+        };
+        let socket = self.secured(socket, config.clone()).await?;
+        Some((socket, peer.over_tls()))
+    }
+
     async fn serve_socket(
         self: Rc<Self>,
         socket: TcpStream,
         peer: Client,
         seat: Seat,
-        drain: channel::Receiver<bool>,
+        mut drain: channel::Receiver<bool>,
     ) {
-        let Some(peer) = Box::pin(self.introduced(&socket, peer)).await else {
+        let begun = Box::pin(self.begin_socket(socket, peer));
+        let begun = tokio::select! {
+            begun = begun => begun,
+            // It has asked for nothing yet.
+            _ = drain.changed() => None,
+        };
+        let Some((socket, peer)) = begun else {
             return;
         };
         // What is held as long as a stream lives must be small, so hyper's parts and the takeover are boxed.
@@ -265,38 +285,39 @@ impl Door {
         };
         let begun = match departure {
             Departure::Begin(takeover) => {
-                let socket = Rc::new(socket);
+                let link = socket.into_link();
                 let Takeover {
                     head,
                     opening,
                     early,
                 } = *takeover;
-                let id = self.shard.begin(&socket, head, opening, &early);
-                Some((socket, id, seat))
+                let id = self.shard.begin(&link, head, opening, &early);
+                Some((link, id, seat))
             }
             Departure::Upgrade(upgrade) => Box::pin(self.take_over((socket, seat), *upgrade)).await,
             Departure::Decline(head, reason) => {
                 let close = websocket::close_frame(websocket::close::PROTOCOL, reason);
                 let said = Bytes::from([head, close].concat());
-                write_head(&socket, said).await;
-                Box::pin(linger(&socket)).await;
+                let link = socket.into_link();
+                write_head(&*link, said).await;
+                Box::pin(linger(&*link)).await;
                 None
             }
         };
-        let Some((socket, id, _seat)) = begun else {
+        let Some((link, id, _seat)) = begun else {
             return;
         };
-        poll_fn(|cx| self.shard.attend(id, &socket, cx)).await;
-        Box::pin(linger(&socket)).await;
+        poll_fn(|cx| self.shard.attend(id, &*link, cx)).await;
+        Box::pin(linger(&*link)).await;
     }
 
     /// Lets hyper answer requests until the peer leaves or a stream begins.
     async fn serve_http(
         self: Rc<Self>,
-        socket: TcpStream,
+        socket: ClientSocket,
         from: Client,
         mut drain: channel::Receiver<bool>,
-    ) -> Option<(TcpStream, Departure)> {
+    ) -> Option<(ClientSocket, Departure)> {
         let left: Handoff = Rc::default();
         let http = &self.node.http;
         let delivery = &self.node.delivery;
@@ -354,14 +375,14 @@ impl Door {
                     let parts = connection.into_parts();
                     drop(parts.service);
                     // hyper and its service are gone, and nobody else has a clone.
-                    let mut socket = Rc::into_inner(parts.io.into_inner().socket.socket.0)?;
+                    let socket = Rc::into_inner(parts.io.into_inner().socket.socket.0)?;
                     if patience.gave_up_writing() {
                         self.node.telemetry.answers_given_up.inc();
                         return None;
                     }
                     let Some(mut departure) = served else {
-                        let socket = (socket.shutdown().await.is_ok()).then_some(socket)?;
-                        linger(&socket).await;
+                        poll_fn(|cx| socket.poll_flush(cx)).await.ok()?;
+                        linger(&*socket.into_link()).await;
                         return None;
                     };
                     departure.put_early(parts.read_buf);

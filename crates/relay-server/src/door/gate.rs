@@ -200,7 +200,7 @@ impl Visit<'_> {
 pub(crate) struct Guest {
     standing: Standing,
     client: Client,
-    /// Whether it came by a proxy, which may be one that is not believed.
+    /// Whether it came by a proxy that is not believed.
     is_passed_on: bool,
     /// Whether it opens a connection, for which a ticket is good.
     opens: bool,
@@ -243,10 +243,11 @@ impl Gate {
 
     /// Looks at a request that comes in: is it a preflight, and may its origin use the relay?
     pub(crate) fn receive<'a>(&self, head: Head<'_>, route: Route<'a>) -> Arrival<'a> {
-        let origins = &self.node.origins;
+        let rules = self.node.rules.now();
+        let origins = &rules.origins;
         let checked = match head.has_one_host() {
             true => {
-                let served = self.node.hosts.check(head.uri, head.headers);
+                let served = rules.hosts.check(head.uri, head.headers);
                 let is_secure = head.client.is_secure;
                 let standing =
                     served.and_then(|()| origins.check(head.uri, head.headers, is_secure));
@@ -275,7 +276,7 @@ impl Gate {
         let guest = checked.map(|standing| Guest {
             standing,
             client: head.client,
-            is_passed_on: is_passed_on(head.headers),
+            is_passed_on: !head.client.is_named && is_passed_on(head.headers),
             opens: route.kind != Kind::Api && *head.method == Method::GET,
         });
         let visit = Visit {
@@ -443,7 +444,8 @@ impl Gate {
         let refused = self.node.rates.of_address(Rate::Requests, address).err()?;
         let mut answer = self.too_often(&refused).into_answer();
         // A page may read why, if it may read anything.
-        let origins = &self.node.origins;
+        let rules = self.node.rules.now();
+        let origins = &rules.origins;
         let standing = origins.check(head.uri, head.headers, head.client.is_secure);
         let standing = standing.unwrap_or(Standing::None);
         let cors = origins.response_headers(standing, head.headers);
@@ -487,6 +489,7 @@ impl Gate {
             (Resource::Connections | Resource::Sockets, Scope::Address) => {
                 if let Some(more) = self.node.told.address.allow() {
                     let advice = match is_passed_on {
+                        _ if client.is_named => "a trusted proxy has named it",
                         true => {
                             "what it sends was passed on, so this looks like a proxy, and all clients behind it count as one address; name it in http.trusted_proxies, and say in http.forwarded how it names its clients"
                         }

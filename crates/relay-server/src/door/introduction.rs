@@ -32,7 +32,8 @@ impl Door {
     /// Whom a new socket is from. `None`: it has to say so, and does not; it is to be closed without a word, since
     /// nobody knows in which protocol.
     pub(super) async fn introduced(&self, socket: &TcpStream, peer: Client) -> Option<Client> {
-        let proxies = &self.node.proxies;
+        let rules = self.node.rules.now();
+        let proxies = &rules.proxies;
         if !proxies.introduce() {
             return Some(peer);
         }
@@ -64,7 +65,8 @@ impl Door {
 
     /// Leaves word in a request of whom it is from.
     pub(super) fn leave_client<B>(&self, socket: Client, request: &mut Request<B>) {
-        let proxies = &self.node.proxies;
+        let rules = self.node.rules.now();
+        let proxies = &rules.proxies;
         let client = proxies.client(socket, request.headers());
         if proxies.says_it_otherwise(socket, request.headers())
             && let Some(more) = self.node.told.forwarding.allow()

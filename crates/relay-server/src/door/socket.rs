@@ -4,13 +4,14 @@
 //!
 //! Invariant: a socket that is read to its end here is closed within [`LINGER`].
 
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::link::Link;
 
 /// How long a closed connection is still read, so that what was said last arrives.
 const LINGER: Duration = Duration::from_secs(2);
@@ -18,33 +19,28 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// Writes a few bytes into a socket that nobody else writes to yet. `None`: the peer is gone.
-pub(super) async fn write_head(socket: &TcpStream, mut head: Bytes) -> Option<()> {
-    while !head.is_empty() {
-        match socket.try_write(&head) {
-            Ok(sent) => head = head.slice(sent..),
-            // An empty socket without room: the peer is not reading at all.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.writable().await.ok()?;
-            }
-            Err(_) => return None,
+pub(super) async fn write_head(link: &dyn Link, mut head: Bytes) -> Option<()> {
+    loop {
+        let sent = link.send(&head).ok()?;
+        head = head.slice(sent..);
+        if head.is_empty() {
+            return Some(());
         }
+        // An empty socket without room: the peer is not reading at all.
+        poll_fn(|cx| link.poll_write_ready(cx)).await.ok()?;
     }
-    Some(())
 }
 
 /// Ends a socket so that what was written last arrives: closing one with unread bytes would reset it.
-pub(super) async fn linger(socket: &TcpStream) {
-    if SockRef::from(socket)
-        .shutdown(std::net::Shutdown::Write)
-        .is_err()
-    {
+pub(super) async fn linger(link: &dyn Link) {
+    if link.finish().is_err() {
         return;
     }
     let drain = async {
         let mut left = LINGER_BYTES;
         let mut bytes = [0; 1024];
-        while socket.readable().await.is_ok() {
-            match socket.try_read(&mut bytes) {
+        while poll_fn(|cx| link.poll_read_ready(cx)).await.is_ok() {
+            match link.try_read(&mut bytes) {
                 Ok(0) => return,
                 Ok(read) if read < left => left -= read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -3,6 +3,7 @@
 //! Until the client's last word on it the session goes on polling as if the socket were not there; the
 //! change itself is one synchronous call, so nothing falls between the two.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,13 +12,13 @@ use relay_wire::engineio::sid::Sid;
 use relay_wire::engineio::{PROBE, PROBED, Packet};
 use relay_wire::socketio::protocol::UPGRADE_TIMEOUT;
 use relay_wire::websocket::{self, Decoder, Inbound};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Door;
 use super::accept::note_panic;
 use super::socket::{linger, write_head};
+use crate::link::{Link, Socket};
 use crate::shard::{Mail, Mailbox};
 use crate::sockets::Seat;
 
@@ -55,7 +56,7 @@ impl Door {
                 Some(mail) = mailbox.recv() => match mail {
                     Mail::Socket(sid, (socket, seat), head, early) => {
                         let upgrade = Upgrade { sid, head, early };
-                        match TcpStream::from_std(socket) {
+                        match socket.arrive() {
                             Ok(socket) => {
                                 let socket = (socket, seat);
                                 sockets.spawn_local(self.clone().serve_upgrade(socket, upgrade));
@@ -75,48 +76,48 @@ impl Door {
     }
 
     /// Serves a socket that came to take over a session of this shard.
-    async fn serve_upgrade(self: Rc<Self>, socket: (TcpStream, Seat), upgrade: Upgrade) {
-        let Some((socket, id, _seat)) = Box::pin(self.take_over(socket, upgrade)).await else {
+    async fn serve_upgrade(self: Rc<Self>, socket: (Socket, Seat), upgrade: Upgrade) {
+        let Some((link, id, _seat)) = Box::pin(self.take_over(socket, upgrade)).await else {
             return;
         };
-        std::future::poll_fn(|cx| self.shard.attend(id, &socket, cx)).await;
-        Box::pin(linger(&socket)).await;
+        poll_fn(|cx| self.shard.attend(id, &*link, cx)).await;
+        Box::pin(linger(&*link)).await;
     }
 
     /// Brings a socket to the shard whose session it may take over, and there through the takeover.
     pub(super) async fn take_over(
         &self,
-        (socket, seat): (TcpStream, Seat),
+        (socket, seat): (Socket, Seat),
         upgrade: Upgrade,
-    ) -> Option<(Rc<TcpStream>, ConnectionId, Seat)> {
+    ) -> Option<(Rc<dyn Link>, ConnectionId, Seat)> {
         let shard = upgrade.sid.shard;
         if usize::from(shard) != self.shard.number() {
-            let socket = socket.into_std().ok()?;
+            let socket = socket.leave().ok()?;
             let socket = (socket, seat);
             let mail = Mail::Socket(upgrade.sid, socket, upgrade.head, upgrade.early);
             self.shard.post(shard, mail);
             return None;
         }
-        let socket = Rc::new(socket);
-        let taken = timeout(UPGRADE_TIMEOUT, self.probe(&socket, &upgrade)).await;
+        let link = socket.into_link();
+        let taken = timeout(UPGRADE_TIMEOUT, self.probe(&link, &upgrade)).await;
         if let Ok(Some(id)) = taken {
-            return Some((socket, id, seat));
+            return Some((link, id, seat));
         }
         // The session goes on by polling.
         self.shard.unprobe(upgrade.sid);
-        linger(&socket).await;
+        linger(&*link).await;
         None
     }
 
     /// Answers the probe, lets the waiting poll go, and waits for the word that ends polling.
-    async fn probe(&self, socket: &Rc<TcpStream>, upgrade: &Upgrade) -> Option<ConnectionId> {
-        write_head(socket, upgrade.head.clone()).await?;
+    async fn probe(&self, link: &Rc<dyn Link>, upgrade: &Upgrade) -> Option<ConnectionId> {
+        write_head(&**link, upgrade.head.clone()).await?;
         let mut decoder = Decoder::default();
         let mut buffer = Vec::from(upgrade.early.clone());
         let mut left = PROBES;
         loop {
             if buffer.is_empty() {
-                read_some(socket, &mut buffer).await?;
+                read_some(&**link, &mut buffer).await?;
             }
             let mut inbound = Vec::new();
             let limit = self.node.limits.message_bytes;
@@ -129,7 +130,7 @@ impl Door {
                 let text = match each {
                     Inbound::Text(text) => text,
                     Inbound::Ping(payload) => {
-                        write_head(socket, websocket::pong(&payload)).await?;
+                        write_head(&**link, websocket::pong(&payload)).await?;
                         continue;
                     }
                     Inbound::Pong => continue,
@@ -137,11 +138,11 @@ impl Door {
                 };
                 match Packet::parse(&text) {
                     Ok(Packet::Ping(PROBE)) => {
-                        write_head(socket, websocket::text(PROBED.as_bytes())).await?;
+                        write_head(&**link, websocket::text(PROBED.as_bytes())).await?;
                         self.shard.let_poll_go(upgrade.sid)?;
                     }
                     Ok(Packet::Upgrade) => {
-                        return self.shard.upgrade(upgrade.sid, socket, decoder, inbound);
+                        return self.shard.upgrade(upgrade.sid, link, decoder, inbound);
                     }
                     Ok(_) | Err(_) => return None,
                 }
@@ -151,11 +152,11 @@ impl Door {
 }
 
 /// Reads what there is. `None`: the peer is gone.
-async fn read_some(socket: &TcpStream, into: &mut Vec<u8>) -> Option<()> {
+async fn read_some(link: &dyn Link, into: &mut Vec<u8>) -> Option<()> {
     loop {
-        socket.readable().await.ok()?;
+        poll_fn(|cx| link.poll_read_ready(cx)).await.ok()?;
         into.resize(PROBE_BYTES, 0);
-        match socket.try_read(into) {
+        match link.try_read(into) {
             Ok(0) => return None,
             Ok(read) => {
                 into.truncate(read);

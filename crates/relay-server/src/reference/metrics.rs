@@ -76,7 +76,8 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "relay_connections_refused_total",
         "reason",
-        "an error code of an HTTP answer ([Errors](errors.md#over-http)); `accept` (a socket could not be accepted); \
+        "an error code of an HTTP answer ([Errors](errors.md#over-http)); `accept` (a socket could not be accepted); `introduction` (a connection without the header of the PROXY protocol that \
+         `http.forwarded` demands); `tls_handshake` (a client that did not come to speak TLS); \
          `engineio_…` (what was wrong with an Engine.IO request)",
     ),
     (

@@ -9,9 +9,10 @@ use relay_wire::dialect::Dialects;
 use crate::admission::Admissions;
 use crate::config::{Config, Limits};
 use crate::departures::Departures;
+use crate::exchanged::Exchanged;
 use crate::identity::ticket::Tickets;
 use crate::identity::{Authority, Basis};
-use crate::node::{Node, Told};
+use crate::node::{Node, Rules, Told};
 use crate::origin::Policy;
 use crate::poll_limits::PollLimits;
 use crate::proxies::Proxies;
@@ -47,7 +48,7 @@ pub(super) struct Room {
 
 /// How much users, addresses and the node may have at once. `limits` is what was configured, and `budget` what there
 /// is.
-fn ledger_limits(limits: &Limits, budget: Budget) -> LedgerLimits {
+pub(super) fn ledger_limits(limits: &Limits, budget: Budget) -> LedgerLimits {
     let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);
     // Of what many share, one may have a quarter, and as much as one request needs.
     let batch = limits.batch_bytes();
@@ -75,6 +76,15 @@ fn ledger_limits(limits: &Limits, budget: Budget) -> LedgerLimits {
     }
 }
 
+/// Who may come in.
+pub(super) fn rules(config: &Config) -> Rules {
+    Rules {
+        proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
+        hosts: config.hosts(),
+        origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
+    }
+}
+
 /// The node of a configuration.
 pub(super) fn node(
     config: &Config,
@@ -92,9 +102,8 @@ pub(super) fn node(
         hub,
         identity: Authority::new(identity, tickets),
         cookie: config.auth.cookie.clone(),
-        proxies: Proxies::new(&config.http.trusted_proxies, config.http.forwarded),
-        hosts: config.hosts(),
-        origins: Policy::new(&config.http.allowed_origins, config.http.listen.ip()),
+        certificate: Exchanged::default(),
+        rules: Exchanged::new(rules(config)),
         admissions: Admissions::new(ledger_limits(&config.limits, room.budget)),
         sockets: Sockets::new(room.budget, room.shards),
         rates: Rates::new(&limits),

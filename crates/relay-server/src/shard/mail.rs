@@ -19,11 +19,11 @@ use relay_wire::exchange::Body;
 use relay_wire::socketio::client::Client;
 use relay_wire::socketio::protocol::{Fault, Protocol};
 use relay_wire::websocket::{Decoder, Inbound};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shard;
 use super::connection::{Connection, Desk};
+use crate::link::{Link, Moved};
 use crate::sockets::Seat;
 
 /// Letters a mailbox holds.
@@ -64,7 +64,7 @@ pub(crate) enum Mail {
     Probe(Sid, Taken),
     /// The WebSocket that may take over with its place, the head of the answer it still has to be sent, and what
     /// its client sent already.
-    Socket(Sid, (std::net::TcpStream, Seat), Bytes, Bytes),
+    Socket(Sid, (Moved, Seat), Bytes, Bytes),
 }
 
 /// The way back of a yes, or of why not.
@@ -210,17 +210,17 @@ impl Shard {
     pub(crate) fn upgrade(
         &self,
         sid: Sid,
-        socket: &Rc<TcpStream>,
+        link: &Rc<dyn Link>,
         decoder: Decoder,
         inbound: impl Iterator<Item = Inbound>,
     ) -> Option<ConnectionId> {
         let id = session(self, sid)?;
-        let socket = socket.clone();
+        let link = link.clone();
         let upgraded = self.visit(id, |connection, desk| {
             let now: Moment = desk.now;
             let client = connection.speaker.socketio_mut()?;
             client.upgrade(decoder, now).then_some(())?;
-            let waiting = connection.outlet.attach(socket, Client::rewrap);
+            let waiting = connection.outlet.attach(link, Client::rewrap);
             if let Some(poll) = waiting {
                 // A client that polls on though it said it would not is let go; it may have gone.
                 drop(poll.send(Ok(NOOP.into())));

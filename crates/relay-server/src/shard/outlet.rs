@@ -6,7 +6,6 @@
 //! Invariant: while it is blocked nothing is written, so what is behind it stays fresh.
 
 use std::fmt;
-use std::io;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Duration;
@@ -14,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_core::moment::Moment;
 use relay_wire::exchange::Body;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+
+use crate::link::Sink;
 
 /// Replies that may wait for a client that does not read, however short; past it the connection is ended.
 const MAX_REPLIES: usize = 64;
@@ -30,42 +29,6 @@ pub(super) enum Written {
     Blocked,
     /// The peer is gone.
     Gone,
-}
-
-/// What takes bytes: a socket, or what stands in for one. A record layer would be another.
-pub(crate) trait Sink {
-    /// Takes as much as there is room for; less than all means that there is none, and that whoever waits for
-    /// room will be woken.
-    ///
-    /// # Errors
-    /// When the peer is gone.
-    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
-}
-
-impl Sink for TcpStream {
-    /// The socket is written to directly: asking tokio's readiness first costs a twentieth of a delivery, and the
-    /// kernel says the same. Only when it has no room is tokio told, so that it watches for it.
-    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        let socket = SockRef::from(self);
-        let mut sent = 0;
-        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-            match socket.send(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(some) => sent += some,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Room may have come in between; then all goes on.
-                    match self.try_write(rest) {
-                        Ok(some) => sent += some,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => return Err(error),
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(sent)
-    }
 }
 
 /// Where bytes go.

@@ -27,10 +27,11 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::sleep;
 
-use super::outlet::{Outlet, Sink};
+use super::outlet::Outlet;
 use super::{Mailboxes, Opening, Shard};
 use crate::config::Config;
 use crate::identity::Identity;
+use crate::link::Sink;
 use crate::node::Node;
 use crate::serve::settings::test_node;
 

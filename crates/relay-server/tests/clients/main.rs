@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod agree;
+mod behind;
 mod browser;
 mod crash;
 mod door;
@@ -18,9 +19,11 @@ mod proxies;
 mod publishing;
 mod random;
 mod readers;
+mod reload;
 mod removal;
 mod requests;
 mod room;
+mod secure;
 mod shares;
 mod taken;
 mod topics;

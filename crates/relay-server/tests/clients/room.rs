@@ -84,7 +84,7 @@ async fn an_address_with_as_many_connections_as_it_may_have_is_named_in_the_log_
     let logs = relay.logs();
     let lines: Vec<_> = logs
         .lines()
-        .filter(|line| line.contains("Is this a proxy?"))
+        .filter(|line| line.contains("if this is a proxy"))
         .collect();
     assert_eq!(lines.len(), 1, "{logs}");
     assert!(lines[0].contains("127.0.0.1"), "{logs}");

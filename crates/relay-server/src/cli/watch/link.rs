@@ -13,14 +13,15 @@ use futures_util::{SinkExt, StreamExt};
 use http::StatusCode;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use relay_core::topic::Topic;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
-use crate::cli::http_client::{Answer, Call, CallError, ServerUrl, Token, Upgrade, upgrade};
+use crate::cli::http_client::{
+    Answer, Call, CallError, ServerUrl, Stream, Token, Upgrade, upgrade,
+};
 
 /// How long one attempt to connect may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -88,7 +89,7 @@ pub(crate) enum Lost {
 /// A connection that stands.
 #[derive(Debug)]
 pub(crate) struct Link {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Stream>,
     heard_at: Instant,
     patience: Duration,
     /// Whether a sign of life has been asked for since the last one.
