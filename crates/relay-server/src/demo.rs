@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::answer::NO_SNIFF;
 use workers::{DemoWorker, Publish, cast};
 
 /// Whose jobs the simulated workers do; the page watches this user.
@@ -39,6 +40,7 @@ pub(crate) fn routes() -> Router {
 /// The page, which runs its own script and nothing else, whatever is told on it, and is shown inside no other.
 fn page(policy: HeaderValue) -> impl IntoResponse {
     let headers = [
+        NO_SNIFF,
         (header::CONTENT_SECURITY_POLICY, policy),
         (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
         (
@@ -170,6 +172,7 @@ mod tests {
         }
         let answer = page_answer();
         for (name, value) in [
+            ("x-content-type-options", "nosniff"),
             ("x-frame-options", "DENY"),
             ("referrer-policy", "no-referrer"),
         ] {
