@@ -342,9 +342,14 @@ impl Watch {
                 job_id, name, data, ..
             } => self.view.milestone(&job_id, &name, &data)?,
             Frame::Gap { job_id, reason } => self.view.gap(job_id.as_deref(), &reason)?,
-            Frame::Gone { job_id, .. } => {
-                self.board.gone(&job_id);
-                self.view.gone(&self.board, &job_id)?;
+            Frame::Gone {
+                job_id,
+                reason,
+                last_status,
+                ..
+            } => {
+                self.board.gone(&job_id, last_status.as_deref());
+                self.view.gone(&self.board, &job_id, &reason)?;
             }
             Frame::Error { code, message } => return self.refusal(&code, message).map(Some),
             Frame::ServerShutdown { retry_ms } => {

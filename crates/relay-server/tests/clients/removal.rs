@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use relay_testkit::client::{Frame, Transport, Watch, Watcher};
 use relay_testkit::http::{Answer, Method, Request};
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::relay::RelayServer;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::publishing::{begin, send, verdict};
 use crate::{SOON, settings};
@@ -97,6 +102,50 @@ async fn without_a_bus_a_removed_job_is_gone_over_a_restart() {
     assert_eq!(verdict(&state), (404, "removed".to_owned()));
 }
 
+/// A kind of jobs that is removed by a milestone, and words for Socket.IO.
+const MINE: &str = r#"
+description = "mine"
+[kinds.mail]
+removed_by = ["recalled"]
+[[routes]]
+path = "/socket.io"
+transport = "socketio"
+topics = ["job:{?job}"]
+[frames]
+state = '["state", .job.status]'
+gone = '["gone", .reason, .last_status]'
+"#;
+
+/// A client over Socket.IO.
+struct Packets(WebSocketStream<TcpStream>);
+
+impl Packets {
+    async fn open(relay: &RelayServer, job: &str) -> Self {
+        let stream = TcpStream::connect(relay.address()).await.unwrap();
+        let url = format!(
+            "ws://{}/socket.io/?EIO=4&transport=websocket&job={job}",
+            relay.address()
+        );
+        let (mut socket, _) = client_async(url, stream).await.unwrap();
+        socket.send(Message::text("40")).await.unwrap();
+        Self(socket)
+    }
+
+    async fn until(&mut self, part: &str) {
+        let heard = async {
+            while let Some(message) = self.0.next().await {
+                let message = message.unwrap();
+                if message.to_text().is_ok_and(|text| text.contains(part)) {
+                    return;
+                }
+            }
+            panic!("closed before {part}");
+        };
+        let heard = timeout(SOON, heard).await;
+        heard.unwrap_or_else(|_| panic!("nobody says {part}"));
+    }
+}
+
 /// Watches a job in every way that has words for what is gone.
 async fn watch(relay: &RelayServer, job: &str) -> Vec<(String, Watcher)> {
     let mut watchers = Vec::new();
@@ -142,8 +191,7 @@ async fn everybody_who_watches_a_job_hears_that_it_was_removed_in_every_mode() {
             _ => None,
         };
         let directory = tempfile::tempdir().unwrap();
-        let kinds = "description = \"k\"\n[kinds.mail]\nremoved_by = [\"recalled\"]\n";
-        std::fs::write(directory.path().join("mine.toml"), kinds).unwrap();
+        std::fs::write(directory.path().join("mine.toml"), MINE).unwrap();
         let start = async || {
             let mut settings = settings()
                 .set("bus.mode", mode)
@@ -161,9 +209,12 @@ async fn everybody_who_watches_a_job_hears_that_it_was_removed_in_every_mode() {
         }
         for job in ["deleted", "recalled"] {
             begin_in_group(&nodes[0], job).await;
-            let mut watchers = Vec::new();
+            let (mut watchers, mut packets) = (Vec::new(), Vec::new());
             for node in &nodes {
                 watchers.extend(watch(node, job).await);
+                let mut client = Packets::open(node, job).await;
+                client.until("running").await;
+                packets.push(client);
             }
             let last = nodes.last().unwrap();
             let recall = "/v1/jobs/recalled/milestones/recalled?owner=o";
@@ -173,6 +224,9 @@ async fn everybody_who_watches_a_job_hears_that_it_was_removed_in_every_mode() {
             };
             assert_eq!(removed.status, 202, "{mode}: {}", removed.text());
             are_told(&mut watchers, job, mode).await;
+            for client in &mut packets {
+                client.until(r#"["gone","removed","running"]"#).await;
+            }
             for node in &nodes {
                 let state = node.send(Request::get(format!("/v1/jobs/{job}"))).await;
                 let gone = (404, "removed".to_owned());
@@ -263,7 +317,7 @@ async fn a_removed_job_does_not_come_back_though_its_worker_goes_on() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(SOON, stored).await.unwrap();
+        timeout(SOON, stored).await.unwrap();
     }
     let later = start().await;
     for node in [&relay, &later] {

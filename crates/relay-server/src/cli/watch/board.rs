@@ -111,12 +111,17 @@ impl Board {
         }
     }
 
-    /// Takes in that a job expired. A named job that goes without an ending counts as failed: whoever
-    /// waits for it must not wait for ever.
-    pub(crate) fn gone(&mut self, id: &str) {
+    /// Takes in that a job was removed or expired, and how it stood. A named job that goes without an ending counts as
+    /// failed: whoever waits for it must not wait for ever.
+    pub(crate) fn gone(&mut self, id: &str, last: Option<&str>) {
         let was_live = self.live.remove(id).is_some();
         if self.is_named(id) {
-            self.ended.entry(id.to_owned()).or_insert(Ending::Failed);
+            let ending = match last {
+                Some("completed") => Ending::Completed,
+                Some("cancelled") => Ending::Cancelled,
+                _ => Ending::Failed,
+            };
+            self.ended.entry(id.to_owned()).or_insert(ending);
         } else if !was_live {
             self.ended.remove(id);
         }
@@ -270,7 +275,7 @@ mod tests {
     fn a_named_job_that_goes_without_an_ending_has_failed() {
         let mut board = board(&["job:a"], None);
         board.state(job("a", Status::Running));
-        board.gone("a");
+        board.gone("a", Some("running"));
         assert_eq!(board.verdict(), Some(Ending::Failed));
     }
 
@@ -278,9 +283,22 @@ mod tests {
     fn a_named_job_that_goes_after_its_ending_keeps_it() {
         let mut board = board(&["job:a", "job:b"], None);
         board.state(job("a", Status::Completed));
-        board.gone("a");
+        board.gone("a", None);
         board.state(job("b", Status::Completed));
         assert_eq!(board.verdict(), Some(Ending::Completed));
+    }
+
+    #[test]
+    fn a_named_job_that_had_ended_before_it_was_removed_ended_so() {
+        for (last, ending) in [
+            ("completed", Ending::Completed),
+            ("failed", Ending::Failed),
+            ("cancelled", Ending::Cancelled),
+        ] {
+            let mut board = board(&["job:a"], None);
+            board.gone("a", Some(last));
+            assert_eq!(board.verdict(), Some(ending));
+        }
     }
 
     #[test]

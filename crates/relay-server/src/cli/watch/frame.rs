@@ -52,9 +52,14 @@ pub(crate) enum Frame {
         #[serde(default)]
         reason: String,
     },
-    /// The job expired.
+    /// The job was removed, or expired.
     Gone {
         job_id: String,
+        #[serde(default)]
+        reason: String,
+        /// How it stood, where the server knows.
+        #[serde(default)]
+        last_status: Option<String>,
         #[serde(default)]
         cursor: Option<String>,
     },

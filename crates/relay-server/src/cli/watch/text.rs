@@ -43,6 +43,14 @@ fn take_number<'a>(text: &mut &'a str) -> &'a str {
     number.trim_start_matches('0')
 }
 
+/// Why a job is not there any more, from the word on the wire.
+pub(crate) fn why_gone(reason: &str) -> &'static str {
+    match reason {
+        "removed" => "removed",
+        _ => "expired from the relay's history",
+    }
+}
+
 /// A length of time the way people say it: `45s`, `1m 20s`, `2h 05m`, `3d 4h`.
 pub(crate) fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;

@@ -45,8 +45,8 @@ pub(crate) trait View {
         Ok(())
     }
 
-    /// A job expired.
-    fn gone(&mut self, _board: &Board, _job_id: &str) -> io::Result<()> {
+    /// A job was removed, or expired.
+    fn gone(&mut self, _board: &Board, _job_id: &str, _reason: &str) -> io::Result<()> {
         Ok(())
     }
 

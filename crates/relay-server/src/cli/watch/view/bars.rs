@@ -15,7 +15,7 @@ use super::View;
 use super::layout::{Line, Row, Scene, Size, cut, ending};
 use crate::cli::watch::board::{Board, News};
 use crate::cli::watch::frame::Job;
-use crate::cli::watch::text::{natural_order, printable};
+use crate::cli::watch::text::{natural_order, printable, why_gone};
 
 /// Milestone data is cut to this many columns.
 const LONGEST_DATA: usize = 160;
@@ -175,12 +175,10 @@ impl<W: Write> View for Bars<W> {
         ))
     }
 
-    fn gone(&mut self, board: &Board, job_id: &str) -> io::Result<()> {
+    fn gone(&mut self, board: &Board, job_id: &str, reason: &str) -> io::Result<()> {
         self.heard.remove(job_id);
-        self.print(&format!(
-            "– {}  gone: expired from the relay's history",
-            printable(job_id)
-        ))?;
+        let (id, why) = (printable(job_id), why_gone(reason));
+        self.print(&format!("– {id}  gone: {why}"))?;
         self.draw(board)
     }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{ConnectionLog, View};
 use crate::cli::watch::board::{Board, News};
 use crate::cli::watch::frame::Job;
-use crate::cli::watch::text::{duration, printable};
+use crate::cli::watch::text::{duration, printable, why_gone};
 
 /// Lines on stdout.
 #[derive(Debug, Default)]
@@ -73,10 +73,10 @@ impl View for Lines {
         )
     }
 
-    fn gone(&mut self, _board: &Board, job_id: &str) -> io::Result<()> {
+    fn gone(&mut self, _board: &Board, job_id: &str, reason: &str) -> io::Result<()> {
         let id = printable(job_id);
         self.last.remove(&id);
-        writeln!(io::stdout().lock(), "{id}  gone  expired from history")
+        writeln!(io::stdout().lock(), "{id}  gone  {}", why_gone(reason))
     }
 
     fn stale(&mut self, stale: bool) -> io::Result<()> {
