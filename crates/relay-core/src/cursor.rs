@@ -129,12 +129,12 @@ impl Cursor {
             .map(|told| told.seq)
     }
 
-    /// Up to which number its holder has been told a snapshot of `topic`, and of when that snapshot is; `None` where
-    /// it was told the whole of it.
-    pub fn page(&self, topic: &Topic) -> Option<(Seq, Seq)> {
+    /// Whether its holder was told a snapshot of `topic` and perhaps not the whole of it, so that of nothing below the
+    /// topic's number it is known to be told.
+    pub fn is_in_snapshot(&self, topic: &Topic) -> bool {
         let print = Print::of(topic);
-        let told = self.told.iter().find(|told| told.print == print)?;
-        (told.from > told.seq).then_some((told.seq, told.from))
+        let mut told = self.told.iter().filter(|told| told.print == print);
+        told.any(|told| told.seq > Seq::ZERO && told.from == told.seq)
     }
 
     /// The topics it speaks for.

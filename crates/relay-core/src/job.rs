@@ -733,25 +733,17 @@ impl Job {
         }
     }
 
-    /// What is owed to somebody who was told a snapshot as of `from`, up to `since` and no further; and up to where
-    /// milestones are left out of it that may have been missed.
-    pub fn rest(&self, since: Seq, from: Seq) -> (Vec<Arc<Publication>>, Option<Seq>) {
-        if let Some(removed) = &self.removed {
-            let is_news = removed.seq > since;
-            return (is_news.then(|| removed.clone()).into_iter().collect(), None);
+    /// What is owed to somebody who was told a part of a snapshot, up to `since`; and up to where milestones are left out
+    /// of it that may have been missed. What was told before stays told: whoever is told a snapshot in parts must not
+    /// be told the first of them for ever.
+    pub fn rest(&self, since: Seq) -> (Vec<Arc<Publication>>, Option<Seq>) {
+        let replay = self.replay(Some(since));
+        if replay.recovered || self.removed.is_some() {
+            return (replay.publications, None);
         }
-        let held = || self.history.iter().chain(&self.state);
-        let is_owed = |each: &&Arc<Publication>| since < each.seq && each.seq <= from;
-        if !held().any(|each| is_owed(&each)) && self.known_from <= from {
-            // All that it was owed of the snapshot it has; what came since it is told as anybody is.
-            return (self.replay(Some(from)).publications, None);
-        }
-        // Its state was not told, or has changed since.
-        let mut publications = self.snapshot();
+        let mut publications = replay.publications;
         publications.retain(|each| each.seq > since);
-        let has_moved = self.state.as_ref().is_some_and(|state| state.seq > from);
-        let left_out = has_moved.then(|| self.left_out_since(since)).flatten();
-        (publications, left_out)
+        (publications, self.left_out_since(since))
     }
 
     /// As `Job::replay`, with what is told again.

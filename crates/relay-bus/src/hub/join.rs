@@ -73,8 +73,7 @@ impl Hub {
     }
 
     fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {
-        let since =
-            page(table, &request).map_or_else(|| since(table, &request), |page| Some(page.1));
+        let since = since(table, &request);
         let ready = self.backing.memory().is_none()
             || table.get(id).is_some_and(|entry| {
                 let is_known = |job: &Job| since.is_none_or(|since| since >= job.known_from());
@@ -129,16 +128,10 @@ impl Hub {
     }
 
     /// Answers somebody who was told a part of a snapshot with the rest of it, and what has come since.
-    fn answer_page(
-        &self,
-        table: &Table,
-        jobs: &[&Job],
-        (since, from): (Seq, Seq),
-        request: JoinRequest,
-    ) {
+    fn answer_page(&self, table: &Table, jobs: &[&Job], since: Seq, request: JoinRequest) {
         let (mut publications, mut left_out) = (Vec::new(), Vec::new());
         for job in jobs {
-            let (rest, missing) = job.rest(since, from);
+            let (rest, missing) = job.rest(since);
             left_out.extend(missing.map(|seq| LeftOut {
                 key: job.key,
                 job: job.id.clone(),
@@ -183,9 +176,7 @@ impl Hub {
 
     /// Answers for an owner or a group, once each of its jobs is known well enough.
     pub(super) fn answer_many(&self, table: &mut Table, request: JoinRequest) {
-        // What is left of a snapshot is as much known as that was.
-        let since =
-            page(table, &request).map_or_else(|| since(table, &request), |page| Some(page.1));
+        let since = since(table, &request);
         let members = members(table, &request.topic);
         let unsure = self.unsure(table, &request.topic, &members, since);
         if unsure.is_empty() {
@@ -293,12 +284,12 @@ fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
     (cursor.position.epoch == table.epoch() && since <= table.high()).then_some(since)
 }
 
-/// Up to where a request's cursor says that its client was told a snapshot of its topic, and of when that snapshot is;
-/// `None` if it was told the whole of it, or wants to be told again what it was told.
-fn page(table: &Table, request: &JoinRequest) -> Option<(Seq, Seq)> {
-    since(table, request)?;
-    let page = request.cursor.as_ref()?.page(&request.topic);
-    page.filter(|(_, from)| request.again == Again::Nothing && *from <= table.high())
+/// Up to where a request's cursor says that its client was told a part of a snapshot of its topic; `None` if it was told
+/// the whole of it, or wants to be told again what it was told.
+fn page(table: &Table, request: &JoinRequest) -> Option<Seq> {
+    let cursor = request.cursor.as_ref()?;
+    let is_page = cursor.is_in_snapshot(&request.topic) && request.again == Again::Nothing;
+    since(table, request).filter(|_| is_page)
 }
 
 /// The most recently updated jobs of an owner or a group. However many there are, no more are looked at.
