@@ -18,6 +18,7 @@ pub(crate) mod share;
 pub(crate) mod signing;
 pub(crate) mod ticket;
 pub(crate) mod verifier;
+pub(crate) mod webhook;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use relay_core::moment::WallTime;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer};
 
-pub(crate) use authority::{Authority, Basis};
+pub(crate) use authority::{Authority, Basis, Later};
 pub(crate) use credential::{Credential, Source, credential};
 pub(crate) use grants::{GrantError, Grants};
 pub(crate) use key::{Algorithm, KeyError};
@@ -35,7 +36,8 @@ use own_key::Purpose;
 use published::Published;
 use revoked::Revoked;
 use share::{Shared, Shares};
-pub(crate) use verifier::{Later, Verifier};
+pub(crate) use verifier::Verifier;
+use webhook::Webhook;
 
 use crate::refused::Refused;
 
@@ -55,18 +57,20 @@ pub(crate) enum Mode {
     Anonymous,
     /// By a signed token.
     Jwt(Verifier, Own),
+    /// By an application that is asked.
+    Url(Arc<Webhook>, Own),
 }
 
 impl Mode {
     /// Whether clients are asked who they are. Where they are not, no credential is looked at, good or bad.
     pub(crate) fn asks(&self) -> bool {
-        matches!(self, Self::Jwt(..))
+        !matches!(self, Self::Anonymous)
     }
 
     /// The keys that others publish, where tokens are checked with such.
     fn published(&self) -> Option<&Arc<Published>> {
         match self {
-            Self::Anonymous => None,
+            Self::Anonymous | Self::Url(..) => None,
             Self::Jwt(verifier, _) => verifier.published(),
         }
     }
@@ -74,7 +78,7 @@ impl Mode {
     /// Whether the credential of this identity was taken back.
     fn revokes(&self, identity: &Identity) -> bool {
         match (self, &identity.token_id) {
-            (Self::Jwt(_, own), Some(id)) => own.revoked.has(id),
+            (Self::Jwt(_, own) | Self::Url(_, own), Some(id)) => own.revoked.has(id),
             _ => false,
         }
     }
@@ -90,8 +94,12 @@ impl Mode {
     ) -> Result<Identity, Refused> {
         match (self, credential) {
             (Self::Anonymous, _) => Ok(Identity::anonymous()),
+            (Self::Url(..), None) => Err(Refused::unauthorized(
+                "unauthenticated",
+                "The relay does not know who this is: log in at the application, whose session is sent with the request (auth.forward).",
+            )),
             (Self::Jwt(..), None) => Err(Refused::no_credential()),
-            (Self::Jwt(verifier, own), Some(credential)) => {
+            (Self::Jwt(_, own) | Self::Url(_, own), Some(credential)) => {
                 let token = credential.token();
                 let identity = match Purpose::of_token(token) {
                     Some(Purpose::Share) => own.by_share(token, now)?,
@@ -101,7 +109,13 @@ impl Mode {
                             "A ticket opens a connection, and is good for nothing else; send a token.",
                         ));
                     }
-                    None => verifier.verify(token, now)?,
+                    None => match self {
+                        Self::Jwt(verifier, _) => verifier.verify(token, now)?,
+                        Self::Url(application, _) => {
+                            application.known(&webhook::as_shown(token), now)?
+                        }
+                        Self::Anonymous => Identity::anonymous(),
+                    },
                 };
                 match self.revokes(&identity) {
                     true => Err(Refused::unauthorized(

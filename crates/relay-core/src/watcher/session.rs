@@ -106,6 +106,8 @@ pub enum Action {
     Pong,
     /// Send a protocol ping.
     Ping,
+    /// Tell the client that its token ends soon.
+    ExpiresSoon,
     /// Answer with an error; the session goes on.
     Refuse(CommandError),
     /// End the connection.
@@ -124,6 +126,9 @@ pub struct Join {
     /// What of the time before that it is sent again.
     pub again: Again,
 }
+
+/// How long before a token ends its client is told so; half of what is left where that is less.
+const WARNS_BEFORE: Duration = Duration::from_secs(60);
 
 /// What a client is told of a topic that it may not watch.
 pub const FORBIDDEN: &str = "this belongs to another user, and your token's topics do not grant it";
@@ -287,9 +292,26 @@ enum Phase {
     /// Nothing but `auth` is heard.
     Unauthenticated { deadline: Moment },
     /// Everything is heard, until the token runs out.
-    Open { expires_at: Option<Moment> },
+    Open {
+        expires_at: Option<Moment>,
+        /// When the client is told that it will, until it has been.
+        warns_at: Option<Moment>,
+    },
     /// Nothing is heard.
     Closed,
+}
+
+impl Phase {
+    fn open(expires_at: Option<Moment>, now: Moment) -> Self {
+        let warns_at = expires_at.map(|at| {
+            let left = at - now;
+            now + (left - WARNS_BEFORE.min(left / 2))
+        });
+        Self::Open {
+            expires_at,
+            warns_at,
+        }
+    }
 }
 
 /// What one event led to; nearly always nothing or one thing.
@@ -308,7 +330,7 @@ pub(super) struct Session {
 impl Session {
     /// A session whose client was authenticated before it began.
     pub(super) fn open(expires_at: Option<Moment>, now: Moment, bounds: &SessionBounds) -> Self {
-        Self::new(Phase::Open { expires_at }, now, bounds)
+        Self::new(Phase::open(expires_at, now), now, bounds)
     }
 
     /// A session whose client will authenticate by its first message.
@@ -338,7 +360,7 @@ impl Session {
                 self.command(command, bounds)
             }
             Event::Authenticated { expires_at } => {
-                self.phase = Phase::Open { expires_at };
+                self.phase = Phase::open(expires_at, now);
                 Actions::new()
             }
             Event::SignOfLife => {
@@ -358,8 +380,12 @@ impl Session {
             Phase::Unauthenticated { deadline } => life.min(deadline),
             Phase::Open {
                 expires_at: Some(at),
-            } => life.min(at),
-            Phase::Open { expires_at: None } | Phase::Closed => life,
+                warns_at,
+            } => life.min(warns_at.unwrap_or(at)).min(at),
+            Phase::Open {
+                expires_at: None, ..
+            }
+            | Phase::Closed => life,
         }
     }
 
@@ -548,6 +574,7 @@ impl Session {
             }
             Phase::Open {
                 expires_at: Some(at),
+                ..
             } if now >= at => Some(CloseReason::Expired),
             _ if now - self.last_sign_of_life >= bounds.dead_after => Some(CloseReason::Dead),
             _ => None,
@@ -556,11 +583,17 @@ impl Session {
             self.phase = Phase::Closed;
             return smallvec::smallvec![Action::Close(reason)];
         }
-        if now < self.next_ping {
-            return Actions::new();
+        let mut actions = Actions::new();
+        if let Phase::Open { warns_at, .. } = &mut self.phase
+            && warns_at.take_if(|at| now >= *at).is_some()
+        {
+            actions.push(Action::ExpiresSoon);
         }
-        self.next_ping = now + bounds.ping_interval;
-        smallvec::smallvec![Action::Ping]
+        if now >= self.next_ping {
+            self.next_ping = now + bounds.ping_interval;
+            actions.push(Action::Ping);
+        }
+        actions
     }
 }
 

@@ -143,6 +143,10 @@ fn bus_in_use(config: &Config) -> String {
 fn auth(config: &Config) -> String {
     match config.auth_mode() {
         AuthMode::Anonymous => "anonymous: everybody sees and publishes everything".to_owned(),
+        AuthMode::Url => {
+            let at = config.auth.url.as_deref().unwrap_or_default();
+            format!("the application at {at} says who clients are")
+        }
         AuthMode::Jwt => {
             let names: Vec<String> = config
                 .auth
@@ -150,7 +154,11 @@ fn auth(config: &Config) -> String {
                 .iter()
                 .map(ToString::to_string)
                 .collect();
-            format!("tokens signed with {}", names.join(", "))
+            let names = match names.is_empty() {
+                true => "their issuer's keys".to_owned(),
+                false => names.join(", "),
+            };
+            format!("tokens signed with {names}")
         }
     }
 }

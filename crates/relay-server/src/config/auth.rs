@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::HeaderName;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
@@ -19,6 +20,7 @@ use crate::identity::revoked::Revoked;
 use crate::identity::share::{Seats, Shares};
 use crate::identity::ticket::{Tickets, random_id};
 use crate::identity::verifier::Expected;
+use crate::identity::webhook::Webhook;
 use crate::identity::{Algorithm, Basis, KeyError, Mode, Own, Verifier, jwks};
 
 /// A file of `auth.keys`: `"<path>"`, or `"<kid>=<path>"` where it holds the key that tokens call by that id.
@@ -81,17 +83,19 @@ impl Config {
             return Basis::new(Vec::new(), Arc::new(|| Ok(Mode::Anonymous)));
         }
         let auth = self.auth.clone();
+        let (most, seats) = (self.limits.connections_per_share, Arc::<Seats>::default());
+        if self.auth_mode() == AuthMode::Url {
+            let application = Arc::new(auth.application()?);
+            let made = move || Ok(Mode::Url(application.clone(), auth.own(most, &seats)?));
+            return Basis::new(self.auth.files(), Arc::new(made));
+        }
         let published = auth.published()?;
         let file = published.as_ref().and_then(|published| published.file());
         let files = auth.files().into_iter().chain(file.map(Path::to_owned));
         let files = files.collect();
-        let (most, seats) = (self.limits.connections_per_share, Arc::<Seats>::default());
         // What was fetched, and who watches, stays when files are read again.
         let made = move || {
-            let own = Own {
-                shares: auth.shares(most, &seats)?,
-                revoked: auth.revoked()?,
-            };
+            let own = auth.own(most, &seats)?;
             Ok(Mode::Jwt(auth.verifier(published.clone())?, own))
         };
         Basis::new(files, Arc::new(made))
@@ -167,6 +171,24 @@ impl Auth {
         let made_up = || OwnKey::derive(random_id().as_bytes(), Purpose::Ticket);
         let key = own.or_else(made_up).ok_or(KeyError::Missing)?;
         Ok(Tickets::new(key))
+    }
+
+    /// The application that says who clients are.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be asked so.
+    pub(crate) fn application(&self) -> Result<Webhook, KeyError> {
+        let url = self.url.as_deref().ok_or(KeyError::NoApplication)?;
+        let url = Url::parse(url).map_err(KeyError::BadApplication)?;
+        let forward = self.forward.iter().map(|name| header_name(name));
+        Ok(Webhook::new(url, forward.collect::<Result<_, _>>()?))
+    }
+
+    fn own(&self, most: usize, seats: &Arc<Seats>) -> Result<Own, KeyError> {
+        Ok(Own {
+            shares: self.shares(most, seats)?,
+            revoked: self.revoked()?,
+        })
     }
 
     /// What shares are checked with, and made.
@@ -261,6 +283,24 @@ impl Auth {
         self.own_key(Purpose::Share)?;
         self.revoked().map(|_| ())
     }
+}
+
+/// A header that can be passed on.
+fn header_name(text: &str) -> Result<HeaderName, KeyError> {
+    const NOT: [&str; 9] = [
+        "accept",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    ];
+    let name = HeaderName::from_bytes(text.as_bytes()).ok();
+    let name = name.filter(|name| !NOT.contains(&name.as_str()));
+    name.ok_or_else(|| KeyError::BadHeader(text.chars().take(64).collect()))
 }
 
 /// Checks that a file with a set has keys of use.

@@ -227,7 +227,7 @@ pub(crate) enum StreamStorage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Auth {
-    /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who the client is. Not set: anonymous on a loopback listener; on any other the relay does not start. Example: `"jwt"`
+    /// "anonymous": everybody sees and publishes everything; "jwt": a signed token says who the client is; "url": the application at auth.url says it. Not set: anonymous on a loopback listener; on any other the relay does not start. Example: `"jwt"`
     pub mode: Option<AuthMode>,
     /// Signatures that are accepted: HS256 HS384 HS512 (by a shared secret), RS256, ES256 or EdDSA (by a public key). A key is used for those of its own kind only. Not set: the usual one for each key, HS256, RS256, ES256 or EdDSA. Example: `["RS256"]`
     #[serde(with = "ListOf::<Algorithm>")]
@@ -247,6 +247,11 @@ pub(crate) struct Auth {
     pub issuer: Option<String>,
     /// Claim that holds the user's id. An id that is not a valid name is escaped (`relay name` shows how). Not set: sub. Example: `"email"`
     pub user_claim: Option<String>,
+    /// Application that is asked who a client is: a POST with the headers of auth.forward, answered with `{"user":"…"}` (PROTOCOL.md). https, or http on this machine. Example: `"https://app.example.com/relay-auth"`
+    pub url: Option<String>,
+    /// Headers of a client's request that the application gets; a client that has none of them is not asked about.
+    #[serde(with = "ListOf::<String>")]
+    pub forward: Vec<String>,
     /// Secret that shares and tickets are signed with (`relay token --share`), the same on all nodes. Not set: one derived from the shared secret in auth.key or auth.key_file, if there is one. Example: `"change me"`
     pub share_key: Option<Redacted>,
     /// File that holds the secret for shares and tickets. Example: `"/run/secrets/relay-shares"`
@@ -275,6 +280,8 @@ impl Default for Auth {
             audience: None,
             issuer: None,
             user_claim: None,
+            url: None,
+            forward: vec!["authorization".to_owned(), "cookie".to_owned()],
             share_key: None,
             share_key_file: None,
             revoked: Vec::new(),
@@ -293,6 +300,8 @@ pub(crate) enum AuthMode {
     Anonymous,
     /// By a signed token.
     Jwt,
+    /// By an application that is asked.
+    Url,
 }
 
 impl AuthMode {
@@ -301,6 +310,7 @@ impl AuthMode {
         match self {
             Self::Anonymous => "anonymous",
             Self::Jwt => "jwt",
+            Self::Url => "url",
         }
     }
 }

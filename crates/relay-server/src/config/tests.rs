@@ -362,13 +362,14 @@ fn a_secret_in_a_problem_is_never_repeated() {
 }
 
 /// Lists, of which an empty one is a value.
-const LISTS: [&str; 8] = [
+const LISTS: [&str; 9] = [
     "http.trusted_proxies",
     "http.hosts",
     "http.allowed_origins",
     "nats.url",
     "auth.algorithms",
     "auth.keys",
+    "auth.forward",
     "auth.revoked",
     "dialects.enabled",
 ];

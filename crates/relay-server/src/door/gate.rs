@@ -24,7 +24,7 @@ use crate::admission::Admission;
 use crate::answer::{ApiError, NO_SNIFF};
 use crate::forwarded::is_passed_on;
 use crate::headers::asks_for_websocket;
-use crate::identity::{Credential, Identity, credential};
+use crate::identity::{Credential, Identity};
 use crate::node::Node;
 use crate::origin::{Standing, preflight};
 use crate::proxies::Client;
@@ -343,12 +343,10 @@ impl Gate {
         head: Head<'_>,
         cookie: Option<&str>,
     ) -> Result<Option<Credential>, Refused> {
-        if !self.node.identity.asks() {
-            return Ok(None);
-        }
         let name = cookie.unwrap_or(&self.node.cookie);
         let cookie = guest.standing.may_use_cookie().then_some(name);
-        credential(head.headers, head.uri, cookie)
+        let identity = &self.node.identity;
+        identity.credential(head.headers, head.uri, cookie)
     }
 
     /// The identity a request shows by each cookie that is looked for. What it shows is looked at once, because a

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, Uri};
 use relay_bus::clock::Clock;
 use relay_core::moment::WallTime;
 use tokio::sync::{Notify, watch};
@@ -20,7 +20,8 @@ use tokio::time::sleep;
 
 use super::own_key::Purpose;
 use super::ticket::Tickets;
-use super::{Credential, Identity, KeyError, Later, Mode};
+use super::webhook::{Webhook, as_shown};
+use super::{Credential, Identity, KeyError, Mode, credential, verifier};
 use crate::refused::Refused;
 
 /// How often files are looked at.
@@ -48,6 +49,31 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+/// What is to be waited for before a credential is looked at.
+#[derive(Debug)]
+pub(crate) enum Later {
+    /// Keys that are fetched.
+    Keys(verifier::Later),
+    /// The word of an application, and what it is asked with.
+    Word(Arc<Webhook>, String),
+}
+
+impl Later {
+    /// Waits for it. Whether waiting once more would bring nothing.
+    ///
+    /// # Errors
+    /// 503: it does not come.
+    pub(crate) async fn news(&self) -> Result<bool, Refused> {
+        match self {
+            Self::Keys(later) => later.news().await,
+            Self::Word(application, shown) => {
+                let asked = application.ask(shown, || Clock::start().wall());
+                asked.await.map(|()| true)
+            }
+        }
+    }
 }
 
 /// How clients are identified at this moment.
@@ -119,6 +145,32 @@ impl Authority {
         self.basis.load().mode.asks()
     }
 
+    /// The credential of a request, if it has one and is asked for one. `cookie` is the name of the cookie to look for;
+    /// `None` where cookies do not count.
+    ///
+    /// # Errors
+    /// 401 when a credential is too long or no text, or when two disagree.
+    pub(crate) fn credential(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        cookie: Option<&str>,
+    ) -> Result<Option<Credential>, Refused> {
+        match &self.basis.load().mode {
+            Mode::Anonymous => Ok(None),
+            Mode::Jwt(..) => credential(headers, uri, cookie),
+            Mode::Url(application, _) => {
+                let bearer = credential(headers, uri, None)?;
+                let token = bearer.as_ref().map(Credential::token);
+                if token.and_then(Purpose::of_token).is_some() {
+                    return Ok(bearer);
+                }
+                let shown = application.shown(headers, token, cookie.is_some());
+                Ok(shown.map(Credential::forwarded))
+            }
+        }
+    }
+
     /// The identity of the bearer of `credential`, `now`.
     ///
     /// # Errors
@@ -186,7 +238,13 @@ impl Authority {
     pub(crate) fn later(&self, token: &str, now: WallTime) -> Option<Later> {
         match &self.basis.load().mode {
             Mode::Anonymous => None,
-            Mode::Jwt(verifier, _) => verifier.later(token, now),
+            Mode::Jwt(verifier, _) => verifier.later(token, now).map(Later::Keys),
+            Mode::Url(..) if Purpose::of_token(token).is_some() => None,
+            Mode::Url(application, _) => {
+                let shown = as_shown(token);
+                let is_new = application.is_new(&shown, now);
+                is_new.then(|| Later::Word(application.clone(), shown))
+            }
         }
     }
 
@@ -197,8 +255,8 @@ impl Authority {
     pub(crate) async fn prepare(&self, token: &str, clock: Clock) -> Result<(), Refused> {
         for _ in 0..MOST_WAITS {
             match self.later(token, clock.wall()) {
-                Some(later) => later.news().await?,
-                None => break,
+                Some(later) if !later.news().await? => {}
+                Some(_) | None => break,
             }
         }
         Ok(())

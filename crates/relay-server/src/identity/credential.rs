@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Subprotocol,
     /// An `auth` message on an open connection.
     Message,
+    /// The headers that an application is asked with.
+    Headers,
 }
 
 impl fmt::Display for Source {
@@ -41,6 +43,7 @@ impl fmt::Display for Source {
             Self::Query => "?token=",
             Self::Subprotocol => "the subprotocol",
             Self::Message => "the auth message",
+            Self::Headers => "the headers",
         })
     }
 }
@@ -74,6 +77,14 @@ impl Credential {
             token: token.to_owned(),
             source,
         })
+    }
+
+    /// What an application is asked with.
+    pub(crate) fn forwarded(shown: String) -> Self {
+        Self {
+            token: shown,
+            source: Source::Headers,
+        }
     }
 
     /// The token's text. Not to be printed.

@@ -79,6 +79,17 @@ pub(crate) enum KeyError {
         /// What the system says.
         source: io::Error,
     },
+    /// `auth.mode = "url"` without `auth.url`.
+    #[error(
+        "is needed with auth.mode = \"url\": the address of the application that says who clients are"
+    )]
+    NoApplication,
+    /// `auth.url` may not be asked.
+    #[error("{0}")]
+    BadApplication(UrlError),
+    /// Not a header, or one that belongs to the connection.
+    #[error("has {0:?}, which is not a header that can be passed on")]
+    BadHeader(String),
     /// None of the algorithms is for keys that are published.
     #[error(
         "has none for a public key, and shared secrets are not published; leave it out, or write RS256, ES256 or EdDSA"
@@ -209,6 +220,8 @@ impl KeyError {
                 "auth.revoked_file" => &["auth.revoked_file"],
                 _ => &["auth.share_key_file"],
             },
+            Self::NoApplication | Self::BadApplication(_) => &["auth.url"],
+            Self::BadHeader(_) => &["auth.forward"],
             Self::NonePublic => &["auth.algorithms"],
             Self::Two => &["auth.key", "auth.key_file"],
             Self::Unreadable { .. } => &["auth.key_file"],

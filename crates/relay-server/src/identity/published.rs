@@ -254,14 +254,19 @@ impl Published {
         taken.map_err(|source| PublishedError::Set { at, source })
     }
 
-    /// Waits for news, if there may be some: for a fetch that has ended since `last` was seen.
-    pub(crate) async fn news(&self, last: Seen) -> Result<(), NoNews> {
+    /// Waits for news, if there may be some: for a fetch that has ended since `last` was seen. Whether that fetch began
+    /// since this was asked for, so that another one would bring nothing more.
+    pub(crate) async fn news(&self, last: Seen) -> Result<bool, NoNews> {
+        let asked = Instant::now();
         let _waits = Waiting::begin(&self.waiting).ok_or(NoNews)?;
         let mut fetched = self.fetched.subscribe();
         self.wanted.notify_one();
         let newer = fetched.wait_for(|each| each.map(|each| each.begun) != last.0);
         match timeout(WAIT, newer).await {
-            Ok(Ok(fetched)) if fetched.is_some_and(|each| each.succeeded) => Ok(()),
+            Ok(Ok(fetched)) => match *fetched {
+                Some(fetched) if fetched.succeeded => Ok(fetched.begun >= asked),
+                _ => Err(NoNews),
+            },
             _ => Err(NoNews),
         }
     }

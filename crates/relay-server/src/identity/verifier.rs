@@ -79,11 +79,11 @@ pub(crate) struct Later {
 }
 
 impl Later {
-    /// Waits for the news.
+    /// Waits for the news. Whether they are all there is.
     ///
     /// # Errors
     /// 503: they do not come.
-    pub(crate) async fn news(&self) -> Result<(), Refused> {
+    pub(crate) async fn news(&self) -> Result<bool, Refused> {
         let news = self.published.news(self.seen).await;
         news.map_err(|_| {
             Refused::unavailable(

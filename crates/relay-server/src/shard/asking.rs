@@ -126,7 +126,7 @@ impl Asking {
         }
         let outcomes = self.outcomes.clone();
         self.tasks.spawn_local(async move {
-            let came = Came::Token(shown, later.news().await);
+            let came = Came::Token(shown, later.news().await.map(|_| ()));
             // Without a shard nobody is left to be told.
             drop(outcomes.send(Outcome { connection, came }).await);
         });

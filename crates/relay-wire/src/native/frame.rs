@@ -209,6 +209,14 @@ pub enum Notice<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         expires_at: Option<String>,
     },
+    /// The token ends soon.
+    TokenExpiring {
+        /// When, RFC 3339.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
+        /// In how many milliseconds.
+        expires_in_ms: u64,
+    },
     /// A join was answered; `jobs` states follow.
     Subscribed {
         /// As the client gave it.
@@ -302,7 +310,11 @@ impl Notice<'_> {
     /// The frame's bytes. On an event stream, where the client stands becomes the event's id, and how long to wait
     /// becomes the browser's own delay.
     pub(crate) fn encode(&self, wire: Wire) -> Bytes {
-        let kind = self.frame().map_or("pong", Frame::as_str);
+        let kind = match self {
+            Notice::Pong { .. } => "pong",
+            Notice::TokenExpiring { .. } => "token_expiring",
+            _ => self.frame().map_or("", Frame::as_str),
+        };
         let cursor = match self {
             Notice::Subscribed { cursor, .. } => Some(cursor.as_str()),
             _ => None,
@@ -318,7 +330,8 @@ impl Notice<'_> {
         }
     }
 
-    /// What a dialect may have its own words for; a pong is answered by its message mapping.
+    /// What a dialect may have its own words for. A pong is answered by its message mapping, and that a token ends is
+    /// for native clients, who know what to do.
     pub(crate) fn frame(&self) -> Option<Frame> {
         Some(match self {
             Notice::Hello { .. } => Frame::Hello,
@@ -327,7 +340,7 @@ impl Notice<'_> {
             Notice::Unsubscribed { .. } => Frame::Unsubscribed,
             Notice::Aggregate { .. } => Frame::Aggregate,
             Notice::Gap { .. } => Frame::Gap,
-            Notice::Pong { .. } => return None,
+            Notice::Pong { .. } | Notice::TokenExpiring { .. } => return None,
             Notice::Error { .. } => Frame::Error,
             Notice::ServerShutdown { .. } => Frame::ServerShutdown,
         })

@@ -98,6 +98,27 @@ fn a_session_ends_with_its_token_unless_a_new_one_comes() {
 }
 
 #[test]
+fn a_client_is_told_once_that_its_token_ends_soon_and_again_of_a_new_one() {
+    let mut session = Session::open(Some(after(20)), Moment::default(), &BOUNDS);
+    assert_eq!(session.next_tick(&BOUNDS), after(10));
+    let warned = session.handle(Event::Tick, after(10), &BOUNDS);
+    assert_eq!(warned[..], [Action::ExpiresSoon]);
+    assert_eq!(session.next_tick(&BOUNDS), after(20));
+    assert!(session.handle(Event::Tick, after(11), &BOUNDS).is_empty());
+    let expires_at = Some(after(1_000));
+    session.handle(Event::Authenticated { expires_at }, after(12), &BOUNDS);
+    session.handle(Event::SignOfLife, after(939), &BOUNDS);
+    let pinged = session.handle(Event::Tick, after(939), &BOUNDS);
+    assert_eq!(pinged[..], [Action::Ping]);
+    assert_eq!(session.next_tick(&BOUNDS), after(940));
+    let warned = session.handle(Event::Tick, after(940), &BOUNDS);
+    assert_eq!(warned[..], [Action::ExpiresSoon]);
+    let mut endless = open();
+    let pinged = endless.handle(Event::Tick, after(30), &BOUNDS);
+    assert_eq!(pinged[..], [Action::Ping]);
+}
+
+#[test]
 fn a_silent_client_is_pinged_and_then_given_up() {
     let mut session = open();
     assert_eq!(session.next_tick(&BOUNDS), after(25));

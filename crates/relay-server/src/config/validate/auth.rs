@@ -26,6 +26,11 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     match auth.mode {
         Some(AuthMode::Jwt) => jwt(config, found),
         Some(AuthMode::Anonymous) => anonymous(config, found),
+        Some(AuthMode::Url) => {
+            if let Err(error) = config.identity() {
+                found.error(error.keys(), error.to_string());
+            }
+        }
         None => unset(config, found),
     }
     if config.http.allowed_origins.contains(&AllowedOrigin::Any)

@@ -240,8 +240,8 @@ impl Connection {
                 }
                 Action::Ping => self.ping(desk),
                 Action::Close(reason) => self.end(reason),
-                // The watcher has it.
-                Action::Acknowledge { .. } => {}
+                // The watcher has it; and what time brings comes with time.
+                Action::Acknowledge { .. } | Action::ExpiresSoon => {}
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use relay_bus::inbox::ConnectionId;
-use relay_core::moment::Moment;
+use relay_core::moment::{Moment, WallTime};
 use relay_core::watcher::session::{Action, CloseReason};
 use relay_wire::exchange::{Hurry, ReplyTo};
 use relay_wire::native::frame::Notice;
@@ -36,6 +36,7 @@ impl Connection {
         for action in self.watcher.tick(desk.now, limits) {
             match action {
                 Action::Close(reason) => self.end(reason),
+                Action::ExpiresSoon => self.warn_of_expiry(desk),
                 // Time asks for nothing else.
                 _ => self.ping(desk),
             }
@@ -43,6 +44,18 @@ impl Connection {
         self.join_postponed(desk);
         self.check(desk);
         self.send_endings_again(desk);
+    }
+
+    /// Tells the client that its token ends soon, so that it can show a new one before.
+    fn warn_of_expiry(&mut self, desk: &mut Desk<'_>) {
+        let Some(left) = self.identity.left(desk.wall()) else {
+            return;
+        };
+        let notice = Notice::TokenExpiring {
+            expires_at: self.identity.expires_at.and_then(WallTime::to_rfc3339),
+            expires_in_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.say(&notice, &ReplyTo::Nobody, desk);
     }
 
     /// Joins what was to wait until now.

@@ -166,6 +166,14 @@ async fn a_connection_ends_when_its_token_does() {
         let client = bench.connect(opening);
         sleep(Duration::from_millis(4_500)).await;
         assert!(bench.is_there(&client));
+        let warned = client.messages();
+        let warned: Vec<_> = warned
+            .iter()
+            .filter(|each| each["type"] == "token_expiring")
+            .collect();
+        assert_eq!(warned.len(), 1);
+        // The clock on the wall is not the one that stands still.
+        assert!(warned[0]["expires_in_ms"].as_u64().unwrap() <= 5_000);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(client.closed(), Some(4401));
         assert_eq!(bench.closed("expired"), 1);
