@@ -64,6 +64,12 @@ pub(super) fn is_mistrust(error: &io::Error) -> bool {
 pub(super) fn hint(error: &io::Error) -> &'static str {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     match inner {
+        // As `openssl req -x509` makes them; the error's type is not to be had here.
+        Some(rustls::Error::InvalidCertificate(_))
+            if error.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            "; its certificate is one for signing others (CA:TRUE), and a server needs one with basicConstraints=CA:FALSE"
+        }
         Some(rustls::Error::InvalidCertificate(_)) => {
             "; if it has a certificate of your own, name with --ca what that was signed by"
         }
@@ -77,21 +83,25 @@ pub(super) fn hint(error: &io::Error) -> &'static str {
 /// # Errors
 /// When nobody listens there, or the server cannot be trusted.
 pub(super) async fn connect(server: &ServerUrl) -> Result<Stream, CallError> {
+    // Before there is a socket, whose other end waits for the handshake.
+    let config = match server.is_secure {
+        true => Some(trusting(server.ca.as_deref())?),
+        false => None,
+    };
     let tcp = TcpStream::connect((server.host.as_str(), server.port)).await;
     let tcp = tcp.map_err(|source| CallError::Unreachable {
         server: server.clone(),
         source,
     })?;
-    if !server.is_secure {
+    let Some(config) = config else {
         return Ok(Stream::Plain(tcp));
-    }
+    };
     let failed = |source| CallError::Tls {
         server: server.clone(),
         source,
     };
     let name = ServerName::try_from(server.host.clone());
     let name = name.map_err(|error| failed(io::Error::other(error)))?;
-    let config = trusting(server.ca.as_deref())?;
     let secure = TlsConnector::from(config).connect(name, tcp).await;
     Ok(Stream::Secure(Box::new(secure.map_err(failed)?)))
 }
