@@ -122,7 +122,11 @@ impl Watcher {
             leave_out_ended(&mut joined.publications, joined.since, within, wall);
         }
         let seen: HashSet<JobKey> = joined.publications.iter().map(|each| each.key).collect();
-        joined.left_out.retain(|each| seen.contains(&each.key));
+        // Of the rest of a snapshot a job may be told already, and yet milestones of it be lost since.
+        let is_rest = joined.recovered && viewer.sight(&joined.topic) == Sight::Yes;
+        joined
+            .left_out
+            .retain(|each| is_rest || seen.contains(&each.key));
         let begun = self.owe(joined, viewer, horizon, now, bounds);
         self.check();
         Beginning::Live(begun)
