@@ -6,11 +6,11 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use relay_core::id::Name;
-use relay_core::job::{Job, JobBounds, JobKey, Place, Sender, Subject};
+use relay_core::job::{Job, JobBounds, Place, Sender, Subject};
 use relay_core::kind::Kinds;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Seq};
-use relay_core::publication::Publication;
+use relay_core::publication::{JobKey, Publication};
 use relay_core::watcher::Watcher;
 use relay_core::watcher::horizon::Horizon;
 use relay_core::watcher::outbox::SubscriptionId;

@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     for method in ["GET", "POST", "PUT"] {
         for is_upgrade in [false, true] {
             if let Err(error) = request::parse(method, text, is_upgrade) {
-                assert!((400..500).contains(&error.status()), "{error:?}");
+                assert!((400..500).contains(&error.code.status()), "{error:?}");
                 serde_json::from_slice::<serde_json::Value>(&error.body()).expect("an answer is JSON");
             }
         }
