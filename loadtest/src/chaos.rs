@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::process::Meter;
 use bystander::{Bystander, Seen};
+use nonsense::Told;
 use watch::Watch;
 
 /// Clients of one game: games are played beside each other, the clients of one take turns.
@@ -231,14 +232,18 @@ async fn play(args: &ChaosArgs, subject: &Subject, seed: u64) -> Result<String> 
     if let Some(nats) = args.nats.clone() {
         nonsense.spawn(nonsense::over_nats(nats, seed, until));
     }
-    let (mut games_played, mut refused) = (None, 0);
+    let (mut games_played, mut refused) = (None, Told::default());
     let mut seen: Option<Seen> = None;
     let mut look = tokio::time::interval(LOOK_EVERY);
     while seen.is_none() || games_played.is_none() || !nonsense.is_empty() {
         tokio::select! {
             Some(watched) = watching.join_next() => seen = Some(watched??),
             played = &mut crowd, if games_played.is_none() => games_played = Some(played??),
-            Some(told) = nonsense.join_next() => refused += told??,
+            Some(told) = nonsense.join_next() => {
+                let told = told??;
+                refused.refused += told.refused;
+                refused.put_off += told.put_off;
+            }
             _ = look.tick() => watch.look(subject).await?,
         }
     }
@@ -249,12 +254,13 @@ async fn play(args: &ChaosArgs, subject: &Subject, seed: u64) -> Result<String> 
     watch.look(subject).await?;
     let kept = watch.conclude(subject)?;
     Ok(format!(
-        "{games} games of {} clients for {:.0} s: {} connections opened, {refused} updates refused as they must be, {} put off with 503\n\
+        "{games} games of {} clients for {:.0} s: {} connections opened, {} updates refused as they must be, {} put off with 503\n\
          bystander: {seen}\n{kept}",
         args.clients.div_ceil(games),
         began.elapsed().as_secs_f64(),
         played.opened,
-        played.put_off,
+        refused.refused,
+        played.put_off + refused.put_off,
         seen = seen.summary(),
     ))
 }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 /// Whose jobs these are; others publish nonsense in its name.
 pub(super) const OWNER: &str = "bystander";
 /// How late an update may be: a machine under load is no fault.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Below what a connection is sent of one job in a second.
 const PACE: Duration = Duration::from_millis(200);
 /// Updates of one job.
@@ -61,6 +61,8 @@ pub(super) struct Bystander {
 #[derive(Debug)]
 pub(super) struct Seen {
     updates: usize,
+    /// Answered with 503, and published again.
+    put_off: u64,
     delivered: u64,
     superseded: u64,
     /// From before an update was published to when it was read, in microseconds.
@@ -71,6 +73,7 @@ impl Seen {
     fn new() -> Result<Self> {
         Ok(Self {
             updates: 0,
+            put_off: 0,
             delivered: 0,
             superseded: 0,
             latency: Histogram::new(3)?,
@@ -80,9 +83,10 @@ impl Seen {
     pub(super) fn summary(&mut self) -> String {
         let at = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1000.0;
         format!(
-            "{} updates, delivered {} times on two connections, {} states superseded; latency p50 {:.1} ms, p99 {:.1} ms, \
+            "{} updates ({} put off with 503), delivered {} times on two connections, {} states superseded; latency p50 {:.1} ms, p99 {:.1} ms, \
              at most {:.1} ms",
             self.updates,
+            self.put_off,
             self.delivered,
             self.superseded,
             at(0.5),
@@ -127,7 +131,7 @@ impl Bystander {
         }
         let publishing = published(self.address, self.publisher, list.clone(), prefix, until);
         let mut seen = Seen::new()?;
-        seen.updates = publishing.await.context("the bystander's worker")?;
+        (seen.updates, seen.put_off) = publishing.await.context("the bystander's worker")?;
         while let Some(watched) = watching.join_next().await {
             let watched = watched??;
             seen.delivered += watched.delivered;
@@ -138,16 +142,16 @@ impl Bystander {
     }
 }
 
-/// Publishes one job after another; says how many updates there were.
+/// Publishes one job after another; says how many updates there were, and how often one was put off.
 async fn published(
     address: String,
     token: Option<String>,
     list: Arc<Mutex<List>>,
     prefix: String,
     until: Instant,
-) -> Result<usize> {
+) -> Result<(usize, u64)> {
     let mut connection = Connection::open(&address).await?;
-    let mut number = 0;
+    let (mut number, mut put_off) = (0, 0);
     // The last job is brought to its end.
     while Instant::now() < until || number % LENGTH != 0 {
         let (job, step) = (number / LENGTH, number % LENGTH);
@@ -191,6 +195,7 @@ async fn published(
             if answer.status.as_u16() != 503 || at.elapsed() > PATIENCE {
                 break answer;
             }
+            put_off += 1;
             sleep(PACE).await;
         };
         if answer.status.as_u16() != 202 {
@@ -205,7 +210,7 @@ async fn published(
         sleep(PACE).await;
     }
     list.lock().await.is_over = true;
-    Ok(number)
+    Ok((number, put_off))
 }
 
 /// Watches until everything has arrived, in its order.
