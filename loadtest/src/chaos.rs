@@ -169,9 +169,11 @@ impl Subject {
         Ok(Some(String::from_utf8(made.stdout)?.trim().to_owned()))
     }
 
-    async fn cast(&self, number: usize, clients: usize) -> Result<Cast> {
-        let (greedy, mallory) = (format!("greedy{number}"), format!("mallory{number}"));
-        let group = format!("group:g{number}");
+    /// Who plays one game. A stream that another run has filled knows other names.
+    async fn cast(&self, seed: u64, number: usize, clients: usize) -> Result<Cast> {
+        let name = format!("{seed}-{number}-");
+        let (greedy, mallory) = (format!("greedy{name}"), format!("mallory{name}"));
+        let group = format!("group:g{name}");
         let greedy = self.token(&["--sub", &greedy, "--topic", &group]).await?;
         let expired = self.token(&["--sub", &mallory, "--ttl", "1s"]).await?;
         let mallory = self.token(&["--sub", &mallory, "--ttl", "24h"]).await?;
@@ -182,7 +184,7 @@ impl Subject {
         let publisher = ["--sub", "publisher", "--publish", "*", "--ttl", "24h"];
         Ok(Cast {
             address: self.address.clone(),
-            name: number.to_string(),
+            name,
             clients,
             tokens,
             publisher: self.token(&publisher).await?,
@@ -205,7 +207,11 @@ async fn play(args: &ChaosArgs, subject: &Subject, seed: u64) -> Result<String> 
     let games = args.clients.div_ceil(PER_GAME).max(1);
     let mut casts = Vec::new();
     for number in 0..games {
-        casts.push(subject.cast(number, args.clients.div_ceil(games)).await?);
+        casts.push(
+            subject
+                .cast(seed, number, args.clients.div_ceil(games))
+                .await?,
+        );
     }
     let began = Instant::now();
     let length = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
@@ -285,7 +291,7 @@ fn games_of(casts: Vec<Cast>, seed: u64, until: Instant) -> Result<Played> {
 
 /// Plays one game to its end.
 async fn game(seed: u64, cast: Cast, until: Instant) -> Result<Played> {
-    let number = cast.name.clone();
+    let name = cast.name.clone();
     // Each client does something about once a second.
     let pause = Duration::from_secs(1) / u32::try_from(cast.clients.max(1))?;
     let played = async {
@@ -304,7 +310,7 @@ async fn game(seed: u64, cast: Cast, until: Instant) -> Result<Played> {
             put_off: game.put_off(),
         })
     };
-    played.await.with_context(|| format!("game {number}"))
+    played.await.with_context(|| format!("game {name}"))
 }
 
 /// Waits until the relay has forgotten all who have gone.
