@@ -74,7 +74,10 @@ async fn regression_a_client_that_does_not_read_its_endings_again_is_closed_alon
     let mut client = watch_endings(&relay, "a", 95).await;
     let ping = json!({"type": "ping", "id": "x".repeat(60_000)});
     while counted(&relay, "relay_writes_blocked_total").await < 1.0 {
-        client.send(&ping).await.unwrap();
+        // A machine under load takes many pings in one turn, and closes it for their answers.
+        if client.send(&ping).await.is_err() {
+            break;
+        }
     }
     until_closed_as(&relay, "slow").await;
     neighbour.is_undisturbed(&relay).await.unwrap();

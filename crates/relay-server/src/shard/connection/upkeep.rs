@@ -114,16 +114,16 @@ impl Connection {
 
     /// Sets its timer to the earliest moment anything of it is due; the timer, if it is sooner than before.
     ///
-    /// Invariant: what is due already was done before: a timer that has come up as it is set would come up for ever.
+    /// Invariant: what is due already has a timer, or was done: one that has come up as it is set would come up for ever.
     pub(crate) fn set_timer(&mut self, desk: &Desk<'_>) -> Option<(Moment, ConnectionId)> {
         let next = self.next_tick(desk)?;
+        if self.timer.is_some_and(|current| current <= next) {
+            return None;
+        }
         debug_assert!(
             next > desk.now || !self.goes_on(),
             "due, and not done: {self:?}"
         );
-        if self.timer.is_some_and(|current| current <= next) {
-            return None;
-        }
         self.timer = Some(next);
         Some((next, self.id))
     }
