@@ -21,6 +21,7 @@ mod join;
 mod keys;
 mod listed;
 mod load;
+mod named;
 mod past;
 mod publish;
 mod rebuild;
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 use relay_core::job::JobBounds;
 use relay_core::kind::Kinds;
 use relay_core::position::{Epoch, Position, Seq};
@@ -43,7 +44,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub use history::{History, Remembered};
 pub use keys::{ClaimedBatch, RequestKey};
-pub use publish::{PublishError, PublishRequest, Verb};
+pub use publish::{PublishError, PublishRequest, Published, Verb};
 pub use request::{JoinRequest, Lookup, Survey};
 pub use trial::{Trial, Tried};
 
@@ -176,7 +177,8 @@ impl Hub {
             bytes: settings.max_bytes,
         };
         let is_stale = !matches!(backing, Backing::Embedded);
-        let table = Table::new(bounds, epoch, is_stale);
+        let remembers = backing.memory().is_some();
+        let table = Table::new(bounds, epoch, is_stale, remembers);
         let inboxes = (0..settings.shards).map(|_| Arc::default()).collect();
         Arc::new(Self {
             settings,
@@ -219,7 +221,7 @@ impl Hub {
     }
 
     /// The latest state of a job; waits for the store if it has to be asked.
-    pub async fn lookup(&self, job: &JobId) -> Lookup {
+    pub async fn lookup(&self, job: &JobName) -> Lookup {
         match self.lookup_or_wait(job) {
             Ok(found) => found,
             // The sender is dropped only with the hub.
@@ -227,7 +229,7 @@ impl Hub {
         }
     }
 
-    fn lookup_or_wait(&self, job: &JobId) -> Result<Lookup, oneshot::Receiver<Lookup>> {
+    fn lookup_or_wait(&self, job: &JobName) -> Result<Lookup, oneshot::Receiver<Lookup>> {
         let mut table = self.table();
         let stale = table.is_stale();
         let entry = table.get(job);

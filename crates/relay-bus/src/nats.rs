@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Named, Owner};
 use relay_core::position::{Epoch, Seq};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -119,12 +119,20 @@ pub struct NatsStore {
 }
 
 impl Store for NatsStore {
-    fn load_job(&self, _: JobId, up_to: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
+    fn load_job(&self, _: JobName, up_to: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
         let nothing = History {
             up_to,
             ..History::default()
         };
         std::future::ready(Ok(nothing)).boxed()
+    }
+
+    fn load_owners(
+        &self,
+        _: JobId,
+        up_to: Seq,
+    ) -> BoxFuture<'_, Result<(Vec<Owner>, Seq), StoreError>> {
+        std::future::ready(Ok((Vec::new(), up_to))).boxed()
     }
 
     fn load_last_states(
@@ -136,7 +144,7 @@ impl Store for NatsStore {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 
-    fn changed(&self, _: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>> {
+    fn changed(&self, _: Vec<Held>) -> BoxFuture<'_, Result<Vec<Named>, StoreError>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 
@@ -175,10 +183,7 @@ impl NatsStore {
             return Err(link.away().into());
         }
         let mark = link.refusals();
-        let subject = self
-            .shared
-            .subjects
-            .of(&outgoing.owner, &outgoing.job, &outgoing.what);
+        let subject = self.shared.subjects.of(&outgoing.job, &outgoing.what);
         let hearing = async {
             // Held until the message is back.
             let _turn = self.shared.publishing.acquire().await;

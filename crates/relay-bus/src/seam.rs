@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobId, JobName, Name, Named, Owner};
 use relay_core::job::Finality;
 use relay_core::moment::WallTime;
 use relay_core::position::{Epoch, Seq};
@@ -36,10 +36,8 @@ pub enum What {
 /// One update as a mode read it, before anyone has believed it.
 #[derive(Debug, Clone)]
 pub struct Incoming {
-    /// From the subject, never from the body.
-    pub owner: Owner,
-    /// From the subject, never from the body.
-    pub job: JobId,
+    /// Whose and which, from the subject, never from the body.
+    pub job: JobName,
     /// State or milestone.
     pub what: What,
     /// The worker's bytes.
@@ -70,17 +68,15 @@ impl fmt::Display for Incoming {
             What::Milestone(name) => name.as_str(),
             What::State | What::Gone => "state",
         };
-        write!(f, "{}.{}.{what}", self.owner, self.job)
+        write!(f, "{}.{}.{what}", self.job.owner, self.job.id)
     }
 }
 
 /// An update to be published, already checked.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// The job's owner.
-    pub owner: Owner,
     /// The job.
-    pub job: JobId,
+    pub job: JobName,
     /// State or milestone.
     pub what: What,
     /// The body, as the worker sent it.
@@ -107,10 +103,8 @@ pub struct Stamp {
 /// A job as the hub holds it, for asking whether the store knows more.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// Its owner, where the hub knows it; a look-up without one costs the store a walk over all owners.
-    pub owner: Option<Owner>,
-    /// The job.
-    pub job: JobId,
+    /// The job; without an owner whatever is called so, which costs the store a walk over all owners.
+    pub job: Named,
     /// The highest number the hub knows of it; 0 = none.
     pub seq: Seq,
 }
@@ -130,8 +124,15 @@ pub struct History {
 /// What a mode with memory of its own can be asked. Answers are complete: in ascending `seq`, at least
 /// as fresh as `at_least`, with nothing left out between the first and the last.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// Everything still stored about one job (all owners' subjects that end in it).
-    fn load_job(&self, job: JobId, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>>;
+    /// Everything still stored about one job.
+    fn load_job(&self, job: JobName, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>>;
+
+    /// The owners of whom anything is stored under a job's id, and as of which number that is said.
+    fn load_owners(
+        &self,
+        id: JobId,
+        at_least: Seq,
+    ) -> BoxFuture<'_, Result<(Vec<Owner>, Seq), StoreError>>;
 
     /// The last state of each job of one owner, or of everybody (`None`), at most `limit` jobs
     /// (the most recent ones), ascending by `seq`. `previous` is 0 where it is all that is stored on its subject,
@@ -144,7 +145,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>>;
 
     /// Of the jobs given, those for which the store has something newer than the hub.
-    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>>;
+    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<Named>, StoreError>>;
 
     /// Asks whoever answers `subject`. A mode that cannot ask refuses.
     fn ask(

@@ -137,6 +137,12 @@ impl Cursor {
         told.any(|told| told.seq > Seq::ZERO && told.from == told.seq)
     }
 
+    /// Whether it may speak for `topic`. A bare one is known in it by the owner it turned out to have, which is not
+    /// known yet.
+    pub fn may_speak_for(&self, topic: &Topic) -> bool {
+        self.since(topic).is_some() || (topic.is_bare() && !self.told.is_empty())
+    }
+
     /// The topics it speaks for.
     pub fn told(&self) -> &[Told] {
         &self.told
@@ -183,7 +189,11 @@ impl Print {
     pub fn of(topic: &Topic) -> Self {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let (kind, id) = (topic.kind().as_bytes(), topic.id().as_str().as_bytes());
-        for byte in kind.iter().chain(b":").chain(id) {
+        let owner = topic.named().and_then(|named| named.owner.as_ref());
+        let owner = owner.map_or(&b""[..], |owner| owner.as_str().as_bytes());
+        let slash = if owner.is_empty() { &b""[..] } else { b"/" };
+        // As the topic is spelled.
+        for byte in kind.iter().chain(b":").chain(owner).chain(slash).chain(id) {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
         let folded = hash ^ (hash >> 32);

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use crate::topic::Topic;
+use crate::topic::{Spelling, Topic};
 
 /// The ways of wrapping a native frame that are worth keeping, because many watchers share what comes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,21 +20,23 @@ pub enum Wrapping {
     Event,
 }
 
-/// Where a native frame is kept: a place for each kind of topic and each wrapping.
+/// Where a native frame is kept: a place for each way a topic is spelled and each wrapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(usize);
 
 impl Slot {
     const COUNT: usize = Self::TOPICS * Self::WRAPPINGS;
-    const TOPICS: usize = 3;
+    const TOPICS: usize = 5;
     const WRAPPINGS: usize = 2;
 
-    /// The place for what is told under `topic`.
-    pub fn new(topic: &Topic, wrapping: Wrapping) -> Self {
-        let topic = match topic {
-            Topic::Job(_) => 0,
-            Topic::User(_) => 1,
-            Topic::Group(_) => 2,
+    /// The place for what is told under a topic that its client spells so.
+    pub fn new(spelling: Spelling<'_>, wrapping: Wrapping) -> Self {
+        let topic = match (spelling.topic, spelling.is_bare) {
+            (Topic::Job(_), true) => 0,
+            (Topic::User(_), _) => 1,
+            (Topic::Group(_), true) => 2,
+            (Topic::Job(_), false) => 3,
+            (Topic::Group(_), false) => 4,
         };
         let wrapping = match wrapping {
             Wrapping::Message => 0,
@@ -95,10 +97,14 @@ mod tests {
 
     #[test]
     fn each_kind_of_topic_and_each_wrapping_has_a_place_of_its_own() {
-        let topics = ["job:a", "user:a", "group:a"].map(|text| Topic::parse(text).unwrap());
+        let topics = ["job:o/a", "user:a", "group:o/a"].map(|text| Topic::parse(text).unwrap());
+        let bare = topics.iter().filter(|it| it.named().is_some());
+        let bare = bare.map(|topic| (topic, true));
+        let topics = topics.iter().map(|topic| (topic, false)).chain(bare);
         let frames = Frames::default();
         let mut places = Vec::new();
-        for topic in &topics {
+        for (topic, is_bare) in topics {
+            let topic = Spelling { topic, is_bare };
             for wrapping in [Wrapping::Message, Wrapping::Event] {
                 let slot = Slot::new(topic, wrapping);
                 places.push(slot.0);

@@ -3,6 +3,9 @@
 //! Every name that comes from outside passes through here once, so the rest of the relay can put one
 //! into a subject, a log line or a URL without looking at it again.
 //!
+//! An id belongs to its owner: two owners may each have a job with the same id. [`JobName`] is what tells
+//! them apart, wherever a job is kept; [`Named`] is what a client says, who may leave the owner out.
+//!
 //! Invariant: a [`Name`] matches `[A-Za-z0-9_-]{1,128}`.
 
 pub mod user;
@@ -64,6 +67,116 @@ impl Name {
     }
 }
 
+/// The exact name of a job, or of the group of its children: whose it is, and its id.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobName {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Its id, which another owner may use as well.
+    pub id: JobId,
+}
+
+/// A [`JobName`] to look one up by, of names that stand apart.
+#[derive(Debug, Clone, Copy, Hash)]
+pub struct JobNameRef<'a> {
+    /// Whose it is.
+    pub owner: &'a Owner,
+    /// Its id.
+    pub id: &'a JobId,
+}
+
+impl JobName {
+    /// The job `id` of `owner`.
+    pub fn new(owner: Owner, id: JobId) -> Self {
+        Self { owner, id }
+    }
+
+    /// To look it up by.
+    pub fn as_ref(&self) -> JobNameRef<'_> {
+        JobNameRef {
+            owner: &self.owner,
+            id: &self.id,
+        }
+    }
+}
+
+impl hashbrown::Equivalent<JobName> for JobNameRef<'_> {
+    fn equivalent(&self, name: &JobName) -> bool {
+        *self.owner == name.owner && *self.id == name.id
+    }
+}
+
+impl fmt::Display for JobName {
+    /// As topics have it: `alice/clip-42`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.id)
+    }
+}
+
+impl fmt::Debug for JobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A job or a group as somebody names it: with its owner, or bare.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Named {
+    /// Whose it is, where that was said.
+    pub owner: Option<Owner>,
+    /// Its id.
+    pub id: Name,
+}
+
+impl Named {
+    /// Any owner's `id`.
+    pub fn bare(id: Name) -> Self {
+        Self { owner: None, id }
+    }
+
+    /// Reads `<id>` or `<owner>/<id>`.
+    ///
+    /// # Errors
+    /// When one of them is not a name.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            None => Ok(Self::bare(Name::parse(text)?)),
+            Some((owner, id)) => Ok(Self {
+                owner: Some(Name::parse(owner)?),
+                id: Name::parse(id)?,
+            }),
+        }
+    }
+
+    /// The exact name, where the owner was said.
+    pub fn exact(&self) -> Option<JobName> {
+        let owner = self.owner.clone()?;
+        Some(JobName::new(owner, self.id.clone()))
+    }
+}
+
+impl From<JobName> for Named {
+    fn from(JobName { owner, id }: JobName) -> Self {
+        let owner = Some(owner);
+        Self { owner, id }
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(owner) = &self.owner {
+            write!(f, "{owner}/")?;
+        }
+        self.id.fmt(f)
+    }
+}
+
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Checks that `text` is a name, without taking it.
 ///
 /// # Errors
@@ -105,6 +218,17 @@ impl std::borrow::Borrow<str> for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_stands_apart_finds_the_exact_one() {
+        let (alice, bob, id) = ["alice", "bob", "clip-42"]
+            .map(|it| Name::parse(it).unwrap())
+            .into();
+        let mut jobs: hashbrown::HashMap<JobName, u8> = hashbrown::HashMap::new();
+        jobs.insert(JobName::new(alice.clone(), id.clone()), 1);
+        let find = |owner| jobs.get(&JobNameRef { owner, id: &id });
+        assert_eq!((find(&alice), find(&bob)), (Some(&1), None));
+    }
 
     #[test]
     fn a_name_takes_only_its_alphabet_and_length() {

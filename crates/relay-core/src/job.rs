@@ -107,9 +107,6 @@ pub enum Declined {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The job belongs to somebody else.
-    #[error("the job belongs to another owner")]
-    ForeignOwner,
     /// The code that reads it panicked; whoever caught that says so with this.
     #[error("the relay failed while it read this update, and skipped it")]
     Panicked,
@@ -123,7 +120,6 @@ impl Declined {
             Self::Stale(stale) => stale.as_str(),
             Self::Repeated => "repeated",
             Self::TooLarge { .. } => "too_large",
-            Self::ForeignOwner => "foreign_owner",
             Self::Panicked => "panicked",
         }
     }
@@ -203,7 +199,7 @@ pub struct Job {
     pub key: JobKey,
     /// Its id.
     pub id: JobId,
-    /// Its owner: the first whose update was accepted.
+    /// Its owner, who has no other by that id.
     pub owner: Owner,
     guard: Guard,
     eta: EtaEstimator,

@@ -10,7 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::document::{JobDocument, Status};
-use crate::id::{JobId, Name, Owner};
+use crate::id::{JobId, JobName, JobNameRef, Name, Owner};
 use crate::moment::{Moment, WallTime};
 use crate::position::{Epoch, Position, Seq};
 use crate::tally::Share;
@@ -169,15 +169,33 @@ impl Publication {
         }
     }
 
-    /// The topics under which a watcher may see it.
+    /// The exact name of its job.
+    pub fn name(&self) -> JobName {
+        JobName::new(self.owner.clone(), self.job.clone())
+    }
+
+    /// The exact name of its job, to look it up by.
+    pub fn name_ref(&self) -> JobNameRef<'_> {
+        JobNameRef {
+            owner: &self.owner,
+            id: &self.job,
+        }
+    }
+
+    /// The group it belongs to: its owner's, whoever else has one with that id.
+    pub fn group(&self) -> Option<JobNameRef<'_>> {
+        let id = self.parent.as_ref()?;
+        let owner = &self.owner;
+        Some(JobNameRef { owner, id })
+    }
+
+    /// The exact topics under which a watcher may see it.
     pub fn topics(&self) -> impl Iterator<Item = Topic> {
-        [
-            Some(Topic::Job(self.job.clone())),
-            Some(Topic::User(self.owner.clone())),
-            self.parent.clone().map(Topic::Group),
-        ]
-        .into_iter()
-        .flatten()
+        let owner = &self.owner;
+        let group = self.parent.clone();
+        let group = group.map(|id| Topic::group(JobName::new(owner.clone(), id)));
+        let own = [Topic::job(self.name()), Topic::User(owner.clone())];
+        own.into_iter().chain(group)
     }
 
     /// The frame kept in `slot`, made by `encode` if this is the first to ask.

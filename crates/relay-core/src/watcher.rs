@@ -60,8 +60,6 @@ pub struct WatcherBounds {
 /// What only some clients have.
 #[derive(Debug, Default)]
 struct Rare {
-    /// Jobs and groups subscribed before it was known whose they are, to be looked at job by job.
-    unproven: Vec<SubscriptionId>,
     /// Subscriptions that came with a cursor, until their join is answered.
     resuming: Vec<SubscriptionId>,
     /// Subscriptions named together, until their join is answered.
@@ -111,7 +109,6 @@ impl Rare {
 
     /// Forgets what belongs to a subscription that ended.
     fn forget(&mut self, via: SubscriptionId) {
-        self.unproven.retain(|each| *each != via);
         self.resuming.retain(|each| *each != via);
         self.together.retain(|each| *each != via);
         self.beside.retain(|(each, _)| *each != via);
@@ -120,15 +117,13 @@ impl Rare {
 
     fn is_empty(&self) -> bool {
         let Self {
-            unproven,
             resuming,
             together,
             beside,
             carried,
             endings,
         } = self;
-        unproven.is_empty()
-            && resuming.is_empty()
+        resuming.is_empty()
             && together.is_empty()
             && beside.is_empty()
             && carried.told.is_empty()
@@ -144,7 +139,7 @@ pub enum Seen {
     Yes,
     /// It is not: the job is another's, or the client has it already.
     No,
-    /// The one job the subscription is about is another's: the subscription has to end.
+    /// What the subscription is about is not the client's to watch any more: the subscription has to end.
     Forbidden,
 }
 
@@ -185,12 +180,17 @@ impl Watcher {
         self.session.subscription(via)
     }
 
-    /// The subscription to `topic`.
+    /// The subscription that the client asked for as `topic`.
     pub fn subscription_to(&self, topic: &Topic) -> Option<&Subscription> {
         self.session.subscription_to(topic)
     }
 
-    /// The topics it watches.
+    /// The subscriptions that show what `topic` means, however they were asked for.
+    pub fn showing<'a>(&'a self, topic: &'a Topic) -> impl Iterator<Item = SubscriptionId> + 'a {
+        self.session.showing(topic).map(|each| each.id)
+    }
+
+    /// The topics it watches, exact where it is known whose they are.
     pub fn topics(&self) -> impl Iterator<Item = &Topic> {
         self.subscriptions().iter().map(|each| &each.topic)
     }
@@ -342,6 +342,14 @@ impl Watcher {
     /// The cursor the client brought, cut down to one topic that it asks for again.
     pub fn carried_cursor(&self, topic: &Topic) -> Option<Cursor> {
         let carried = &self.rare.as_ref()?.carried;
+        if topic.is_bare() {
+            // Under which owner it is known there, is said when it is joined.
+            let most = carried.told.iter().map(|told| told.seq).max()?;
+            return Some(Cursor::new(
+                Position::new(carried.epoch, most),
+                carried.told.iter().copied(),
+            ));
+        }
         let print = Print::of(topic);
         let told = carried.told.iter().find(|told| told.print == print)?;
         Some(Cursor::new(Position::new(carried.epoch, told.seq), [*told]))
@@ -404,41 +412,65 @@ impl Watcher {
         }
     }
 
-    /// Whether the client may see a publication, where that could not be said when it subscribed.
+    /// Whether the client may see a publication under a subscription. What it may see is asked again when that is
+    /// another job, or has moved to another group.
     fn may_see(
         &mut self,
         publication: &Publication,
         via: SubscriptionId,
         viewer: &impl Viewer,
     ) -> Seen {
-        let Some(rare) = &mut self.rare else {
-            return Seen::Yes;
-        };
-        let Some(at) = rare.unproven.iter().position(|each| *each == via) else {
-            return Seen::Yes;
-        };
-        let Some(subscription) = self.session.subscription(via) else {
+        let Some(subscription) = self.session.subscription_mut(via) else {
             return Seen::No;
         };
+        let named = match &subscription.topic {
+            // It is the client's, or was granted: that does not change but with who the client is.
+            Topic::User(_) => return Seen::Yes,
+            Topic::Job(_) if subscription.has_shown(publication) => return Seen::Yes,
+            Topic::Job(named) | Topic::Group(named) => named,
+        };
+        let is_bound = match &named.owner {
+            Some(owner) if *owner != publication.owner => return Seen::No,
+            owner => owner.is_some(),
+        };
+        if is_bound && matches!(subscription.topic, Topic::Group(_)) {
+            // All of a group are its owner's, and that was asked when it was bound.
+            return Seen::Yes;
+        }
         let (owner, parent) = (Some(&publication.owner), publication.parent.as_ref());
-        let allowed = viewer.may_watch(&subscription.topic, owner, parent);
-        match (&subscription.topic, allowed) {
-            (Topic::Job(_), true) => {
-                // A job has one owner; it need not be asked again.
-                rare.unproven.swap_remove(at);
+        match (
+            viewer.may_watch(&subscription.topic, owner, parent),
+            is_bound,
+        ) {
+            (true, _) => {
+                subscription.bind(&publication.owner);
+                subscription.show(publication.key, parent);
                 Seen::Yes
             }
-            (Topic::Job(_), false) => Seen::Forbidden,
-            (Topic::User(_) | Topic::Group(_), true) => Seen::Yes,
-            (Topic::User(_) | Topic::Group(_), false) => Seen::No,
+            (false, true) => Seen::Forbidden,
+            // Somebody else has one with that id; the one that is waited for may come yet.
+            (false, false) => Seen::No,
         }
     }
 
-    /// Whether each job of a subscription has still to be looked at: a count over all would speak of those that
-    /// are not shown.
-    pub fn is_unproven(&self, via: SubscriptionId) -> bool {
-        let rare = self.rare.as_ref();
-        rare.is_some_and(|rare| rare.unproven.contains(&via))
+    /// The subscriptions that do not stand any more now that the client is another viewer, or has another token.
+    pub fn outlawed(&self, viewer: &impl Viewer) -> Vec<SubscriptionId> {
+        let live = self.subscriptions().iter().filter(|each| each.live);
+        let outlawed = live.filter(|each| match viewer.sight(&each.topic) {
+            Sight::Yes => false,
+            Sight::No => true,
+            Sight::WhenKnown => {
+                let owner = each.topic.named().and_then(|named| named.owner.as_ref());
+                !viewer.may_watch(&each.topic, owner, each.parent())
+            }
+        });
+        outlawed.map(|each| each.id).collect()
+    }
+
+    /// Whether it is not known yet whose a subscription's jobs are, so that there is nothing to be counted.
+    pub fn is_unbound(&self, via: SubscriptionId) -> bool {
+        let subscription = self.subscription(via);
+        subscription.is_some_and(Subscription::is_unbound)
     }
 
     /// Passes on what was just published, where nothing waits before it and it is due; the number that the
@@ -626,11 +658,7 @@ impl Watcher {
         let Some(rare) = &self.rare else {
             return;
         };
-        let noted = rare
-            .unproven
-            .iter()
-            .chain(&rare.resuming)
-            .chain(&rare.together);
+        let noted = rare.resuming.iter().chain(&rare.together);
         for via in noted.copied().chain(rare.endings.subscriptions()) {
             debug_assert!(self.subscription(via).is_some(), "{via:?} has ended");
         }

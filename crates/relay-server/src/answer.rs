@@ -17,6 +17,7 @@ use relay_bus::seam::{Rejection, StoreError};
 use relay_core::id::Name;
 use relay_core::job::Declined;
 use relay_core::topic::Topic;
+use relay_core::watcher::session::AMBIGUOUS;
 use relay_core::watcher::sight::Viewer as _;
 use serde::Serialize;
 
@@ -103,6 +104,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
+    /// 409: a topic or a path that means several jobs or groups that the client may see.
+    pub(crate) fn ambiguous() -> Self {
+        Self::new(StatusCode::CONFLICT, "ambiguous_owner", AMBIGUOUS)
+    }
+
     /// 403: one of several topics.
     pub(crate) fn forbidden() -> Self {
         let message =
@@ -144,16 +150,16 @@ impl ApiError {
     }
 
     /// 404: nobody may see a state of the job, because there is none for this client.
-    pub(crate) fn no_state(lookup: &Lookup, job: &Name, identity: &Identity) -> Self {
-        let topic = Topic::Job(job.clone());
+    pub(crate) fn no_state(lookup: &Lookup, topic: &Topic, identity: &Identity) -> Self {
+        let job = topic.id();
         match &lookup.removed {
             _ if lookup.stale => Self::bus_unavailable(),
             None => Self::unknown_job(job.as_str()),
             Some(removed) => {
                 let (owner, parent) = (Some(&removed.owner), removed.parent.as_ref());
-                match identity.may_watch(&topic, owner, parent) {
+                match identity.may_watch(topic, owner, parent) {
                     true => Self::removed(job.as_str()),
-                    false => Self::forbidden_topic(&topic),
+                    false => Self::forbidden_topic(topic),
                 }
             }
         }
@@ -364,7 +370,6 @@ impl From<Declined> for ApiError {
                 ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
             },
             Declined::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message),
-            Declined::ForeignOwner => Self::new(StatusCode::FORBIDDEN, code, message),
             Declined::Panicked => Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message),
             _ => Self::new(StatusCode::CONFLICT, code, message),
         }
@@ -376,6 +381,11 @@ impl From<PublishError> for ApiError {
         match error {
             PublishError::Declined(declined) => declined.into(),
             PublishError::MayNot { owner } => Self::may_not_publish(owner.as_str()),
+            PublishError::Ambiguous(_) => Self::new(
+                StatusCode::CONFLICT,
+                "ambiguous_owner",
+                format!("{error}: ?owner=<owner>, or \"owner\" in a line of a batch"),
+            ),
             PublishError::UnknownJob(_) | PublishError::NothingToRemove(_) => {
                 Self::new(StatusCode::NOT_FOUND, "unknown_job", error.to_string())
             }

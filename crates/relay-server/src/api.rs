@@ -13,10 +13,10 @@ use axum::routing::{get, post};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use relay_bus::hub::{PublishRequest, RequestKey, Verb};
+use relay_bus::hub::{PublishRequest, Published, RequestKey, Verb};
 use relay_bus::seam::{StoreError, What};
 use relay_core::cursor::Cursor;
-use relay_core::id::Name;
+use relay_core::id::{Name, Named};
 use relay_core::limits::Resource;
 use relay_core::position::Position;
 use relay_core::publication::Body as Content;
@@ -36,6 +36,7 @@ use crate::identity::Identity;
 use crate::identity::ticket::LIFETIME;
 use crate::node::Node;
 use crate::rates::Rate;
+use crate::whose::{self, Meant};
 
 /// How long a request waits for the bus.
 const BUS_WAIT: Duration = Duration::from_secs(5);
@@ -140,19 +141,27 @@ async fn identify(gate: &Gate, guest: Guest, head: Head<'_>) -> Result<Identity,
 async fn state(
     State(api): State<Api>,
     Extension(identity): Extension<Arc<Identity>>,
-    Named(id): Named<String>,
+    InPath(id): InPath<String>,
+    whose: Whose,
     headers: HeaderMap,
 ) -> Answer {
-    let job = name("job id", &id)?;
-    let lookup = timeout(BUS_WAIT, api.node.hub.lookup(&job)).await;
-    let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
-    let Some(state) = &lookup.state else {
-        return Err(ApiError::no_state(&lookup, &job, &identity));
+    let id = name("job id", &id)?;
+    let owner = whose.name()?;
+    let named = Named { owner, id };
+    let asked = Topic::Job(named.clone());
+    let meant = whose::job(&api.node.hub, &named, &identity, BUS_WAIT).await?;
+    let (job, lookup) = match meant {
+        Meant::Job(job, lookup) => (job, lookup),
+        Meant::Unknown { stale: true } => return Err(ApiError::bus_unavailable()),
+        Meant::Unknown { stale: false } => return Err(ApiError::unknown_job(named.id.as_str())),
     };
-    let topic = Topic::Job(job);
-    if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
-        return Err(ApiError::forbidden_topic(&topic));
+    let Some(state) = &lookup.state else {
+        return Err(ApiError::no_state(&lookup, &asked, &identity));
+    };
+    if !identity.may_watch(&asked, Some(&state.owner), state.parent.as_ref()) {
+        return Err(ApiError::forbidden_topic(&asked));
     }
+    let topic = Topic::job(job);
     let cursor = Cursor::at(state.position(), [&topic]);
     let has = held(&headers, &topic, &cursor);
     let mut response = match (&state.body, &has) {
@@ -191,9 +200,9 @@ fn held(headers: &HeaderMap, topic: &Topic, now: &Cursor) -> Option<String> {
 }
 
 /// What the path names, decoded.
-struct Named<T>(T);
+struct InPath<T>(T);
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -210,6 +219,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
 /// Whose job it is, as far as the query says.
 struct Whose {
     owner: Option<String>,
+}
+
+impl Whose {
+    fn name(&self) -> Result<Option<Name>, ApiError> {
+        let owner = self.owner.as_deref();
+        owner.map(|owner| name("owner", owner)).transpose()
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Whose {
@@ -236,7 +252,7 @@ struct Accepted {
 async fn put(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Named(id): Named<String>,
+    InPath(id): InPath<String>,
     whose: Whose,
     request: Request,
 ) -> Answer {
@@ -248,7 +264,7 @@ async fn put(
 async fn patch(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Named(id): Named<String>,
+    InPath(id): InPath<String>,
     whose: Whose,
     request: Request,
 ) -> Answer {
@@ -259,7 +275,7 @@ async fn patch(
 async fn remove(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Named(id): Named<String>,
+    InPath(id): InPath<String>,
     whose: Whose,
     request: Request,
 ) -> Answer {
@@ -270,7 +286,7 @@ async fn remove(
 async fn milestone(
     state: State<Api>,
     identity: Extension<Arc<Identity>>,
-    Named((id, milestone)): Named<(String, String)>,
+    InPath((id, milestone)): InPath<(String, String)>,
     whose: Whose,
     request: Request,
 ) -> Answer {
@@ -289,21 +305,17 @@ async fn publish_one(
 ) -> Answer {
     let job = name("job id", id)?;
     let key = key(request.headers(), &identity)?;
-    let owner = whose
-        .owner
-        .as_deref()
-        .map(|owner| name("owner", owner))
-        .transpose()?;
     let (payload, _share) = body(&api, &identity, request, api.node.limits.update_bytes).await?;
     let wanted = PublishRequest {
-        job: job.clone(),
-        owner,
+        job,
+        owner: whose.name()?,
+        caller: identity.own().cloned(),
         verb,
         payload,
         key,
     };
     let published = publish(&api, &identity, wanted).await?;
-    let cursor = cursor_after(published, [&Topic::Job(job)]);
+    let cursor = cursor_after(published.at, [&Topic::job(published.name)]);
     Ok(answer::json(
         StatusCode::ACCEPTED,
         to_json(&Accepted { cursor }),
@@ -437,19 +449,21 @@ async fn publish_line(
         PublishRequest {
             job,
             owner,
+            caller: identity.own().cloned(),
             verb,
             payload,
             key,
         },
     )
     .await
+    .map(|published| published.at)
 }
 
 async fn publish(
     api: &Api,
     identity: &Identity,
     request: PublishRequest,
-) -> Result<Position, ApiError> {
+) -> Result<Published, ApiError> {
     let hub = &api.node.hub;
     let published = hub.publish(request, |owner| identity.may_publish(owner));
     match timeout(BUS_WAIT, published).await {

@@ -132,6 +132,7 @@ fn request(publish: &Publish) -> Option<PublishRequest> {
         .transpose()
         .ok()?;
     Some(PublishRequest {
+        caller: None,
         job: Name::parse(&publish.job).ok()?,
         owner: Name::parse(OWNER).ok(),
         verb: Verb::Put(milestone.map_or(What::State, What::Milestone)),

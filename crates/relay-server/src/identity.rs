@@ -200,10 +200,10 @@ impl Identity {
             return shared.is(job, owner);
         }
         self.anonymous
-            || (self.is(owner) && !owner.is_nobody())
+            || self.is_own(owner)
             || self.grants.watches_user(owner)
-            || self.grants.watches_job(job)
-            || parent.is_some_and(|parent| self.grants.watches_group(parent))
+            || self.grants.watches_job(Some(owner), job)
+            || parent.is_some_and(|parent| self.grants.watches_group(Some(owner), parent))
     }
 
     /// Whether jobs of `owner` may be published over HTTP. A user's own are not implied: a browser that
@@ -229,6 +229,16 @@ impl Identity {
         Some(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
     }
 
+    /// Whose jobs a name without an owner means first: the client's own, or that of what is shared with it.
+    pub(crate) fn own(&self) -> Option<&Name> {
+        let shared = self.shared.as_ref().map(|shared| &shared.job.owner);
+        shared.or(self.user.as_ref().filter(|user| !user.is_nobody()))
+    }
+
+    fn is_own(&self, owner: &Name) -> bool {
+        self.is(owner) && !owner.is_nobody()
+    }
+
     fn is(&self, user: &Name) -> bool {
         self.user.as_ref() == Some(user)
     }
@@ -244,16 +254,29 @@ impl Viewer for Identity {
             return Sight::Yes;
         }
         if let Some(shared) = &self.shared {
-            // Whose job it is has to be known.
             return match topic {
-                Topic::Job(job) if *job == shared.job.job => Sight::WhenKnown,
+                Topic::Job(named) if named.id == shared.job.job => match &named.owner {
+                    // Whose job it is has to be known.
+                    None => Sight::WhenKnown,
+                    Some(owner) if *owner == shared.job.owner => Sight::Yes,
+                    Some(_) => Sight::No,
+                },
                 _ => Sight::No,
             };
         }
-        match topic {
-            Topic::User(user) if self.is(user) => Sight::Yes,
-            Topic::User(_) => Sight::No,
-            Topic::Job(_) | Topic::Group(_) => Sight::WhenKnown,
+        let (owner, is_job) = match topic {
+            Topic::User(user) if self.is(user) => return Sight::Yes,
+            Topic::User(_) => return Sight::No,
+            Topic::Job(named) => (named.owner.as_ref(), true),
+            Topic::Group(named) => (named.owner.as_ref(), false),
+        };
+        match owner {
+            // Whose it is will be seen.
+            None => Sight::WhenKnown,
+            Some(owner) if self.is_own(owner) || self.grants.watches_user(owner) => Sight::Yes,
+            // It may be in a group that is granted.
+            Some(_) if is_job && self.grants.has_groups() => Sight::WhenKnown,
+            Some(_) => Sight::No,
         }
     }
 
@@ -267,10 +290,16 @@ impl Viewer for Identity {
             (Sight::No, _) => false,
             (Sight::WhenKnown, None) => true,
             (Sight::WhenKnown, Some(owner)) => match topic {
-                Topic::Job(job) => self.may_see(job, owner, parent),
-                Topic::Group(_) | Topic::User(_) => {
-                    (self.is(owner) && !owner.is_nobody()) || self.grants.watches_user(owner)
+                Topic::Job(job) => {
+                    job.owner.as_ref().is_none_or(|named| named == owner)
+                        && self.may_see(&job.id, owner, parent)
                 }
+                Topic::Group(group) => {
+                    self.is_own(owner)
+                        || self.grants.watches_user(owner)
+                        || self.grants.watches_group(Some(owner), &group.id)
+                }
+                Topic::User(_) => false,
             },
         }
     }

@@ -40,3 +40,4 @@ mod shard;
 mod sockets;
 mod telemetry;
 mod tls;
+mod whose;

@@ -389,9 +389,10 @@ impl Shard {
         if state.tools.errands.is_empty() {
             return;
         }
+        let own = connection.identity.own().cloned();
         for errand in state.tools.errands.drain(..) {
             match errand {
-                Errand::Join(join) => state.registry.join(id, join),
+                Errand::Join(join) => state.registry.join(id, own.as_ref(), join),
                 Errand::Leave(via, topic) => {
                     state.registry.leave(&topic, id, Interest { slot, via });
                 }

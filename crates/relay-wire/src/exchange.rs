@@ -152,6 +152,8 @@ pub struct Delivery {
 pub enum Unanswered {
     /// A topic turned out to be somebody else's.
     Forbidden,
+    /// A topic means several, and does not say whose.
+    Ambiguous,
     /// The relay is going away, and there is nothing to say before.
     Draining,
     /// The bus did not answer.

@@ -317,7 +317,7 @@ impl Speaker {
         let Some(subscription) = watcher.subscription(told.via) else {
             return Cow::Owned(Bytes::new());
         };
-        let topic = &subscription.topic;
+        let topic = subscription.spelled();
         if !horizon.is_stale()
             && watcher.is_in_step(publication, told.via, told.at)
             && let Some(frame) = frame::in_step(publication, topic, framing)
@@ -429,11 +429,16 @@ impl Speaker {
         }
     }
 
-    /// How the jobs of a topic stand.
-    pub fn aggregate(&self, aggregate: &Aggregate, via: SubscriptionId, now: WallTime) -> Bytes {
+    /// How the jobs of a topic stand, for a client that names it bare or not.
+    pub fn aggregate(
+        &self,
+        aggregate: &Aggregate,
+        (via, is_bare): (SubscriptionId, bool),
+        now: WallTime,
+    ) -> Bytes {
         match self {
-            Self::WebSocket(_) => frame::aggregate(aggregate, Wire::WebSocket),
-            Self::EventStream => frame::aggregate(aggregate, Wire::EventStream),
+            Self::WebSocket(_) => frame::aggregate(aggregate, is_bare, Wire::WebSocket),
+            Self::EventStream => frame::aggregate(aggregate, is_bare, Wire::EventStream),
             Self::LongPoll(_) => Bytes::new(),
             Self::Dialect(speech, _) => {
                 let (voice, name) = (&speech.endpoint.voice, speech.name_of(via));

@@ -25,12 +25,13 @@ fn hub() -> Arc<Hub> {
 async fn publish(hub: &Hub, job: &str, what: What, payload: &str) -> Seq {
     let request = PublishRequest {
         job: Name::parse(job).unwrap(),
+        caller: None,
         owner: Some(Name::parse("alice").unwrap()),
         verb: Verb::Put(what),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         key: None,
     };
-    hub.publish(request, |_| true).await.unwrap().seq
+    hub.publish(request, |_| true).await.unwrap().at.seq
 }
 
 /// A life with a milestone between two attempts' endings.
@@ -134,6 +135,7 @@ async fn a_job_that_came_back_is_guarded_as_before() {
     let payload = Bytes::from_static(br#"{"status":"running","attempt":2,"progress":20}"#);
     let request = PublishRequest {
         job: Name::parse("j1").unwrap(),
+        caller: None,
         owner: None,
         verb: Verb::Put(What::State),
         payload,

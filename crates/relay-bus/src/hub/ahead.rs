@@ -66,6 +66,10 @@ impl Hub {
 /// What another node has told this client up to, if that has not come to this one yet.
 pub(super) fn ahead(table: &Table, request: &JoinRequest) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
-    let since = cursor.since(&request.topic)?;
+    let since = match cursor.since(&request.topic) {
+        // It speaks for an owner's, of which it is not known yet that it is meant.
+        None if cursor.may_speak_for(&request.topic) => cursor.position.seq,
+        since => since?,
+    };
     (cursor.position.epoch == table.epoch() && since > table.high()).then_some(since)
 }

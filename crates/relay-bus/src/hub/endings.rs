@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 use relay_core::job::Declined;
 use relay_core::job::Finality;
 use relay_core::publication::Body;
@@ -50,9 +50,7 @@ impl Hub {
         let Some(entry) = table.get_mut(&incoming.job) else {
             return;
         };
-        let ends = |job: &relay_core::job::Job| {
-            job.owner == incoming.owner && job.last_word().is_some_and(|last| last.is_last())
-        };
+        let ends = |job: &relay_core::job::Job| job.last_word().is_some_and(|last| last.is_last());
         if incoming.what != What::State || !entry.job.as_deref().is_some_and(ends) {
             return;
         }
@@ -67,7 +65,7 @@ impl Hub {
     }
 
     /// Has the ending of a job stored again, if so many states have followed it that it would be pushed out.
-    pub(super) fn ask_late(&self, table: &mut Table, id: &JobId) {
+    pub(super) fn ask_late(&self, table: &mut Table, id: &JobName) {
         let late = table.get(id).map_or(0, |entry| entry.late);
         let is_due = late > 0 && self.late_states().is_some_and(|most| late >= most);
         if is_due && table.late.ask(id) {
@@ -85,7 +83,7 @@ impl Hub {
     }
 
     /// The next job whose ending has to be stored again.
-    pub(super) fn next_ending(&self) -> Option<JobId> {
+    pub(super) fn next_ending(&self) -> Option<JobName> {
         // Looked at without changing the table, which nearly always has none.
         if self.table().late.is_due() {
             self.table().late.next()
@@ -95,7 +93,7 @@ impl Hub {
     }
 
     /// Stores the ending of a job again.
-    pub(super) async fn keep_ending(&self, store: &Arc<dyn Store>, id: JobId) -> JobId {
+    pub(super) async fn keep_ending(&self, store: &Arc<dyn Store>, id: JobName) -> JobName {
         sleep(APART.mul_f64(fastrand::f64())).await;
         let mut pause = PAUSE;
         for attempt in 1..=TRIES {
@@ -127,7 +125,7 @@ impl Hub {
     }
 
     /// What is published so that the ending stands, if it is one and would not.
-    fn ending_again(&self, id: &JobId) -> Option<Outgoing> {
+    fn ending_again(&self, id: &JobName) -> Option<Outgoing> {
         let table = self.table();
         let entry = table.get(id).filter(|entry| entry.late > 0)?;
         if entry.repair.is_some() || entry.partial {
@@ -152,7 +150,6 @@ impl Hub {
         // A node that was told otherwise meanwhile has it at a later place.
         let first = entry.first.filter(|first| first.seq < here.seq);
         Some(Outgoing {
-            owner: last.owner.clone(),
             job: id.clone(),
             what: What::State,
             payload,
@@ -163,7 +160,7 @@ impl Hub {
         })
     }
 
-    fn warn_of_ending(&self, id: &JobId, error: &StoreError) {
+    fn warn_of_ending(&self, id: &JobName, error: &StoreError) {
         if let Some(held_back) = self.endings_told.lock().allow() {
             tracing::warn!(
                 job = %id,
@@ -175,7 +172,7 @@ impl Hub {
     }
 
     /// An ending was stored again, or could not be: what came meanwhile may push it out once more.
-    pub(super) fn ending_kept(&self, id: &JobId) {
+    pub(super) fn ending_kept(&self, id: &JobName) {
         let mut table = self.table();
         table.late.done(id);
         self.ask_late(&mut table, id);

@@ -1,7 +1,7 @@
 //! The hub's memory taken out and put back, for a bus that has no memory of its own.
 
 use relay_core::document::Refusal;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Owner};
 use relay_core::job::{Job, JobMemory};
 use relay_core::position::{Epoch, Position, Seq};
 use relay_core::publication::Body;
@@ -86,13 +86,14 @@ impl Hub {
             let restored = poison::read(&id, Some(last), || {
                 #[cfg(test)]
                 poison::fault("panics-when-rebuilt", id.as_str());
-                Job::restore(key, id.clone(), owner, memory)
+                Job::restore(key, id.clone(), owner.clone(), memory)
             });
+            let name = JobName::new(owner.clone(), id.clone());
             let Some(job) = restored.transpose()? else {
                 table.doubt_below(last);
                 continue;
             };
-            let entry = table.entry(&id);
+            let entry = table.entry(&name);
             entry.job = Some(Box::new(job));
             for publication in publications {
                 let what = match &publication.body {
@@ -101,7 +102,7 @@ impl Hub {
                 };
                 entry.note(&what, publication.seq);
             }
-            table.enter(&id);
+            table.enter(&name);
         }
         table.evict();
         Ok(())

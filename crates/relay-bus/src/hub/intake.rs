@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_core::id::Name;
+use relay_core::id::{JobName, JobNameRef, Name};
 use relay_core::job::{Declined, Job, JobBounds, Judged, Place, Sender, Subject};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::{JobKey, Publication};
@@ -140,10 +140,6 @@ impl Hub {
         incoming: &Incoming,
     ) -> Result<Option<Arc<Publication>>, Declined> {
         table.saw(incoming.seq);
-        if is_foreign(table, incoming) {
-            // Whatever is being fetched of the job, this is not for it.
-            return Err(Declined::ForeignOwner);
-        }
         if let Some(repair) = table.get_mut(&incoming.job).and_then(|e| e.repair.as_mut()) {
             for _ in 0..repair.queue(incoming.clone()) {
                 table.count("deferred");
@@ -156,7 +152,7 @@ impl Hub {
                 entry.nothing_until = incoming.seq.before();
             }
             // Watchers of its owner or group are owed it, though nothing of it was known.
-            table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
+            table.hold(&incoming.job, incoming.seq.before());
             self.tell_holds(table);
             return Ok(None);
         }
@@ -174,7 +170,7 @@ impl Hub {
                 Ok(true) => {
                     let repair = table.start_repair(&incoming.job, self.clock.now());
                     repair.queue(incoming.clone());
-                    table.hold(&incoming.job, Some(&incoming.owner), incoming.seq.before());
+                    table.hold(&incoming.job, incoming.seq.before());
                     self.tell_holds(table);
                     self.work.notify_one();
                     Ok(None)
@@ -185,7 +181,8 @@ impl Hub {
                     if alone.is_ok() || table.job(&incoming.job).is_some() {
                         // Nobody watches: whoever comes next will have it loaded.
                         table.forget(&incoming.job);
-                        table.index.doubt_of(&incoming.owner);
+                        table.index.doubt_of(&incoming.job.owner);
+                        table.names.doubt(&incoming.job.id);
                     }
                     unwatched?;
                     if self.meets_stranger(table, incoming) {
@@ -204,12 +201,8 @@ impl Hub {
 
     /// Reads an update of a job of which too little is known to say whether it may follow.
     fn read_alone(&self, table: &Table, incoming: &Incoming) -> Result<(), Declined> {
-        let job = Job::new(
-            JobKey(0),
-            incoming.job.clone(),
-            incoming.owner.clone(),
-            Seq::ZERO,
-        );
+        let JobName { owner, id } = incoming.job.clone();
+        let job = Job::new(JobKey(0), id, owner, Seq::ZERO);
         judge_again(
             &job,
             incoming,
@@ -302,9 +295,8 @@ impl Hub {
                 new: None,
             };
         }
-        let (id, owner) = (incoming.job.clone(), incoming.owner.clone());
         // Where all that was stored of it has been looked at, nothing was missed.
-        let is_read = table.get(&id).is_some_and(Entry::is_read);
+        let is_read = table.get(&incoming.job).is_some_and(Entry::is_read);
         let known_from = if is_read {
             Seq::ZERO
         } else {
@@ -312,6 +304,7 @@ impl Hub {
         };
         // Whoever watches was told something of it since, if only that there is nothing.
         let first = incoming.first.filter(|_| table.is_unwatched(incoming));
+        let JobName { owner, id } = incoming.job.clone();
         let job = Box::new(Job::new(table.new_key(), id, owner, known_from));
         Verdict {
             judged: judge_again(&job, incoming, first, place, sender, &bounds),
@@ -347,7 +340,7 @@ impl Hub {
     }
 
     /// Tells watchers that a job left history, and forgets it.
-    pub(super) fn say_gone(&self, table: &mut Table, job: &relay_core::id::JobId, seq: Seq) {
+    pub(super) fn say_gone(&self, table: &mut Table, job: &JobName, seq: Seq) {
         if let Some(publication) = table.gone(job, seq) {
             self.publish_to(table.watchers_of(&publication), &publication);
         }
@@ -429,11 +422,8 @@ pub(super) fn enter(
                 debug_assert!(false, "{incoming} was judged by a job that is not there");
                 return Err(Declined::Panicked);
             };
-            let is_owners = job.owner == incoming.owner;
             let applied = judged.map(|judged| job.enter(judged, &bounds));
-            if is_owners {
-                entry.note(&incoming.what, incoming.seq);
-            }
+            entry.note(&incoming.what, incoming.seq);
             table.enter(&incoming.job);
             return applied;
         }
@@ -443,7 +433,7 @@ pub(super) fn enter(
     let publication = job.enter(judged, &bounds);
     let entry = table.entry(&incoming.job);
     #[cfg(test)]
-    poison::fault("panics-when-entered", incoming.job.as_str());
+    poison::fault("panics-when-entered", incoming.job.id.as_str());
     entry.job = Some(job);
     entry.note(&incoming.what, incoming.seq);
     table.enter(&incoming.job);
@@ -490,26 +480,17 @@ pub(super) fn judge(
     sender: Sender,
     bounds: &JobBounds,
 ) -> Result<Judged, Declined> {
-    if job.owner != incoming.owner {
-        return Err(Declined::ForeignOwner);
-    }
+    debug_assert!(job.owner == incoming.job.owner && job.id == incoming.job.id);
     let subject = match &incoming.what {
         What::Milestone(name) => Subject::Milestone(name),
         What::State | What::Gone => Subject::State,
     };
     let judged = poison::read(incoming, Some(incoming.seq), || {
         #[cfg(test)]
-        poison::fault("panics-when-judged", incoming.job.as_str());
+        poison::fault("panics-when-judged", incoming.job.id.as_str());
         job.judge(subject, &incoming.payload, place, sender, bounds)
     });
     judged.unwrap_or(Err(Declined::Panicked))
-}
-
-/// Whether the job is known to be somebody else's: whose it is was decided by the whole of its history.
-fn is_foreign(table: &Table, incoming: &Incoming) -> bool {
-    let entry = table.get(&incoming.job).filter(|entry| !entry.partial);
-    let job = entry.and_then(|entry| entry.job.as_deref());
-    job.is_some_and(|job| job.owner != incoming.owner)
 }
 
 /// Whether anybody watches a job about which too little is known to say so from the table alone.
@@ -517,7 +498,7 @@ fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
     let known_parent = table
         .get(&incoming.job)
         .and_then(|entry| entry.job.as_deref()?.group().cloned());
-    if table.watchers(&incoming.job, &incoming.owner, known_parent.as_ref()) != 0 {
+    if table.watchers(incoming.job.as_ref(), known_parent.as_ref()) != 0 {
         return Ok(true);
     }
     if !table.index.watches_groups() || incoming.what != What::State {
@@ -525,15 +506,18 @@ fn is_wanted(table: &Table, incoming: &Incoming) -> Result<bool, Declined> {
     }
     // Only the body says which group a job belongs to.
     let parent = parent(incoming, &table.bounds())?;
-    Ok(parent.is_some_and(|parent| table.index.is_watched(&parent)))
+    let owner = &incoming.job.owner;
+    let is_watched = |id| table.index.is_watched(JobNameRef { owner, id });
+    Ok(parent.as_ref().is_some_and(is_watched))
 }
 
 /// The group a state names, if it is one that can be read.
 pub(super) fn parent(incoming: &Incoming, bounds: &JobBounds) -> Result<Option<Name>, Declined> {
     let parent = poison::read(incoming, Some(incoming.seq), || {
         #[cfg(test)]
-        poison::fault("panics-when-judged", incoming.job.as_str());
-        Job::group_named(&incoming.payload, &incoming.job, &incoming.owner, bounds)
+        poison::fault("panics-when-judged", incoming.job.id.as_str());
+        let JobName { owner, id } = &incoming.job;
+        Job::group_named(&incoming.payload, id, owner, bounds)
     });
     parent.ok_or(Declined::Panicked)
 }

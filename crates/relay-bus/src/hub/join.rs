@@ -4,7 +4,7 @@
 //! the shard's inbox behind everything published before it and ahead of everything after.
 
 use hashbrown::HashSet;
-use relay_core::id::JobId;
+use relay_core::id::{JobName, Owner};
 use relay_core::job::{Again, Job, Replay};
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
@@ -12,7 +12,8 @@ use relay_core::watcher::beginning::{Joined, LeftOut};
 use relay_core::watcher::outbox::SubscriptionId;
 
 use super::ahead::{AHEAD_WAIT, ahead};
-use super::table::{Deferred, Early, LoadKey, Table};
+use super::named::first;
+use super::table::{Deferred, Early, LoadKey, MOST_NAMESAKES, Table};
 use super::{Hub, JoinRequest, SNAPSHOT_JOBS};
 use crate::inbox::{ConnectionId, Message};
 
@@ -37,7 +38,10 @@ impl Hub {
 
     pub(super) fn join_now(&self, table: &mut Table, request: JoinRequest) {
         match request.topic.clone() {
-            Topic::Job(id) => self.join_job(table, &id, request),
+            Topic::Job(named) => match named.exact() {
+                Some(name) => self.join_job(table, &name, request),
+                None => self.join_called(table, &named.id, request),
+            },
             Topic::User(owner) => {
                 self.join_many(table, LoadKey::Owner(owner), request);
             }
@@ -58,13 +62,30 @@ impl Hub {
         let mut table = self.table();
         let ahead = table.ahead.withdraw(whose);
         let other = match topic {
-            Topic::Job(job) => table
-                .get_mut(job)
-                .is_some_and(|entry| entry.withdraw(whose)),
+            Topic::Job(named) => {
+                // One without its owner waits to learn who there are, or for those.
+                let key = LoadKey::Owners(named.id.clone());
+                let listed = table.loads.withdraw(&key, whose);
+                let names = match named.exact() {
+                    Some(name) => vec![name],
+                    None => table.named(&named.id),
+                };
+                let mut names = names.into_iter();
+                listed
+                    || names.any(|name| {
+                        let entry = table.get_mut(&name);
+                        entry.is_some_and(|entry| entry.withdraw(whose))
+                    })
+            }
             Topic::User(owner) => table.loads.withdraw(&LoadKey::Owner(owner.clone()), whose),
             Topic::Group(_) => table.loads.withdraw(&LoadKey::Everything, whose),
         };
         ahead || other
+    }
+
+    /// A shard has a watcher of a topic that was joined by its bare name.
+    pub fn watch(&self, topic: &Topic, shard: usize) {
+        self.table().watch(topic, shard);
     }
 
     /// A shard's last watcher of a topic left.
@@ -72,8 +93,8 @@ impl Hub {
         self.table().leave(topic, shard);
     }
 
-    fn join_job(&self, table: &mut Table, id: &JobId, request: JoinRequest) {
-        let since = since(table, &request);
+    pub(super) fn join_job(&self, table: &mut Table, id: &JobName, request: JoinRequest) {
+        let since = since(table, &request, &Topic::job(id.clone()));
         let ready = self.backing.memory().is_none()
             || table.get(id).is_some_and(|entry| {
                 let is_known = |job: &Job| since.is_none_or(|since| since >= job.known_from());
@@ -81,7 +102,7 @@ impl Hub {
                 entry.is_read() || is_whole && entry.job.as_deref().is_some_and(is_known)
             });
         if ready {
-            self.answer_job(table, id, request);
+            self.answer_job(table, Some(id), request);
         } else {
             let repair = table.start_repair(id, self.clock.now());
             repair.joins.insert(request.whose(), request);
@@ -90,13 +111,16 @@ impl Hub {
         }
     }
 
-    /// Answers for one job with what the table holds.
-    pub(super) fn answer_job(&self, table: &Table, id: &JobId, request: JoinRequest) {
-        let since = since(table, &request);
-        let job = table.get(id).and_then(|entry| entry.job.as_ref());
-        if let Some(page) = page(table, &request) {
+    /// Answers for one job with what the table holds; `None` where there is none that is called so.
+    pub(super) fn answer_job(&self, table: &Table, id: Option<&JobName>, request: JoinRequest) {
+        let exact = id.cloned().map(Topic::job);
+        let topic = exact.as_ref().unwrap_or(&request.topic);
+        let since = since(table, &request, topic);
+        let job = id.and_then(|id| table.get(id)?.job.as_ref());
+        if let Some(page) = page(table, &request, topic) {
             let jobs: Vec<&Job> = job.map(Box::as_ref).into_iter().collect();
-            return self.answer_page(table, &jobs, page, request);
+            let owner = job.map(|job| job.owner.clone());
+            return self.answer_page(table, &jobs, page, owner, request);
         }
         let mut replay = match job {
             Some(job) => job.replay_with(since, request.again),
@@ -116,6 +140,8 @@ impl Hub {
         let joined = Box::new(Joined {
             subscription: request.subscription,
             owner: job.map(|job| job.owner.clone()),
+            key: job.map(|job| job.key),
+            several: None,
             parent: job.and_then(|job| job.group().cloned()),
             topic: request.topic,
             since,
@@ -128,7 +154,14 @@ impl Hub {
     }
 
     /// Answers somebody who was told a part of a snapshot with the rest of it, and what has come since.
-    fn answer_page(&self, table: &Table, jobs: &[&Job], since: Seq, request: JoinRequest) {
+    fn answer_page(
+        &self,
+        table: &Table,
+        jobs: &[&Job],
+        since: Seq,
+        owner: Option<Owner>,
+        request: JoinRequest,
+    ) {
         let (mut publications, mut left_out) = (Vec::new(), Vec::new());
         for job in jobs {
             let (rest, missing) = job.rest(since);
@@ -146,7 +179,9 @@ impl Hub {
         };
         let joined = Box::new(Joined {
             subscription: request.subscription,
-            owner: alone.map(|job| job.owner.clone()),
+            owner,
+            key: alone.map(|job| job.key),
+            several: None,
             parent: alone.and_then(|job| job.group().cloned()),
             topic: request.topic,
             since: Some(since),
@@ -176,13 +211,38 @@ impl Hub {
 
     /// Answers for an owner or a group, once each of its jobs is known well enough.
     pub(super) fn answer_many(&self, table: &mut Table, request: JoinRequest) {
-        let since = since(table, &request);
-        let members = members(table, &request.topic);
-        let unsure = self.unsure(table, &request.topic, &members, since);
+        let Some((topic, request)) = self.group_meant(table, request) else {
+            return;
+        };
+        let since = since(table, &request, &topic);
+        let members = members(table, &topic);
+        let unsure = self.unsure(table, &topic, &members, since);
         if unsure.is_empty() {
-            self.answer_members(table, &members, request);
+            self.answer_members(table, &members, &topic, request);
         } else {
             self.defer(table, unsure, Deferred::Join(request));
+        }
+    }
+
+    /// Which group is meant, where that was not said: the client's own, or the only one. `None` where there are
+    /// several, and that is answered.
+    fn group_meant(&self, table: &Table, request: JoinRequest) -> Option<(Topic, JoinRequest)> {
+        let Topic::Group(named) = request.topic.clone() else {
+            return Some((request.topic.clone(), request));
+        };
+        if named.owner.is_some() {
+            return Some((request.topic.clone(), request));
+        }
+        let owners: Vec<Owner> = table.index.owners(&named.id).cloned().collect();
+        match first(owners, request.own.as_ref()).as_slice() {
+            [] => Some((request.topic.clone(), request)),
+            [owner] => Some((request.topic.of(owner), request)),
+            several => {
+                let several = several.iter().take(MOST_NAMESAKES);
+                let owners = several.map(|owner| (owner.clone(), None)).collect();
+                self.tell_several(table, owners, request);
+                None
+            }
         }
     }
 
@@ -191,9 +251,9 @@ impl Hub {
         &self,
         table: &Table,
         topic: &Topic,
-        members: &[JobId],
+        members: &[JobName],
         since: Option<Seq>,
-    ) -> HashSet<JobId> {
+    ) -> HashSet<JobName> {
         if self.backing.memory().is_none() {
             return HashSet::new();
         }
@@ -202,7 +262,7 @@ impl Hub {
     }
 
     /// Has jobs read, and lets somebody wait for all of them.
-    pub(super) fn defer(&self, table: &mut Table, unsure: HashSet<JobId>, who: Deferred) {
+    pub(super) fn defer(&self, table: &mut Table, unsure: HashSet<JobName>, who: Deferred) {
         for id in &unsure {
             table.start_repair(id, self.clock.now());
         }
@@ -212,13 +272,19 @@ impl Hub {
     }
 
     /// A job's repair is done: whoever waited for it alone is answered.
-    pub(super) fn release_deferred(&self, table: &mut Table, id: &JobId) {
+    pub(super) fn release_deferred(&self, table: &mut Table, id: &JobName) {
         for who in table.loads.take_ready(id) {
             match who {
-                Deferred::Join(request) => {
-                    let members = members(table, &request.topic);
-                    self.answer_members(table, &members, request);
-                }
+                Deferred::Join(request) => match request.topic.clone() {
+                    Topic::Job(named) => self.answer_several(table, &named.id, request),
+                    Topic::User(_) | Topic::Group(_) => {
+                        let Some((topic, request)) = self.group_meant(table, request) else {
+                            continue;
+                        };
+                        let members = members(table, &topic);
+                        self.answer_members(table, &members, &topic, request);
+                    }
+                },
                 Deferred::Survey(request) => self.answer_survey(table, request),
             }
         }
@@ -226,18 +292,25 @@ impl Hub {
 
     /// Answers with what was missed if all of it is known; else with the snapshot of every member, so that
     /// a client that replaces what it shows by what comes is right.
-    fn answer_members(&self, table: &Table, members: &[JobId], request: JoinRequest) {
-        let since = since(table, &request);
-        if let Some(page) = page(table, &request) {
+    fn answer_members(
+        &self,
+        table: &Table,
+        members: &[JobName],
+        topic: &Topic,
+        request: JoinRequest,
+    ) {
+        let since = since(table, &request, topic);
+        let owner = topic.named().and_then(|named| named.owner.clone());
+        if let Some(page) = page(table, &request, topic) {
             let entries = members.iter().filter_map(|id| table.get(id));
             let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
-            return self.answer_page(table, &jobs, page, request);
+            return self.answer_page(table, &jobs, page, owner, request);
         }
         let entries = members.iter().filter_map(|id| table.get(id));
         let jobs: Vec<&Job> = entries.filter_map(|entry| entry.job.as_deref()).collect();
         let recovered = since.filter(|since| {
             // More may have changed than a snapshot holds.
-            let all_listed = lists_all_since(table, &request.topic, *since);
+            let all_listed = lists_all_since(table, topic, *since);
             let all_known = self.backing.memory().is_some() || *since >= table.known_from();
             all_listed && all_known && jobs.iter().all(|job| *since >= job.known_from())
         });
@@ -256,8 +329,10 @@ impl Hub {
         let joined = Box::new(Joined {
             subscription: request.subscription,
             topic: request.topic,
-            owner: None,
+            owner,
+            key: None,
             parent: None,
+            several: None,
             since,
             recovered: recovered.is_some(),
             publications,
@@ -277,23 +352,26 @@ fn left_out_since(job: &Job, since: Option<Seq>) -> Option<LeftOut> {
     })
 }
 
-/// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic.
-fn since(table: &Table, request: &JoinRequest) -> Option<Seq> {
+/// The number a request's cursor stands at, if the cursor means anything here and speaks for its topic, which is the
+/// one given if it was asked for bare. A cursor from before anybody's was there speaks for the bare one.
+fn since(table: &Table, request: &JoinRequest, topic: &Topic) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
-    let since = cursor.since(&request.topic)?;
+    let since = cursor
+        .since(topic)
+        .or_else(|| cursor.since(&request.topic))?;
     (cursor.position.epoch == table.epoch() && since <= table.high()).then_some(since)
 }
 
 /// Up to where a request's cursor says that its client was told a part of a snapshot of its topic; `None` if it was told
 /// the whole of it, or wants to be told again what it was told.
-fn page(table: &Table, request: &JoinRequest) -> Option<Seq> {
+fn page(table: &Table, request: &JoinRequest, topic: &Topic) -> Option<Seq> {
     let cursor = request.cursor.as_ref()?;
-    let is_page = cursor.is_in_snapshot(&request.topic) && request.again == Again::Nothing;
-    since(table, request).filter(|_| is_page)
+    let is_page = cursor.is_in_snapshot(topic) && request.again == Again::Nothing;
+    since(table, request, topic).filter(|_| is_page)
 }
 
 /// The most recently updated jobs of an owner or a group. However many there are, no more are looked at.
-pub(super) fn members(table: &Table, topic: &Topic) -> Vec<JobId> {
+pub(super) fn members(table: &Table, topic: &Topic) -> Vec<JobName> {
     let newest = table.index.newest(topic).take(SNAPSHOT_JOBS);
     newest.map(|(_, id)| id.clone()).collect()
 }
@@ -305,7 +383,7 @@ fn lists_all_since(table: &Table, topic: &Topic, since: Seq) -> bool {
 }
 
 /// Whether the store has to be asked before a client that stands at `since` can be told about a job.
-fn is_unsure(table: &Table, id: &JobId, since: Option<Seq>) -> bool {
+fn is_unsure(table: &Table, id: &JobName, since: Option<Seq>) -> bool {
     table.get(id).is_some_and(|entry| {
         let behind = |job: &Job| since.is_some_and(|since| since < job.known_from());
         entry.repair.is_some()

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobName, Name};
 use relay_core::moment::Moment;
 use relay_core::position::Position;
 use sha2::{Digest as _, Sha256};
@@ -59,25 +59,17 @@ impl RequestKey {
     }
 
     /// What this key is for an update of `job`.
-    pub(super) fn of_update(
-        &self,
-        owner: &Owner,
-        job: &JobId,
-        verb: &Verb,
-        payload: &[u8],
-    ) -> Stamp {
+    pub(super) fn of_update(&self, job: &JobName, verb: &Verb, payload: &[u8]) -> Stamp {
+        let (owner, id) = (job.owner.as_str(), job.id.as_str());
         let verb = match verb {
             Verb::Put(What::State | What::Gone) => "state",
             Verb::Put(What::Milestone(name)) => {
-                return self.stamp(
-                    &["milestone", owner.as_str(), job.as_str(), name.as_str()],
-                    payload,
-                );
+                return self.stamp(&["milestone", owner, id, name.as_str()], payload);
             }
             Verb::Patch => "patch",
             Verb::Remove => "remove",
         };
-        self.stamp(&[verb, owner.as_str(), job.as_str()], payload)
+        self.stamp(&[verb, owner, id], payload)
     }
 
     fn stamp(&self, about: &[&str], payload: &[u8]) -> Stamp {
@@ -281,8 +273,8 @@ mod tests {
     }
 
     fn stamp(key: &RequestKey, owner: &str, job: &str, verb: &Verb) -> Stamp {
-        let (owner, job) = (Name::parse(owner).unwrap(), Name::parse(job).unwrap());
-        key.of_update(&owner, &job, verb, b"{}")
+        let job = JobName::new(Name::parse(owner).unwrap(), Name::parse(job).unwrap());
+        key.of_update(&job, verb, b"{}")
     }
 
     fn milestone(name: &str) -> Verb {

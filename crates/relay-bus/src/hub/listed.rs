@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing is entered that finishing the list would not enter.
 
+use relay_core::id::JobName;
 use relay_core::job::{Job, JobBounds, Place, Sender};
 use relay_core::position::Seq;
 use relay_core::publication::JobKey;
@@ -117,7 +118,7 @@ fn read(state: &Incoming, reading: Reading, bounds: &JobBounds) -> Verdict {
         first,
         place,
     } = reading;
-    let (id, owner) = (state.job.clone(), state.owner.clone());
+    let JobName { owner, id } = state.job.clone();
     let job = Box::new(Job::new(key, id, owner, known_from));
     Verdict {
         judged: judge_again(&job, state, first, place, Sender::Away, bounds),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use relay_core::id::JobId;
+use relay_core::id::{JobName, Named};
 use relay_core::job::{Job, Sender};
 use relay_core::position::Seq;
 use relay_core::publication::Publication;
@@ -41,14 +41,14 @@ const PATIENCE_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Loaded {
     Found(LoadKey, u64, Result<Found, StoreError>),
-    Changed(u64, Result<Vec<JobId>, StoreError>),
+    Changed(u64, Result<Vec<Named>, StoreError>),
 }
 
 impl Hub {
     /// Does what the table asks for, until the future is dropped. Run it once, on the bus's runtime.
     pub async fn run(self: Arc<Self>) {
         let mut in_flight: FuturesUnordered<BoxFuture<'_, Loaded>> = FuturesUnordered::new();
-        let mut endings: FuturesUnordered<BoxFuture<'_, JobId>> = FuturesUnordered::new();
+        let mut endings: FuturesUnordered<BoxFuture<'_, JobName>> = FuturesUnordered::new();
         let mut resync = interval(self.settings.resync_interval);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expiry = interval(EXPIRY_INTERVAL);
@@ -123,6 +123,10 @@ impl Hub {
                 }
                 Err(error) => Err(error),
             },
+            LoadKey::Owners(id) => store
+                .load_owners(id.clone(), high)
+                .await
+                .map(|(owners, up_to)| Found::Owners(owners, up_to)),
             LoadKey::Owner(owner) => states(Some(owner.clone()), SNAPSHOT_JOBS).await,
             LoadKey::Everything => states(None, self.settings.max_jobs).await,
         };
@@ -133,7 +137,7 @@ impl Hub {
     }
 
     /// What a job is made with that is read from the store.
-    pub(super) fn rebuild(&self, job: &JobId) -> Rebuild {
+    pub(super) fn rebuild(&self, job: &JobName) -> Rebuild {
         let mut table = self.table();
         let new = table.new_key();
         let entry = table.get(job);
@@ -212,23 +216,35 @@ impl Hub {
         let Answer { key, found, .. } = answer;
         match (key, found) {
             (LoadKey::Job(id), Found::Job(rebuilt)) => self.finish_job(table, &id, *rebuilt),
+            (LoadKey::Owners(id), Found::Owners(owners, up_to)) => {
+                self.finish_owners(table, &id, &owners, up_to);
+            }
             (key, Found::States(states)) => self.finish_many(table, key, Some(states)),
-            (key, Found::Job(_)) => debug_assert!(false, "{key:?} is not a job"),
+            (key, Found::Job(_) | Found::Owners(..)) => {
+                debug_assert!(false, "{key:?} was not asked for");
+            }
         }
     }
 
     /// The store was compared with what is watched: what changed is repaired, the rest is up to date.
-    fn compared(&self, table: &mut Table, changed: Vec<JobId>) {
+    fn compared(&self, table: &mut Table, changed: Vec<Named>) {
         let missed_from = table.holdback.missed_from();
-        for id in changed {
+        let mut called = Vec::new();
+        for named in changed {
+            let Some(id) = named.exact() else {
+                // Somebody waits for whatever is called so, and there may be more of that.
+                called.push(LoadKey::Owners(named.id));
+                continue;
+            };
             table.start_repair(&id, self.clock.now());
             if let Some(from) = missed_from {
                 // Also where nothing was known of it: its watchers are owed its first word.
-                table.hold(&id, None, from);
+                table.hold(&id, from);
             }
         }
         // Whoever watches all jobs of a user must hear of one whose only update was missed.
-        let keys = table.index.watched_loads();
+        let mut keys = table.index.watched_loads();
+        keys.extend(called);
         for key in &keys {
             table.loads.ask(key.clone());
         }
@@ -244,7 +260,7 @@ impl Hub {
     fn finish_many(&self, table: &mut Table, key: LoadKey, updates: Option<Vec<Incoming>>) {
         let limit = match key {
             LoadKey::Owner(_) => SNAPSHOT_JOBS,
-            LoadKey::Everything | LoadKey::Job(_) => self.settings.max_jobs,
+            LoadKey::Everything | LoadKey::Job(_) | LoadKey::Owners(_) => self.settings.max_jobs,
         };
         let whole = updates.as_ref().is_some_and(|all| all.len() < limit);
         let missed_from = table.holdback.missed_from();
@@ -270,7 +286,7 @@ impl Hub {
                     if repairing || is_owed || !self.remember(table, &update) {
                         table.start_repair(&update.job, self.clock.now());
                         let from = missed_from.unwrap_or(update.seq.before());
-                        table.hold(&update.job, Some(&update.owner), from);
+                        table.hold(&update.job, from);
                     }
                 }
             }
@@ -283,11 +299,19 @@ impl Hub {
                 // A member that is not in the table may have had updates since the cursor.
                 request.cursor = None;
             }
-            self.answer_many(table, request);
+            match &key {
+                // It could not be said whose there are: what is known is all that can be meant.
+                LoadKey::Owners(id) => {
+                    let owners = table.owners(id).cloned().collect();
+                    self.join_one_of(table, id, owners, request);
+                }
+                _ => self.answer_many(table, request),
+            }
         }
         for request in table.loads.take_surveys(&key) {
             self.survey_now(table, request);
         }
+        table.loads.answer_owners(&key, &[]);
         table.evict();
         if table.holdback.caught_up(&key) {
             self.freshen(table);
@@ -307,7 +331,7 @@ impl Hub {
     ///
     /// The answer speaks for everything up to its reach, whether it is acceptable, refused or not there any more.
     /// So nothing that came up to there is asked for again.
-    fn finish_job(&self, table: &mut Table, id: &JobId, mut rebuilt: Rebuilt) {
+    fn finish_job(&self, table: &mut Table, id: &JobName, mut rebuilt: Rebuilt) {
         let Some(mut repair) = table.take_repair(id) else {
             return;
         };
@@ -346,7 +370,7 @@ impl Hub {
         self.tell_holds(table);
         let stale = table.is_stale();
         for request in repair.joins.into_values() {
-            self.answer_job(table, id, request);
+            self.answer_job(table, Some(id), request);
         }
         for answer in repair.lookups {
             // Whoever asked may have stopped waiting.
@@ -359,9 +383,7 @@ impl Hub {
 
     /// More came meanwhile than could wait, and after the store had answered. What it has said is told; the rest
     /// is asked for, and only that is waited for.
-    fn repair_again(&self, table: &mut Table, id: &JobId, mut repair: Repair, reach: Seq) {
-        let known = table.job(id).map(|job| job.owner.clone());
-        let owner = known.or_else(|| repair.owner.clone());
+    fn repair_again(&self, table: &mut Table, id: &JobName, mut repair: Repair, reach: Seq) {
         table.release(id);
         let again = table.start_repair(id, self.clock.now());
         for incoming in repair.take_queued() {
@@ -370,7 +392,7 @@ impl Hub {
         again.left_to = again.left_to.max(repair.left_to);
         again.joins = repair.joins;
         again.lookups = repair.lookups;
-        table.hold(id, owner.as_ref(), reach);
+        table.hold(id, reach);
         self.tell_holds(table);
         self.work.notify_one();
     }
@@ -378,7 +400,7 @@ impl Hub {
     fn adopt(
         &self,
         table: &mut Table,
-        id: &JobId,
+        id: &JobName,
         rebuilt: &mut Rebuilt,
         missed_from: Option<Seq>,
     ) {
@@ -401,7 +423,6 @@ impl Hub {
             entry.read(reach);
             return;
         };
-        let owner = rebuilt.owner.clone();
         let bounds = table.bounds();
         let entry = table.entry(id);
         let untold = untold(entry, &rebuilt, missed_from);
@@ -411,7 +432,7 @@ impl Hub {
             None => entry.job = Some(rebuilt),
         }
         entry.nothing_until = Seq::ZERO;
-        for update in updates.iter().filter(|update| update.owner == owner) {
+        for update in updates {
             entry.note(&update.what, update.seq);
         }
         entry.read(reach);
@@ -453,7 +474,7 @@ impl Hub {
 
 /// How many of a job's stored updates should have come live, and did not. Of a job that was not known, and of which
 /// nothing was missed that somebody watched, nobody can say.
-fn never_came(table: &Table, id: &JobId, updates: &[Incoming], repair: &Repair) -> usize {
+fn never_came(table: &Table, id: &JobName, updates: &[Incoming], repair: &Repair) -> usize {
     let Some(entry) = table.get(id) else {
         return 0;
     };
@@ -463,9 +484,7 @@ fn never_came(table: &Table, id: &JobId, updates: &[Incoming], repair: &Repair) 
         _ => return 0,
     };
     let is_new = |it: &&Incoming| it.seq > from.max(repair.left_to).max(entry.seen(&it.what));
-    let owner = entry.job.as_deref().map(|job| &job.owner);
-    let is_owners = |it: &&Incoming| owner.is_none_or(|owner| it.owner == *owner);
-    let missed = updates.iter().filter(is_new).filter(is_owners);
+    let missed = updates.iter().filter(is_new);
     missed.filter(|it| !repair.holds(it.seq)).count()
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 
@@ -15,7 +15,7 @@ use super::{Hub, SNAPSHOT_JOBS};
 
 impl Hub {
     /// The milestones of a job's attempt that are remembered, in order, and whether there were earlier ones.
-    pub fn milestones(&self, job: &JobId) -> (Vec<Arc<Publication>>, bool) {
+    pub fn milestones(&self, job: &JobName) -> (Vec<Arc<Publication>>, bool) {
         let table = self.table();
         let job = table.get(job).and_then(|entry| entry.job.as_ref());
         job.map_or((Vec::new(), true), |job| job.milestones())

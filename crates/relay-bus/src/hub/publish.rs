@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_core::document::merge_patch;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Named, Owner};
 use relay_core::job::{Declined, Finality, Job, JobBounds, Sender, Subject};
 use relay_core::position::{Position, Seq};
 use relay_core::publication::{Body, JobKey};
+use relay_core::topic::Topic;
 use tokio::time::sleep;
 
 use super::Hub;
@@ -35,8 +36,11 @@ pub enum Verb {
 pub struct PublishRequest {
     /// The job.
     pub job: JobId,
-    /// Whose it is, where the caller says; otherwise the known owner, or nobody.
+    /// Whose it is, where the caller says; otherwise the caller's own if there is one, else the only one that it may
+    /// publish, or nobody's.
     pub owner: Option<Owner>,
+    /// The caller.
+    pub caller: Option<Owner>,
     /// What to do.
     pub verb: Verb,
     /// The body.
@@ -52,12 +56,18 @@ pub enum PublishError {
     /// The update is wrong or late.
     #[error(transparent)]
     Declined(#[from] Declined),
-    /// Whoever asks may not publish for this owner.
+    /// Whoever asks may not publish for this owner, which it named, or which is nobody.
     #[error("this user may not publish jobs of owner {owner}")]
     MayNot {
-        /// Whose job it is.
+        /// Whose job it would be.
         owner: Owner,
     },
+    /// Several owners have a job by this id that whoever asks may publish.
+    #[error("several owners have a job {0} that you may publish; say whose")]
+    Ambiguous(JobId),
+    /// Nobody can say now whose jobs there are by this id.
+    #[error("it is not known now whose job {0} is")]
+    Unsaid(JobId),
     /// A patch for a job without a state.
     #[error(
         "no state of job {0} is known, so there is nothing to patch; POST the complete state first"
@@ -71,9 +81,18 @@ pub enum PublishError {
     Bus(#[from] StoreError),
 }
 
+/// What was published.
+#[derive(Debug)]
+pub struct Published {
+    /// Its place in history.
+    pub at: Position,
+    /// The job that it is of.
+    pub name: JobName,
+}
+
 impl Hub {
     /// Publishes an update; answers with its place in history. `may_publish` says whether whoever asks may publish
-    /// for the owner it turns out to be: the one the request names, else the job's, else nobody.
+    /// for an owner: the one the request names, or the one it turns out to mean.
     ///
     /// # Errors
     /// Says what is wrong with the update, that it may not be published, or that the bus would not take it.
@@ -81,43 +100,56 @@ impl Hub {
         &self,
         request: PublishRequest,
         may_publish: impl Fn(&Owner) -> bool,
-    ) -> Result<Position, PublishError> {
-        if let Some(owner) = &request.owner {
-            // Nothing is looked up for whoever may not.
-            permitted(owner.clone(), &may_publish)?;
-        }
+    ) -> Result<Published, PublishError> {
+        let owner = self.owner_meant(&request, may_publish).await?;
+        let name = JobName::new(owner, request.job.clone());
         // The guard's verdict needs the job in memory, wherever it comes from.
-        self.lookup(&request.job).await;
-        let claim = match self.claim(&request, &may_publish).await? {
-            Some(Claimed::Done(position)) => return Ok(position),
+        self.lookup(&name).await;
+        let claim = match self.claim(&request, &name).await? {
+            Some(Claimed::Done(at)) => return Ok(Published { at, name }),
             Some(Claimed::New(claim)) => Some(claim),
             None => None,
         };
         let stamp = claim.as_ref().map(Claim::stamp);
-        let position = self.publish_as(&request, stamp, &may_publish).await?;
+        let at = self.publish_as(&request, &name, stamp).await?;
         if let Some(claim) = claim {
-            claim.done(position);
+            claim.done(at);
         }
-        Ok(position)
+        Ok(Published { at, name })
+    }
+
+    /// Whose job is meant. Of owners for whom the caller may not publish it is not told that there are any.
+    async fn owner_meant(
+        &self,
+        request: &PublishRequest,
+        may_publish: impl Fn(&Owner) -> bool,
+    ) -> Result<Owner, PublishError> {
+        if let Some(owner) = &request.owner {
+            // Nothing is looked up for whoever may not.
+            return permitted(owner.clone(), may_publish);
+        }
+        let own = request.caller.as_ref().filter(|own| may_publish(own));
+        let topic = Topic::Job(Named::bare(request.job.clone()));
+        let owners = self.owners(&topic, own).await;
+        let owners = owners.ok_or_else(|| PublishError::Unsaid(request.job.clone()))?;
+        let mut owners = owners.into_iter().filter(|owner| may_publish(owner));
+        match (owners.next(), owners.next()) {
+            (None, _) => permitted(Owner::nobody(), may_publish),
+            (Some(owner), None) => Ok(owner),
+            (Some(_), Some(_)) => Err(PublishError::Ambiguous(request.job.clone())),
+        }
     }
 
     /// Takes the request's key, if it has one.
     async fn claim(
         &self,
         request: &PublishRequest,
-        may_publish: impl Fn(&Owner) -> bool,
+        name: &JobName,
     ) -> Result<Option<Claimed<'_>>, PublishError> {
         let Some(key) = &request.key else {
             return Ok(None);
         };
-        let owner = {
-            let table = self.table();
-            let job = table
-                .get(&request.job)
-                .and_then(|entry| entry.job.as_deref());
-            request.owner(job, may_publish)?
-        };
-        let stamp = key.of_update(&owner, &request.job, &request.verb, &request.payload);
+        let stamp = key.of_update(name, &request.verb, &request.payload);
         let claimed = self.keys.claim(stamp, self.clock).await;
         Ok(Some(claimed.map_err(StoreError::from)?))
     }
@@ -125,15 +157,15 @@ impl Hub {
     async fn publish_as(
         &self,
         request: &PublishRequest,
+        name: &JobName,
         stamp: Option<Stamp>,
-        may_publish: impl Fn(&Owner) -> bool,
     ) -> Result<Position, PublishError> {
         let Some(store) = self.backing.store() else {
-            return self.publish_here(request, may_publish);
+            return self.publish_here(request, name);
         };
         let mut tries = 0;
         loop {
-            let outgoing = match self.prepare(request, stamp, &may_publish)? {
+            let outgoing = match self.prepare(request, name, stamp)? {
                 Prepared::Outgoing(outgoing) => outgoing,
                 Prepared::Done(position) => return Ok(position),
             };
@@ -181,28 +213,26 @@ impl Hub {
     fn prepare(
         &self,
         request: &PublishRequest,
+        name: &JobName,
         stamp: Option<Stamp>,
-        may_publish: impl Fn(&Owner) -> bool,
     ) -> Result<Prepared, PublishError> {
         let table = self.table();
-        let (entry, bounds) = (table.get(&request.job), table.bounds());
+        let (entry, bounds) = (table.get(name), table.bounds());
         let job = entry.and_then(|entry| entry.job.as_deref());
-        let owner = request.owner(job, may_publish)?;
         if let Some(removed) = request.is_done(job) {
             return Ok(Prepared::Done(removed));
         }
         let last = entry.map_or(Seq::ZERO, |entry| entry.last(&What::State));
-        let read = poison::read(&request.job, None, || {
+        let read = poison::read(name, None, || {
             let update = request.update(job)?;
-            let finality = check(job, &request.job, &owner, &update, &bounds)?;
+            let finality = check(job, name, &update, &bounds)?;
             Ok::<_, PublishError>((update, finality))
         });
         let (update, finality) = read.unwrap_or(Err(Declined::Panicked.into()))?;
         // What rolls up what was before it must not roll up a newer attempt that was not seen here.
         let is_onto = matches!(request.verb, Verb::Patch | Verb::Remove);
         Ok(Prepared::Outgoing(Outgoing {
-            owner,
-            job: request.job.clone(),
+            job: name.clone(),
             what: update.what,
             payload: update.payload,
             finality,
@@ -216,20 +246,18 @@ impl Hub {
     fn publish_here(
         &self,
         request: &PublishRequest,
-        may_publish: impl Fn(&Owner) -> bool,
+        name: &JobName,
     ) -> Result<Position, PublishError> {
         let mut table = self.table();
-        let job = table.job(&request.job);
-        let owner = request.owner(job, may_publish)?;
+        let job = table.job(name);
         if let Some(removed) = request.is_done(job) {
             return Ok(removed);
         }
-        let update = poison::read(&request.job, None, || request.update(job));
+        let update = poison::read(name, None, || request.update(job));
         let update = update.unwrap_or(Err(Declined::Panicked.into()))?;
         let position = Position::new(table.epoch(), table.high().next());
         let incoming = Incoming {
-            owner,
-            job: request.job.clone(),
+            job: name.clone(),
             what: update.what,
             payload: update.payload,
             seq: position.seq,
@@ -266,21 +294,6 @@ struct Update {
 }
 
 impl PublishRequest {
-    /// Whose update it is, if that is somebody it may be published for.
-    fn owner(
-        &self,
-        job: Option<&Job>,
-        may_publish: impl Fn(&Owner) -> bool,
-    ) -> Result<Owner, PublishError> {
-        let known = job.map(|job| &job.owner);
-        let owner = self.owner.as_ref().or(known).cloned();
-        let owner = permitted(owner.unwrap_or_else(Owner::nobody), may_publish)?;
-        match known {
-            Some(known) if *known != owner => Err(Declined::ForeignOwner.into()),
-            _ => Ok(owner),
-        }
-    }
-
     /// Where the job was taken away, if that is what is asked for.
     fn is_done(&self, job: Option<&Job>) -> Option<Position> {
         let removed = job.and_then(Job::removed);
@@ -322,8 +335,7 @@ fn permitted(owner: Owner, may_publish: impl Fn(&Owner) -> bool) -> Result<Owner
 /// What the update is to its job's history, if it is acceptable at all.
 fn check(
     job: Option<&Job>,
-    id: &JobId,
-    owner: &Owner,
+    name: &JobName,
     update: &Update,
     bounds: &JobBounds,
 ) -> Result<Finality, Declined> {
@@ -333,10 +345,10 @@ fn check(
     };
     match job {
         Some(job) => job.check(subject, &update.payload, bounds),
-        None => Job::new(JobKey(0), id.clone(), owner.clone(), Seq::ZERO).check(
-            subject,
-            &update.payload,
-            bounds,
-        ),
+        None => {
+            let JobName { owner, id } = name.clone();
+            let job = Job::new(JobKey(0), id, owner, Seq::ZERO);
+            job.check(subject, &update.payload, bounds)
+        }
     }
 }

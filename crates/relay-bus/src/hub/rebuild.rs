@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
-use relay_core::id::{JobId, Name};
+use relay_core::id::{JobName, Name};
 use relay_core::job::{Declined, Inherited, Job, JobBounds, Place, Sender};
 use relay_core::moment::Moment;
 use relay_core::position::{Epoch, Seq};
@@ -25,7 +25,7 @@ const READ_AT_ONCE: usize = 64 << 10;
 /// A job that is about to be read from the store, and what its history is made with.
 #[derive(Debug, Clone)]
 pub(super) struct Rebuild {
-    pub(super) id: JobId,
+    pub(super) id: JobName,
     /// Its number on this node.
     pub(super) key: JobKey,
     pub(super) epoch: Epoch,
@@ -119,7 +119,7 @@ impl Rebuild {
                 stored_at: update.stored_at,
             };
             let is_first = job.is_none();
-            let by = job.get_or_insert_with(|| self.first(update, &updates, history.left_out_to));
+            let by = job.get_or_insert_with(|| self.first(&updates, history.left_out_to));
             // Where that is behind what was told, nobody would hear of it there.
             let first = update.first.filter(|first| first.seq >= self.told_to);
             match judge_again(by, update, first, place, Sender::Away, &self.bounds) {
@@ -154,9 +154,9 @@ impl Rebuild {
         }
     }
 
-    /// A job that this would be the first update of.
-    fn first(&self, update: &Incoming, updates: &[Incoming], left_out_to: Seq) -> Box<Job> {
-        let (id, owner) = (self.id.clone(), update.owner.clone());
+    /// The job before its first update.
+    fn first(&self, updates: &[Incoming], left_out_to: Seq) -> Box<Job> {
+        let JobName { owner, id } = self.id.clone();
         let mut first = Box::new(Job::new(self.key, id, owner, Seq::ZERO));
         let discarded = discarded_to(updates, self.per_subject).max(left_out_to);
         if discarded > Seq::ZERO {

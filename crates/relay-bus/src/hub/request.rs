@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use relay_core::cursor::Cursor;
+use relay_core::id::Owner;
 use relay_core::job::{Again, Job};
 use relay_core::position::Epoch;
 use relay_core::publication::Publication;
@@ -24,6 +25,8 @@ pub struct JoinRequest {
     pub subscription: SubscriptionId,
     /// What it watches.
     pub topic: Topic,
+    /// Whose own job or group is meant first, where the topic does not say whose.
+    pub own: Option<Owner>,
     /// Where it left off.
     pub cursor: Option<Cursor>,
     /// What it is told of the time before.

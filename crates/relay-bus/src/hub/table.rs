@@ -4,7 +4,7 @@
 //! It knows shards as bits of a mask and nothing of connections.
 //!
 //! Itself it holds the jobs, and up to where the bus has been read. What belongs to them lies in rooms of its own:
-//! whose they are (`index`), which of them make room for others (`eviction`), what is loaded and who waits for it
+//! whose they are (`index`), which of them share an id (`namesakes`), which of them make room for others (`eviction`), what is loaded and who waits for it
 //! (`loads`), what waits for the reader (`ahead`), what clients are not sent yet (`holdback`), and what came too late
 //! (`late`).
 //!
@@ -18,12 +18,13 @@ mod holdback;
 mod index;
 mod late;
 mod loads;
+mod namesakes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobId, JobName, JobNameRef, Name, Named, Owner};
 use relay_core::job::{Job, JobBounds};
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Position, Seq};
@@ -36,6 +37,7 @@ pub(super) use holdback::Holdback;
 pub(super) use index::Index;
 pub(super) use late::Late;
 pub(super) use loads::{Answer, Deferred, Found, LoadKey, Loads, SurveyRequest};
+pub(super) use namesakes::{MOST as MOST_NAMESAKES, Namesakes};
 
 use crate::seam::{Held, Incoming};
 use eviction::Eviction;
@@ -68,11 +70,13 @@ pub(super) struct Table {
     /// Which reading of the bus this is: what was asked during an earlier one is asked again. 0 before the first.
     life: u64,
     is_stale: bool,
+    /// Whether there is a store that may hold what is not here.
+    remembers: bool,
     /// How long the last update took from the bus to here.
     lag: Duration,
     bounds: JobBounds,
     /// Boxed: up to half of a map's places are empty.
-    jobs: HashMap<JobId, Box<Entry>>,
+    jobs: HashMap<JobName, Box<Entry>>,
     /// Entries with a repair.
     repairs: usize,
     next_key: u64,
@@ -82,6 +86,8 @@ pub(super) struct Table {
     /// Endings that were stored again, by what came of it.
     endings: HashMap<&'static str, u64>,
     eviction: Eviction,
+    /// Whose the jobs are that have an id, and who waits for one of them.
+    pub(super) names: Namesakes,
     pub(super) index: Index,
     pub(super) loads: Loads,
     pub(super) ahead: Ahead,
@@ -90,13 +96,14 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(bounds: TableBounds, epoch: Epoch, is_stale: bool) -> Self {
+    pub(super) fn new(bounds: TableBounds, epoch: Epoch, is_stale: bool, remembers: bool) -> Self {
         Self {
             epoch,
             high: Seq::ZERO,
             known_from: Seq::ZERO,
             life: 0,
             is_stale,
+            remembers,
             lag: Duration::ZERO,
             bounds: bounds.job,
             jobs: HashMap::new(),
@@ -106,6 +113,7 @@ impl Table {
             repaired: HashMap::new(),
             endings: HashMap::new(),
             eviction: Eviction::new(bounds.jobs, bounds.bytes),
+            names: Namesakes::default(),
             index: Index::default(),
             loads: Loads::default(),
             ahead: Ahead::default(),
@@ -184,6 +192,7 @@ impl Table {
         self.epoch = epoch;
         self.high = Seq::ZERO;
         self.known_from = Seq::ZERO;
+        self.names.doubt_all();
         self.holdback.forget_holes();
         self.holdback.release_all();
     }
@@ -203,6 +212,7 @@ impl Table {
     /// A job that is not in the table may have had updates up to now.
     pub(super) fn doubt_all(&mut self) {
         self.known_from = self.high;
+        self.names.doubt_all();
     }
 
     /// Drops what is known of jobs that nobody watches.
@@ -271,22 +281,27 @@ impl Table {
         self.next_key = self.next_key.max(key.0);
     }
 
-    /// The ids of all jobs.
-    pub(super) fn ids(&self) -> Vec<JobId> {
+    /// The names of all jobs.
+    pub(super) fn ids(&self) -> Vec<JobName> {
         self.jobs.keys().cloned().collect()
     }
 
-    pub(super) fn get(&self, id: &JobId) -> Option<&Entry> {
+    pub(super) fn get(&self, id: &JobName) -> Option<&Entry> {
         self.jobs.get(id).map(Box::as_ref)
     }
 
+    /// As [`Table::get`], by names that stand apart.
+    pub(super) fn get_ref(&self, name: JobNameRef<'_>) -> Option<&Entry> {
+        self.jobs.get(&name).map(Box::as_ref)
+    }
+
     /// The job, if anything is known of it.
-    pub(super) fn job(&self, id: &JobId) -> Option<&Job> {
+    pub(super) fn job(&self, id: &JobName) -> Option<&Job> {
         self.get(id)?.job.as_deref()
     }
 
     /// To be changed; what a job's state is or weighs is entered with [`Table::enter`].
-    pub(super) fn get_mut(&mut self, id: &JobId) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, id: &JobName) -> Option<&mut Entry> {
         self.jobs.get_mut(id).map(Box::as_mut)
     }
 
@@ -296,10 +311,11 @@ impl Table {
     }
 
     /// The entry of a job, made if there is none.
-    pub(super) fn entry(&mut self, id: &JobId) -> &mut Entry {
+    pub(super) fn entry(&mut self, id: &JobName) -> &mut Entry {
         if !self.jobs.contains_key(id) {
             let entry = Entry::new(self.eviction.enter(id));
             self.jobs.insert(id.clone(), Box::new(entry));
+            self.names.enter(id);
             let jobs = &self.jobs;
             self.eviction.tidy(jobs.len(), |place| {
                 jobs.get(&place.id).is_some_and(|it| it.turn.is_at(place))
@@ -309,22 +325,18 @@ impl Table {
     }
 
     /// Shards that watch a job through any topic, as far as its entry, owner and parent say.
-    pub(super) fn watchers(&self, id: &JobId, owner: &Owner, parent: Option<&Name>) -> Shards {
-        let by_job = self.jobs.get(id).map_or(0, |entry| entry.shards);
-        by_job | self.index.watchers(owner, parent)
+    pub(super) fn watchers(&self, name: JobNameRef<'_>, parent: Option<&Name>) -> Shards {
+        let by_job = self.jobs.get(&name).map_or(0, |entry| entry.shards);
+        by_job | self.names.watchers(name.id) | self.index.watchers(name.owner, parent)
     }
 
     /// Shards that watch what `publication` is about.
     pub(super) fn watchers_of(&self, publication: &Publication) -> Shards {
-        self.watchers(
-            &publication.job,
-            &publication.owner,
-            publication.parent.as_ref(),
-        )
+        self.watchers(publication.name_ref(), publication.parent.as_ref())
     }
 
     /// Enters a job's current state into the index and accounts for its size.
-    pub(super) fn enter(&mut self, id: &JobId) {
+    pub(super) fn enter(&mut self, id: &JobName) {
         let Some(entry) = self.jobs.get_mut(id) else {
             return;
         };
@@ -338,7 +350,7 @@ impl Table {
 
     /// Whether nobody watches what an update is about, as far as it says that without being read.
     pub(super) fn is_unwatched(&self, update: &Incoming) -> bool {
-        !self.index.watches_groups() && self.watchers(&update.job, &update.owner, None) == 0
+        !self.index.watches_groups() && self.watchers(update.job.as_ref(), None) == 0
     }
 
     /// Keeps the table within its bounds; what is evicted can be loaded again where there is a store.
@@ -370,19 +382,19 @@ impl Table {
     }
 
     /// Whether a job must stay: somebody watches it, or it is being repaired.
-    pub(super) fn is_watched(&self, id: &JobId) -> bool {
+    pub(super) fn is_watched(&self, id: &JobName) -> bool {
         let Some(entry) = self.jobs.get(id) else {
             return false;
         };
         entry.repair.is_some()
             || match &entry.job {
-                Some(job) => self.watchers(id, &job.owner, job.group()) != 0,
+                Some(job) => self.watchers(id.as_ref(), job.group()) != 0,
                 None => entry.shards != 0,
             }
     }
 
     /// Drops what is known of a job; its watchers stay.
-    pub(super) fn forget(&mut self, id: &JobId) {
+    pub(super) fn forget(&mut self, id: &JobName) {
         let Some(entry) = self.jobs.get_mut(id) else {
             return;
         };
@@ -392,42 +404,85 @@ impl Table {
         let known = entry.job.take().is_some();
         let listing = std::mem::take(&mut entry.listing);
         if entry.is_idle() {
-            self.jobs.remove(id);
+            self.drop_entry(id);
         }
         if known {
             self.index.doubt_some();
+            self.names.doubt(&id.id);
         }
         self.index.remove(id, listing);
     }
 
     /// Drops the entry of a job if nothing would be lost with it.
-    pub(super) fn prune(&mut self, id: &JobId) {
+    pub(super) fn prune(&mut self, id: &JobName) {
         if self.jobs.get(id).is_some_and(|entry| entry.is_blank()) {
-            self.jobs.remove(id);
+            self.drop_entry(id);
         }
     }
 
-    /// Every job somebody watches, as it is held.
+    /// The one place in which entries end.
+    fn drop_entry(&mut self, id: &JobName) {
+        if self.jobs.remove(id).is_some() {
+            self.names.remove(id);
+        }
+    }
+
+    /// Every job somebody watches, as it is held; and every id for which somebody waits who did not say whose.
     pub(super) fn watched(&self) -> Vec<Held> {
-        let watched = self.jobs.iter().filter(|(id, _)| self.is_watched(id));
-        watched
-            .map(|(id, entry)| Held {
-                owner: entry.job.as_ref().map(|job| job.owner.clone()),
-                job: id.clone(),
-                seq: entry.compared_to(),
-            })
+        let watched = self.jobs.iter().filter(|(name, _)| self.is_watched(name));
+        let jobs = watched.map(|(name, entry)| Held {
+            job: name.clone().into(),
+            seq: entry.compared_to(),
+        });
+        let bare = self.names.awaited().map(|(id, listed)| {
+            let owners = self.names.owners(id).iter();
+            let names = owners.map(|owner| JobNameRef { owner, id });
+            let known = names.filter_map(|name| Some(self.jobs.get(&name)?.compared_to()));
+            Held {
+                job: Named::bare(id.clone()),
+                seq: known.chain([listed]).max().unwrap_or_default(),
+            }
+        });
+        jobs.chain(bare).collect()
+    }
+
+    /// The owners that may have a job called so, as far as is known here: of those of whom it is known that there is
+    /// nothing to be told, none.
+    pub(super) fn owners(&self, id: &JobId) -> impl Iterator<Item = &Owner> {
+        self.names.owners(id).iter().filter(move |owner| {
+            let entry = self.jobs.get(&JobNameRef { owner, id });
+            match entry {
+                Some(entry) if entry.job.is_some() || entry.repair.is_some() => true,
+                Some(entry) => self.remembers && !entry.is_read(),
+                None => self.remembers,
+            }
+        })
+    }
+
+    /// The jobs that are at hand and called so.
+    pub(super) fn named(&self, id: &JobId) -> Vec<JobName> {
+        let owners = self.names.owners(id).iter();
+        owners
+            .map(|owner| JobName::new(owner.clone(), id.clone()))
+            .filter(|name| self.jobs.contains_key(name))
             .collect()
+    }
+
+    /// Whether a job of this owner is known, or about to be.
+    pub(super) fn has(&self, name: JobNameRef<'_>) -> bool {
+        let entry = self.jobs.get(&name);
+        entry.is_some_and(|entry| entry.job.is_some() || entry.repair.is_some())
     }
 
     /// Starts fetching a job; whatever comes meanwhile waits in the repair. One that is repaired over and over has
     /// to wait for it, a little longer each time.
-    pub(super) fn start_repair(&mut self, id: &JobId, now: Moment) -> &mut Repair {
+    pub(super) fn start_repair(&mut self, id: &JobName, now: Moment) -> &mut Repair {
         // What came live while the bus is compared says nothing of what was missed before it.
         let missed_from = self.holdback.missed_from();
         let entry = self.entry(id);
         if entry.repair.is_none() {
             entry.repair = Some(Box::default());
-            let known = entry.job.as_ref().map(|job| job.owner.clone());
+            let is_known = entry.job.is_some();
             let last = entry.last_seq().min(missed_from.unwrap_or(Seq::MAX));
             let due = entry.repaired.next(now);
             self.repairs += 1;
@@ -436,8 +491,8 @@ impl Table {
                 Some(due) => self.loads.ask_later(key, due),
                 None => self.loads.ask(key),
             }
-            if known.is_some() {
-                self.hold(id, known.as_ref(), last);
+            if is_known {
+                self.hold(id, last);
             }
             self.relist(id);
         }
@@ -447,7 +502,7 @@ impl Table {
     }
 
     /// Ends a job's repair; what it held is the caller's to deal with.
-    pub(super) fn take_repair(&mut self, id: &JobId) -> Option<Repair> {
+    pub(super) fn take_repair(&mut self, id: &JobName) -> Option<Repair> {
         let repair = self.jobs.get_mut(id)?.repair.take()?;
         self.repairs -= 1;
         self.relist(id);
@@ -455,7 +510,7 @@ impl Table {
     }
 
     /// A job's repair begins or ends.
-    fn relist(&mut self, id: &JobId) {
+    fn relist(&mut self, id: &JobName) {
         if let Some(entry) = self.jobs.get_mut(id) {
             entry.list(&mut self.index);
         }
@@ -463,19 +518,14 @@ impl Table {
 
     /// Nobody who watches the job is told anything above `seq` until its repair is done: a cursor past it
     /// would say that what is being repaired has been told.
-    pub(super) fn hold(&mut self, id: &JobId, owner: Option<&Owner>, seq: Seq) {
-        let entry = self.jobs.get_mut(id).map(Box::as_mut);
-        let (repair, job) =
-            entry.map_or((None, None), |it| (it.repair.as_mut(), it.job.as_deref()));
-        if let (Some(repair), Some(owner)) = (repair, owner) {
-            repair.owner = Some(owner.clone());
-        }
+    pub(super) fn hold(&mut self, id: &JobName, seq: Seq) {
+        let job = self.jobs.get(id).and_then(|entry| entry.job.as_deref());
         let parent = || job.and_then(|job| job.group().cloned());
-        self.holdback.hold(id, owner, seq, parent);
+        self.holdback.hold(id, seq, parent);
     }
 
     /// The job's repair is done, unless another has begun.
-    pub(super) fn release(&mut self, id: &JobId) {
+    pub(super) fn release(&mut self, id: &JobName) {
         let entry = self.jobs.get(id);
         if entry.is_none_or(|entry| entry.repair.is_none()) {
             self.holdback.release(id);
@@ -490,41 +540,49 @@ impl Table {
 
     /// Jobs being repaired of which nothing is known yet, and which may belong to `topic`: watchers of it
     /// are owed them.
-    pub(super) fn unknown_members(&self, topic: &Topic) -> impl Iterator<Item = &JobId> {
+    pub(super) fn unknown_members(&self, topic: &Topic) -> impl Iterator<Item = &JobName> {
         self.holdback.jobs().filter(move |id| {
             let entry = self.jobs.get(*id).filter(|entry| entry.job.is_none());
-            let repair = entry.and_then(|entry| entry.repair.as_ref());
-            repair.is_some_and(|repair| match (topic, &repair.owner) {
-                (Topic::User(owner), Some(of)) => owner == of,
-                (Topic::User(_) | Topic::Group(_), _) => true,
-                (Topic::Job(_), _) => false,
-            })
+            let is_repaired = entry.is_some_and(|entry| entry.repair.is_some());
+            is_repaired
+                && match topic {
+                    Topic::User(owner) => id.owner == *owner,
+                    Topic::Group(group) => group.owner.as_ref().is_none_or(|it| *it == id.owner),
+                    Topic::Job(_) => false,
+                }
         })
     }
 
     /// A shard watches `topic`.
     pub(super) fn watch(&mut self, topic: &Topic, shard: usize) {
         match topic {
-            Topic::Job(id) => self.entry(id).shards |= 1 << shard,
+            Topic::Job(named) => match named.exact() {
+                Some(name) => self.entry(&name).shards |= 1 << shard,
+                None => self.names.watch(&named.id, shard),
+            },
             Topic::User(_) | Topic::Group(_) => self.index.watch(topic, shard),
         }
     }
 
     /// A shard's last watcher of `topic` left.
     pub(super) fn leave(&mut self, topic: &Topic, shard: usize) {
-        let Topic::Job(id) = topic else {
+        let Topic::Job(named) = topic else {
             self.index.leave(topic, shard);
             return;
         };
-        let Some(entry) = self.jobs.get_mut(id) else {
+        let Some(name) = named.exact() else {
+            self.names.leave(&named.id, shard);
+            return;
+        };
+        let Some(entry) = self.jobs.get_mut(&name) else {
             return;
         };
         entry.shards &= !(1 << shard);
-        self.prune(id);
+        self.prune(&name);
     }
 
     /// Jobs that are over for longer than `ended`, or silent for longer than `silent`.
-    pub(super) fn expired(&self, now: WallTime, ended: i64, silent: i64) -> Vec<JobId> {
+    pub(super) fn expired(&self, now: WallTime, ended: i64, silent: i64) -> Vec<JobName> {
         let old = |state: &Arc<Publication>| {
             let stored_at = state.stored_at.as_unix_micros();
             let age = now.as_unix_micros().saturating_sub(stored_at);
@@ -538,7 +596,7 @@ impl Table {
     }
 
     /// The publication that tells watchers a job left history.
-    pub(super) fn gone(&self, id: &JobId, seq: Seq) -> Option<Arc<Publication>> {
+    pub(super) fn gone(&self, id: &JobName, seq: Seq) -> Option<Arc<Publication>> {
         let last = self.jobs.get(id)?.state()?;
         let status = match last.body {
             Body::State { status, .. } => Some(status),
@@ -548,8 +606,8 @@ impl Table {
             seq,
             epoch: self.epoch,
             key: last.key,
-            job: id.clone(),
-            owner: last.owner.clone(),
+            job: id.id.clone(),
+            owner: id.owner.clone(),
             parent: last.parent.clone(),
             body: Body::Gone(Gone::Expired { last: status }),
             first_at: last.first_at,
@@ -570,10 +628,11 @@ impl Table {
             return;
         }
         let entries = || self.jobs.iter();
-        let is_known = |id: &JobId| self.jobs.get(id).is_some_and(|it| it.job.is_some());
+        let is_known = |id: &JobName| self.jobs.get(id).is_some_and(|it| it.job.is_some());
         self.index.check(is_known);
         self.loads.check();
         self.ahead.check();
+        self.names.check(entries().map(|(name, _)| name));
         self.eviction
             .check(entries().map(|(id, entry)| (id, &entry.turn)));
         let repairs = entries().filter(|(_, entry)| entry.repair.is_some());

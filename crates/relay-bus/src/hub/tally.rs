@@ -38,6 +38,7 @@ impl Hub {
             Topic::User(owner) => LoadKey::Owner(owner.clone()),
             Topic::Group(_) => LoadKey::Everything,
         };
+        debug_assert!(!topic.is_bare(), "of nobody's group nothing can be said");
         let is_complete = table.index.is_complete(&key);
         if self.backing.memory().is_none() || is_complete && !table.index.is_unsure(topic) {
             return Ok(Some(surveyed(&table, topic)));

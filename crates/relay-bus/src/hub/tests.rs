@@ -3,6 +3,7 @@
 mod endings;
 mod late;
 mod model;
+mod owners;
 mod poison;
 mod publish;
 mod refused;
@@ -17,7 +18,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use relay_core::cursor::{Cursor, Print, Told};
 use relay_core::document::Status;
-use relay_core::id::{Name, Owner};
+use relay_core::id::{JobId, Name, Named, Owner};
 use relay_core::job::Again;
 use relay_core::moment::{Moment, WallTime};
 use relay_core::position::{Epoch, Position};
@@ -72,11 +73,10 @@ impl Stream {
     fn append(&self, job: &str, what: What, payload: String, ending: bool) -> Incoming {
         let mut inner = self.inner.lock();
         inner.high = inner.high.next();
-        let job = name(job);
+        let job = self::job(job);
         let same = |each: &&Incoming| each.job == job && each.what == what;
         let previous = inner.messages.iter().rev().find(same).map(|it| it.seq);
         let incoming = Incoming {
-            owner: owner(),
             job: job.clone(),
             what: what.clone(),
             payload: Bytes::from(payload),
@@ -127,7 +127,7 @@ impl Stream {
 }
 
 impl Stored {
-    fn discard(&mut self, job: &JobId, what: &What) {
+    fn discard(&mut self, job: &JobName, what: &What) {
         let Kept(Some(kept)) = self.kept else {
             return;
         };
@@ -149,7 +149,6 @@ impl Stored {
         }
         self.high = self.high.next();
         let incoming = Incoming {
-            owner: outgoing.owner,
             job: outgoing.job,
             what: outgoing.what,
             payload: outgoing.payload,
@@ -167,7 +166,20 @@ impl Stored {
 }
 
 impl Store for Stream {
-    fn load_job(&self, job: JobId, _at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
+    fn load_owners(
+        &self,
+        id: JobId,
+        _at_least: Seq,
+    ) -> BoxFuture<'_, Result<(Vec<Owner>, Seq), StoreError>> {
+        self.answer(move |stored| {
+            let called = stored.messages.iter().filter(|each| each.job.id == id);
+            let owners: BTreeSet<Owner> = called.map(|each| each.job.owner.clone()).collect();
+            (owners.into_iter().collect(), stored.high)
+        })
+        .boxed()
+    }
+
+    fn load_job(&self, job: JobName, _at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
         self.answer(move |stored| {
             let mut last: BTreeMap<String, Seq> = BTreeMap::new();
             let of_job = stored.messages.iter().filter(|each| each.job == job);
@@ -192,9 +204,9 @@ impl Store for Stream {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Incoming>, StoreError>> {
         self.answer(move |stored| {
-            let mut last: BTreeMap<&JobId, Incoming> = BTreeMap::new();
+            let mut last: BTreeMap<&JobName, Incoming> = BTreeMap::new();
             for each in &stored.messages {
-                if each.what == What::State && of.as_ref().is_none_or(|of| *of == each.owner) {
+                if each.what == What::State && of.as_ref().is_none_or(|of| *of == each.job.owner) {
                     let mut each_last = each.clone();
                     each_last.previous = Some(Seq::ZERO).filter(|_| !last.contains_key(&each.job));
                     last.insert(&each.job, each_last);
@@ -208,10 +220,13 @@ impl Store for Stream {
         .boxed()
     }
 
-    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>> {
+    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<Named>, StoreError>> {
         self.answer(move |stored| {
-            let newest = |job: &JobId| {
-                let of_job = stored.messages.iter().filter(|each| each.job == *job);
+            let newest = |job: &Named| {
+                let of_job = stored.messages.iter().filter(|each| {
+                    let is_owner = |it: &Owner| *it == each.job.owner;
+                    each.job.id == job.id && job.owner.as_ref().is_none_or(is_owner)
+                });
                 of_job.map(|each| each.seq).max().unwrap_or_default()
             };
             let newer = jobs.into_iter().filter(|held| newest(&held.job) > held.seq);
@@ -249,6 +264,12 @@ fn owner() -> Owner {
     name("alice")
 }
 
+/// Alice's job, or that of `<owner>/<id>`.
+fn job(text: &str) -> JobName {
+    let named = Named::parse(text).unwrap();
+    JobName::new(named.owner.unwrap_or_else(owner), named.id)
+}
+
 fn settings() -> HubSettings {
     HubSettings {
         shards: 1,
@@ -281,12 +302,13 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
         EPOCH,
     );
     hub.live(EPOCH, Seq::new(1));
-    for (connection, topic) in [(1, "job:m1"), (2, "user:alice")] {
+    for (connection, topic) in [(1, "job:alice/m1"), (2, "user:alice")] {
         hub.join(JoinRequest {
             shard: 0,
             connection: ConnectionId(connection),
             subscription: SUBSCRIPTION,
             topic: Topic::parse(topic).unwrap(),
+            own: None,
             cursor: None,
             again: Again::Nothing,
         });
@@ -302,9 +324,9 @@ fn regression_a_list_of_last_states_does_not_stand_in_front_of_a_repair() {
         updates: vec![first],
         left_out_to: Seq::ZERO,
     };
-    let rebuild = hub.rebuild(&name("m1"));
+    let rebuild = hub.rebuild(&job("m1"));
     let rebuilt = rebuild.read(history).now_or_never().unwrap();
-    let fetched = LoadKey::Job(name("m1"));
+    let fetched = LoadKey::Job(job("m1"));
     hub.finish(Loaded::Found(fetched, life, Ok(Found::Job(rebuilt.into()))));
     let mut messages = Vec::new();
     hub.inbox(0).drain(&mut messages);
@@ -345,6 +367,7 @@ async fn first_word(hub: &Hub, topic: &str, since: Option<u64>) -> (Vec<u64>, Ve
         subscription: SUBSCRIPTION,
         cursor: since.map(|seq| Cursor::at(at(seq), [&topic])),
         topic,
+        own: None,
         again: Again::Nothing,
     });
     sleep(Duration::from_secs(5)).await;
@@ -402,6 +425,7 @@ async fn regression_what_the_store_holds_is_told_when_the_bus_has_been_read_that
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
         topic: Topic::parse("user:alice").unwrap(),
+        own: None,
         cursor: None,
         again: Again::Nothing,
     });
@@ -450,8 +474,7 @@ fn hub() -> Arc<Hub> {
 fn take(hub: &Hub, job: &str, what: What, payload: &str) {
     let mut table = hub.table.lock();
     let incoming = Incoming {
-        owner: owner(),
-        job: name(job),
+        job: self::job(job),
         what,
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         seq: table.high().next(),
@@ -473,6 +496,7 @@ fn join_with(hub: &Hub, topic: &str, cursor: Option<Cursor>, again: Again) -> Jo
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
         topic: Topic::parse(topic).unwrap(),
+        own: None,
         cursor,
         again,
     });
@@ -502,7 +526,7 @@ fn regression_a_join_that_did_not_recover_has_every_members_snapshot() {
     take(&hub, "j2", What::State, RUNNING);
     hub.table
         .lock()
-        .get_mut(&name("j2"))
+        .get_mut(&job("j2"))
         .unwrap()
         .job
         .as_mut()
@@ -576,11 +600,11 @@ fn regression_a_job_that_changes_its_parent_leaves_the_old_group() {
     let moved = r#"{"status":"running","parent_id":"other"}"#;
     take(&hub, "j1", What::State, moved);
     let table = hub.table.lock();
-    let listed = |group: &str| table.index.newest(&Topic::Group(name(group))).count();
+    let listed = |group: &str| table.index.newest(&Topic::group(job(group))).count();
     assert_eq!((listed("g"), listed("other")), (0, 1));
     drop(table);
     let mut table = hub.table.lock();
-    table.forget(&name("j1"));
+    table.forget(&job("j1"));
     assert_eq!(table.index.len(), 0);
 }
 
@@ -632,6 +656,7 @@ async fn regression_who_asks_before_the_first_epoch_is_answered_in_it() {
                 [&topic],
             )),
             topic,
+            own: None,
             again: Again::Nothing,
         });
     }
@@ -677,6 +702,7 @@ fn a_connection_that_has_gone_takes_its_join_along_and_no_other_s() {
                 connection: ConnectionId(connection),
                 subscription: SUBSCRIPTION,
                 topic: topic.clone(),
+                own: None,
                 cursor: cursor.clone(),
                 again: Again::Nothing,
             });
@@ -694,7 +720,10 @@ fn a_connection_that_has_gone_takes_its_join_along_and_no_other_s() {
 
 /// How the jobs of a topic stand: queued, running, completed, failed, cancelled.
 async fn survey(hub: &Hub, topic: &str) -> ([u32; 5], bool) {
-    let survey = hub.survey(&Topic::parse(topic).unwrap()).await.unwrap();
+    let survey = hub
+        .survey(&Topic::parse(topic).unwrap().of(&owner()))
+        .await
+        .unwrap();
     (Status::ALL.map(|it| survey.tally.count(it)), survey.stale)
 }
 
@@ -761,7 +790,7 @@ fn whoever_was_told_a_part_of_a_snapshot_is_told_the_rest_of_it() {
     take(&hub, "j2", What::Milestone(name("m1")), "{}");
     take(&hub, "j2", What::Milestone(name("m2")), "{}");
     take(&hub, "j2", What::State, RUNNING);
-    for topic in [format!("user:{}", owner()), "group:g".to_owned()] {
+    for topic in [format!("user:{}", owner()), format!("group:{}/g", owner())] {
         let whole = join(&hub, &topic, None);
         assert_eq!(seqs(&whole), [1, 4], "{topic}");
         let topic = Topic::parse(&topic).unwrap();

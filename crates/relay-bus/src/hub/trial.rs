@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Owner};
 use relay_core::job::{Declined, Job, JobBounds, Place, Sender};
 use relay_core::position::{Epoch, Seq};
 use relay_core::publication::JobKey;
@@ -23,7 +23,7 @@ pub struct Trial {
     clock: Clock,
     seq: Seq,
     /// What was accepted; as large as what is tried.
-    jobs: HashMap<JobId, Job>,
+    jobs: HashMap<JobName, Job>,
 }
 
 /// What would become of an update that is not refused.
@@ -52,7 +52,8 @@ impl Trial {
 
     /// The subject of a job's states.
     pub fn subject(&self, owner: &Owner, job: &JobId) -> String {
-        self.subjects.of(owner, job, &What::State)
+        let name = JobName::new(owner.clone(), job.clone());
+        self.subjects.of(&name, &What::State)
     }
 
     /// Tries an update that is published on `subject`.
@@ -71,7 +72,6 @@ impl Trial {
         })?;
         self.seq = self.seq.next();
         let incoming = Incoming {
-            owner: address.owner,
             job: address.job,
             what: address.what,
             payload,
@@ -88,8 +88,8 @@ impl Trial {
         };
         let known = self.jobs.remove(&incoming.job);
         let mut job = known.unwrap_or_else(|| {
-            let (key, id, owner) = (JobKey(self.seq.get()), &incoming.job, &incoming.owner);
-            Job::new(key, id.clone(), owner.clone(), Seq::ZERO)
+            let (key, name) = (JobKey(self.seq.get()), incoming.job.clone());
+            Job::new(key, name.id, name.owner, Seq::ZERO)
         });
         let judged = judge(&job, &incoming, place, Sender::Away, &self.bounds);
         let stem = self.subjects.stem();

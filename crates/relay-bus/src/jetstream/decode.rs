@@ -105,7 +105,7 @@ pub(super) fn live(
         let stored_at = time(headers).ok_or(Flaw::NotFromStream)?;
         let address = subjects.parse_live(&message.subject)?;
         #[cfg(test)]
-        poison::fault("panics-when-decoded", address.job.as_str());
+        poison::fault("panics-when-decoded", address.job.id.as_str());
         let previous = number(headers, NATS_LAST_SEQUENCE).map(Seq::new);
         let is_marker = is_marker(headers, &message.payload);
         let first = first(headers, seq);
@@ -172,7 +172,7 @@ fn stored(
     let address = subjects.parse(subject).ok();
     #[cfg(test)]
     if let Some(address) = &address {
-        poison::fault("panics-when-decoded", address.job.as_str());
+        poison::fault("panics-when-decoded", address.job.id.as_str());
     }
     let update = address.and_then(|address| update(address, is_marker, payload, seq, stored_at));
     Stored {
@@ -196,7 +196,6 @@ fn update(
         (true, What::Milestone(_)) => return None,
     };
     Some(Incoming {
-        owner: address.owner,
         job: address.job,
         what,
         payload,
@@ -290,7 +289,7 @@ mod tests {
             (update.seq, update.previous),
             (Seq::new(6), Some(Seq::new(4)))
         );
-        assert_eq!((update.owner.as_str(), update.job.as_str()), ("u", "j"));
+        assert_eq!(update.job.to_string(), "u/j");
         let stored_at = update.stored_at.to_rfc3339();
         assert_eq!(stored_at.as_deref(), Some("2026-11-21T10:00:00.123Z"));
         let stored = direct(&subjects, message).unwrap();

@@ -11,7 +11,7 @@ mod history;
 mod lasts;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Named, Owner};
 use relay_core::position::Seq;
 use serde::Deserialize;
 use serde_json::json;
@@ -51,8 +51,17 @@ pub struct JetStreamStore {
 }
 
 impl Store for JetStreamStore {
-    fn load_job(&self, job: JobId, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
+    fn load_job(&self, job: JobName, at_least: Seq) -> BoxFuture<'_, Result<History, StoreError>> {
         self.load(async move |reading| reading.job(job, at_least).await)
+            .boxed()
+    }
+
+    fn load_owners(
+        &self,
+        id: JobId,
+        at_least: Seq,
+    ) -> BoxFuture<'_, Result<(Vec<Owner>, Seq), StoreError>> {
+        self.load(async move |reading| reading.owners(id, at_least).await)
             .boxed()
     }
 
@@ -66,7 +75,7 @@ impl Store for JetStreamStore {
             .boxed()
     }
 
-    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<JobId>, StoreError>> {
+    fn changed(&self, jobs: Vec<Held>) -> BoxFuture<'_, Result<Vec<Named>, StoreError>> {
         let seen = self.shared.seen();
         self.load(async move |reading| reading.changed_among(jobs, seen).await)
             .boxed()
@@ -126,7 +135,7 @@ impl JetStreamStore {
         }
         let asker = self.shared.asker()?;
         let (settings, subjects) = (&self.shared.settings, &self.shared.subjects);
-        let subject = subjects.of(&outgoing.owner, &outgoing.job, &outgoing.what);
+        let subject = subjects.of(&outgoing.job, &outgoing.what);
         let publishing = publishing::publish(asker, settings, subject, outgoing);
         unless_broken(asker, publishing).await
     }
@@ -176,11 +185,20 @@ impl Reading<'_> {
             }
         };
         for state in &mut states {
-            let subject = self.subjects.of(&state.owner, &state.job, &state.what);
+            let subject = self.subjects.of(&state.job, &state.what);
             let is_sole = listed.subjects.get(&subject) == Some(&1) && state.seq <= listed.up_to;
             state.previous = is_sole.then_some(Seq::ZERO);
         }
         Ok(states)
+    }
+
+    /// Whose jobs there are with this id, in the leader's word: of no message more than its subject is read.
+    async fn owners(&self, id: JobId, at_least: Seq) -> Result<(Vec<Owner>, Seq), StoreError> {
+        let listed = self.list(&self.subjects.of_job(&Named::bare(id))).await?;
+        let addresses = listed.subjects.keys();
+        let addresses = addresses.filter_map(|subject| self.subjects.parse(subject).ok());
+        let owners: BTreeSet<Owner> = addresses.map(|address| address.job.owner).collect();
+        Ok((owners.into_iter().collect(), listed.up_to.max(at_least)))
     }
 
     /// The subjects that match, in the leader's word.
@@ -219,7 +237,7 @@ impl Reading<'_> {
     }
 
     async fn leader_last_of(&self, held: &Held) -> Result<Option<StreamMessage>, AskError> {
-        let filter = self.subjects.of_job(held.owner.as_ref(), &held.job);
+        let filter = self.subjects.of_job(&held.job);
         self.asker.leader_last(&filter).await
     }
 
@@ -227,23 +245,27 @@ impl Reading<'_> {
         &self,
         jobs: Vec<Held>,
         at_least: Seq,
-    ) -> Result<Vec<JobId>, StoreError> {
+    ) -> Result<Vec<Named>, StoreError> {
         let mut changed = Vec::new();
         let mut parts: Vec<&[Held]> = jobs.chunks(JOBS_PER_GET).collect();
         while let Some(part) = parts.pop() {
             let filters: Vec<String> = part
                 .iter()
-                .map(|held| self.subjects.of_job(held.owner.as_ref(), &held.job))
+                .map(|held| self.subjects.of_job(&held.job))
                 .collect();
-            let mut newest: HashMap<JobId, Seq> = HashMap::new();
+            let mut newest: HashMap<Named, Seq> = HashMap::new();
             match (self.lasts(&filters, at_least).await?, part) {
                 (Lasts::Are(lasts, _), _) => {
                     for last in lasts {
                         let Ok(address) = self.subjects.parse(&last.subject) else {
                             continue;
                         };
-                        let most = newest.entry(address.job).or_default();
-                        *most = last.seq.max(*most);
+                        // Somebody may wait for whatever is called so.
+                        let bare = Named::bare(address.job.id.clone());
+                        for named in [bare, address.job.into()] {
+                            let most = newest.entry(named).or_default();
+                            *most = last.seq.max(*most);
+                        }
                     }
                 }
                 (Lasts::Stale, _) => return Err(AskError::Stale { at_least }.into()),
@@ -284,7 +306,7 @@ fn keep_recent(states: &mut Vec<Incoming>, more: Vec<Stored>, limit: usize) {
     // A subject that moved while a large answer came in parts is there twice; the later one counts.
     states.sort_unstable_by_key(|state| std::cmp::Reverse(state.seq));
     let mut seen = std::collections::HashSet::new();
-    states.retain(|state| seen.insert((state.owner.clone(), state.job.clone())));
+    states.retain(|state| seen.insert(state.job.clone()));
     states.truncate(limit);
     states.reverse();
 }

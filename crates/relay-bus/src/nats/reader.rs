@@ -233,7 +233,6 @@ impl Reader<'_> {
         };
         self.seq = self.seq.next();
         self.burst.push(Incoming {
-            owner: address.owner,
             job: address.job,
             what: address.what,
             payload: message.payload,

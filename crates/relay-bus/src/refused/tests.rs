@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use relay_core::document::Refusal;
-use relay_core::id::Name;
+use relay_core::id::{JobName, Name};
 
 use relay_core::job::Declined;
 
@@ -9,8 +9,7 @@ use crate::seam::{Incoming, What};
 
 fn update(owner: &str, job: &str, seq: u64) -> RefusedUpdate {
     let incoming = Incoming {
-        owner: Name::parse(owner).unwrap(),
-        job: Name::parse(job).unwrap(),
+        job: JobName::new(Name::parse(owner).unwrap(), Name::parse(job).unwrap()),
         what: What::State,
         payload: Bytes::from_static(b"{}"),
         seq: Seq::new(seq),

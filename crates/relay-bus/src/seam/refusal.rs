@@ -70,8 +70,8 @@ impl RefusedUpdate {
             field: field.map(|field| shown(field, FIELD_CHARS)),
             subject: format!("{stem}{incoming}"),
             seq: Some(incoming.seq),
-            job: Some(incoming.job.to_string()),
-            owner: Some(incoming.owner.to_string()),
+            job: Some(incoming.job.id.to_string()),
+            owner: Some(incoming.job.owner.to_string()),
             size: incoming.payload.len(),
             time: incoming.stored_at,
         }

@@ -5,7 +5,7 @@ use relay_bus::seam::Store;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, NO_TEXT, Worker, name, publish_bytes};
+use crate::support::{Mode, NO_TEXT, Worker, job, publish_bytes};
 
 #[tokio::test]
 async fn regression_bytes_that_are_no_text_do_not_take_the_bus_away() {
@@ -19,7 +19,7 @@ async fn regression_bytes_that_are_no_text_do_not_take_the_bus_away() {
     let payloads: Vec<_> = updates.iter().map(|it| it.payload.as_ref()).collect();
     assert_eq!(payloads, [&b"1"[..], b"2", b"3", b"{}"]);
     assert_eq!(mode.heard.refused().len(), 3);
-    let job = mode.store.load_job(name("j"), last).await.unwrap();
+    let job = mode.store.load_job(job("j"), last).await.unwrap();
     let stored: Vec<_> = job.updates.iter().map(|it| it.payload.as_ref()).collect();
     assert_eq!(stored, [&b"1"[..], b"2", b"3"]);
     let states = mode.store.load_last_states(None, last, 100).await.unwrap();

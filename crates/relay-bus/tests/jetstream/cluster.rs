@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::Store;
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 use relay_core::position::Seq;
 use relay_testkit::nats::NatsCluster;
 use relay_testkit::wait;
 
-use crate::support::{Mode, SOON, Worker, connection, name, settings};
+use crate::support::{Mode, SOON, Worker, connection, job, settings};
 
 async fn modes(cluster: &NatsCluster) -> Vec<Mode> {
     let replicated = JetStreamSettings {
@@ -87,7 +87,7 @@ async fn a_join_at_any_moment_on_any_node_misses_nothing() {
             })
             .await;
     }
-    let mut all: HashMap<JobId, Vec<Seq>> = HashMap::new();
+    let mut all: HashMap<JobName, Vec<Seq>> = HashMap::new();
     for update in modes[0].heard.updates() {
         all.entry(update.job).or_default().push(update.seq);
     }
@@ -124,10 +124,10 @@ async fn a_replica_that_is_behind_does_not_answer_for_the_stream() {
             .publish(&format!("progress.u.new{round}.state"), "{}")
             .await;
         let asked: Vec<_> = (0..12)
-            .map(|_| mode.store.load_job(name("j"), last))
+            .map(|_| mode.store.load_job(job("j"), last))
             .chain([mode
                 .store
-                .load_job(name(&format!("new{round}")), last.next())])
+                .load_job(job(&format!("new{round}")), last.next())])
             .collect();
         let loading = futures_util::future::try_join_all(asked);
         let wake = async {
@@ -192,7 +192,7 @@ async fn a_killed_leader_is_followed_by_another_and_nothing_stored_is_lost() {
             .await;
         assert_eq!(
             mode.store
-                .load_job(name("j"), Seq::new(2))
+                .load_job(job("j"), Seq::new(2))
                 .await
                 .unwrap()
                 .updates

@@ -8,7 +8,7 @@ use relay_bus::seam::{Store, What};
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsHub, NatsServer};
 
-use crate::support::{Mode, Worker, chain, connection, name, outgoing, settings};
+use crate::support::{Mode, Worker, chain, connection, job, name, outgoing, settings};
 
 fn in_domain(domain: &str) -> JetStreamSettings {
     JetStreamSettings {
@@ -31,7 +31,7 @@ async fn works_through(leaf: &NatsServer, hub: &NatsServer, settings: JetStreamS
         chain(&updates),
         [(from_hub.get(), Some(0)), (published.get(), Some(0))]
     );
-    let loaded = mode.store.load_job(name("a"), published).await.unwrap();
+    let loaded = mode.store.load_job(job("a"), published).await.unwrap();
     assert_eq!(loaded.updates.len(), 2);
     assert_eq!(mode.heard.updates().len(), 2, "each is told once");
 }

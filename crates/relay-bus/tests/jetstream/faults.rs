@@ -7,7 +7,7 @@ use relay_bus::seam::{Store, StoreError, What};
 use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, Said, Worker, chain, name, outgoing};
+use crate::support::{Mode, Said, Worker, chain, job, outgoing};
 
 #[tokio::test]
 async fn a_relay_starts_before_nats_and_reads_when_it_comes() {
@@ -35,14 +35,14 @@ async fn a_server_that_is_killed_is_lost_and_the_same_epoch_goes_on() {
     mode.heard.updates_until(1).await;
     server.kill();
     mode.heard.lost_with("NATS").await;
-    let away = mode.store.load_job(name("j"), Seq::new(1)).await;
+    let away = mode.store.load_job(job("j"), Seq::new(1)).await;
     assert!(matches!(away, Err(StoreError::Unreachable(_))), "{away:?}");
     server.restart().await.unwrap();
     let again = mode.heard.live(2).await;
     assert_eq!(again, Position::new(epoch, Seq::new(1)));
     assert_eq!(
         mode.store
-            .load_job(name("j"), Seq::new(1))
+            .load_job(job("j"), Seq::new(1))
             .await
             .unwrap()
             .updates
@@ -181,7 +181,10 @@ async fn a_message_that_is_stored_and_never_republished_is_fetched() {
     worker.jetstream.update_stream(config).await.unwrap();
     // Nothing follows on its subject; the leader's last number shows it.
     let updates = mode.heard.updates_until(3).await;
-    assert_eq!((updates[2].seq.get(), updates[2].job.as_str()), (3, "lost"));
+    assert_eq!(
+        (updates[2].seq.get(), updates[2].job.id.as_str()),
+        (3, "lost")
+    );
     // The hub is told of a hole before each, so it loads what it does not have.
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1)), (3, Some(2))]);
     worker.publish("progress.u.j.state", "4").await;

@@ -2,10 +2,11 @@
 
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Held, Store, StoreError, What};
+use relay_core::id::Named;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, Worker, chain, connection, name, settings};
+use crate::support::{Mode, Worker, chain, connection, job, name, settings};
 
 async fn server() -> (NatsServer, Mode, Worker) {
     server_for(settings()).await
@@ -19,10 +20,16 @@ async fn server_for(settings: JetStreamSettings) -> (NatsServer, Mode, Worker) {
     (server, mode, worker)
 }
 
+fn named(owner: Option<&str>, job: &str) -> Named {
+    Named {
+        owner: owner.map(name),
+        id: name(job),
+    }
+}
+
 fn held(owner: Option<&str>, job: &str, seq: u64) -> Held {
     Held {
-        owner: owner.map(name),
-        job: name(job),
+        job: named(owner, job),
         seq: Seq::new(seq),
     }
 }
@@ -41,7 +48,7 @@ async fn a_jobs_history_is_whole_and_in_order() {
     }
     let loaded = mode
         .store
-        .load_job(name("j"), Seq::new(22))
+        .load_job(job("j"), Seq::new(22))
         .await
         .unwrap()
         .updates;
@@ -69,7 +76,7 @@ async fn a_job_that_was_never_published_is_nothing_and_not_an_error() {
     let (_server, mode, worker) = server().await;
     assert!(
         mode.store
-            .load_job(name("j"), Seq::new(0))
+            .load_job(job("j"), Seq::new(0))
             .await
             .unwrap()
             .updates
@@ -78,7 +85,7 @@ async fn a_job_that_was_never_published_is_nothing_and_not_an_error() {
     worker.publish("progress.u.other.state", "{}").await;
     assert!(
         mode.store
-            .load_job(name("j"), Seq::new(1))
+            .load_job(job("j"), Seq::new(1))
             .await
             .unwrap()
             .updates
@@ -113,7 +120,7 @@ async fn an_ending_stands_alone_in_a_jobs_history() {
         .await;
     let loaded = mode
         .store
-        .load_job(name("j"), Seq::new(4))
+        .load_job(job("j"), Seq::new(4))
         .await
         .unwrap()
         .updates;
@@ -167,7 +174,7 @@ async fn regression_a_job_that_holds_more_than_may_be_read_is_told_by_its_last_m
             .await;
     }
     worker.publish("progress.u.j.state", "last").await;
-    let history = mode.store.load_job(name("j"), Seq::new(20)).await.unwrap();
+    let history = mode.store.load_job(job("j"), Seq::new(20)).await.unwrap();
     assert_eq!(history.up_to, Seq::new(20));
     // The states are whole, whatever there is of milestones.
     let mut numbers: Vec<u64> = history.updates.iter().map(|it| it.seq.get()).collect();
@@ -183,7 +190,7 @@ async fn regression_a_job_that_holds_more_than_may_be_read_is_told_by_its_last_m
         worker.publish("progress.u.j.state", &large).await;
     }
     let ending = worker.publish("progress.u.j.state", "ending").await;
-    let history = mode.store.load_job(name("j"), ending).await.unwrap();
+    let history = mode.store.load_job(job("j"), ending).await.unwrap();
     let last = history.updates.last().unwrap();
     assert_eq!((last.seq, &*last.payload), (ending, &b"ending"[..]));
     assert_eq!(history.left_out_to, ending.before());
@@ -201,7 +208,7 @@ async fn a_job_with_many_milestone_names_is_read_by_its_owner() {
     worker.publish("progress.v.j.state", "{}").await;
     let loaded = mode
         .store
-        .load_job(name("j"), Seq::new(42))
+        .load_job(job("j"), Seq::new(42))
         .await
         .unwrap()
         .updates;
@@ -225,7 +232,7 @@ async fn more_subjects_than_a_server_answers_for_are_loaded_all_the_same() {
     }
     let last = worker.publish("progress.u.j.state", "{}").await;
     assert_eq!(last, Seq::new(2_201));
-    let loaded = mode.store.load_job(name("j"), last).await.unwrap().updates;
+    let loaded = mode.store.load_job(job("j"), last).await.unwrap().updates;
     assert_eq!(loaded.len(), 1_101);
     assert_eq!(loaded[1_100].what, What::State);
     let states = mode
@@ -245,7 +252,7 @@ async fn more_subjects_than_a_server_answers_for_are_loaded_all_the_same() {
         .collect();
     let mut changed = mode.store.changed(jobs).await.unwrap();
     changed.sort();
-    assert_eq!(changed, [name("j"), name("job7")]);
+    assert_eq!(changed, [named(None, "j"), named(Some("u"), "job7")]);
 }
 
 #[tokio::test]
@@ -262,7 +269,7 @@ async fn changed_names_the_jobs_the_stream_knows_more_of() {
         held(None, "a", 0),
     ];
     let changed = mode.store.changed(jobs).await.unwrap();
-    assert_eq!(changed, [name("b"), name("a")]);
+    assert_eq!(changed, [named(Some("u"), "b"), named(None, "a")]);
     assert!(
         mode.store
             .changed(vec![held(None, "unknown", 0)])
@@ -322,7 +329,7 @@ async fn a_stored_status_line_is_not_taken_for_the_end_of_an_answer() {
     worker.publish("progress.u.j.state", "3").await;
     let loaded = mode
         .store
-        .load_job(name("j"), Seq::new(3))
+        .load_job(job("j"), Seq::new(3))
         .await
         .unwrap()
         .updates;
@@ -358,7 +365,7 @@ async fn an_answer_that_cannot_be_fresh_is_not_given() {
     // Nobody has message 1000; the leader's word is as good as it gets.
     assert_eq!(
         mode.store
-            .load_job(name("j"), Seq::new(1_000))
+            .load_job(job("j"), Seq::new(1_000))
             .await
             .unwrap()
             .updates
@@ -393,7 +400,7 @@ async fn a_prefix_with_dots_works_throughout() {
     assert_eq!(chain(&mode.heard.updates_until(1).await), [(1, Some(0))]);
     assert_eq!(
         mode.store
-            .load_job(name("j"), Seq::new(1))
+            .load_job(job("j"), Seq::new(1))
             .await
             .unwrap()
             .updates

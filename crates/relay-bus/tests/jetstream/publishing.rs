@@ -10,7 +10,7 @@ use relay_core::moment::WallTime;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, Worker, chain, connection, name, outgoing, settings};
+use crate::support::{Mode, Worker, chain, connection, job, name, outgoing, settings};
 
 #[tokio::test]
 async fn what_is_published_is_numbered_stored_and_comes_by() {
@@ -109,7 +109,7 @@ async fn somebody_elses_message_under_the_same_id_swallows_nothing() {
         Seq::new(2)
     );
     let updates = mode.heard.updates_until(2).await;
-    assert_eq!(updates[1].job, name("j"));
+    assert_eq!(updates[1].job, job("j"));
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn an_ending_that_is_stored_again_is_alone_with_the_number_and_the_time_it
     assert!(matches!(second, Err(StoreError::Conflict)), "{second:?}");
     let live = mode.heard.updates_until(12).await;
     assert_eq!(live[11].first, Some(first));
-    let history = mode.store.load_job(name("j"), Seq::new(12)).await.unwrap();
+    let history = mode.store.load_job(job("j"), Seq::new(12)).await.unwrap();
     assert_eq!(chain(&history.updates), [(12, Some(0))]);
     assert_eq!(history.updates[0].first, Some(first));
     let stream = worker.jetstream.get_stream("PROGRESS").await.unwrap();

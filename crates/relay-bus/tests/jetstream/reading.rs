@@ -4,7 +4,7 @@ use relay_bus::seam::{Store, What};
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 
-use crate::support::{Mode, Worker, chain, name};
+use crate::support::{Mode, Worker, chain, job, name};
 
 #[tokio::test]
 async fn live_updates_carry_the_streams_numbers_and_the_one_before_on_their_subject() {
@@ -36,8 +36,7 @@ async fn live_updates_carry_the_streams_numbers_and_the_one_before_on_their_subj
             (5, Some(4))
         ]
     );
-    assert_eq!(updates[1].owner, name("u2"));
-    assert_eq!(updates[1].job, name("j2"));
+    assert_eq!(updates[1].job.to_string(), "u2/j2");
     assert_eq!(updates[2].what, What::Milestone(name("clip_completed")));
     assert_eq!(updates[3].payload, r#"{"n":4}"#);
     assert!(
@@ -127,16 +126,16 @@ async fn forged_headers_are_ignored() {
         .await;
     let updates = mode.heard.updates_until(2).await;
     assert_eq!(chain(&updates), [(1, Some(0)), (2, Some(1))]);
-    assert_eq!(updates[0].owner, name("u"));
+    assert_eq!(updates[0].job.owner, name("u"));
     assert!(updates[0].stored_at.as_unix_micros() > 1_700_000_000_000_000);
     let loaded = mode
         .store
-        .load_job(name("j"), Seq::new(2))
+        .load_job(job("j"), Seq::new(2))
         .await
         .unwrap()
         .updates;
     assert_eq!(chain(&loaded), [(1, Some(0)), (2, Some(1))]);
-    assert_eq!(loaded[0].owner, name("u"));
+    assert_eq!(loaded[0].job.owner, name("u"));
 }
 
 #[tokio::test]
@@ -204,12 +203,12 @@ async fn an_ending_that_expires_is_gone_and_nothing_comes_back() {
         .await;
     let updates = mode.heard.updates_until(4).await;
     let gone = updates.last().unwrap();
-    assert_eq!((&gone.what, gone.job.as_str()), (&What::Gone, "j"));
+    assert_eq!((&gone.what, gone.job.id.as_str()), (&What::Gone, "j"));
     // The milestone's marker is not the job's end.
     assert_eq!(updates.len(), 4);
     let loaded = mode
         .store
-        .load_job(name("j"), gone.seq)
+        .load_job(job("j"), gone.seq)
         .await
         .unwrap()
         .updates;

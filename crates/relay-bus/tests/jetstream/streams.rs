@@ -7,7 +7,7 @@ use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 use serde_json::{Value, json};
 
-use crate::support::{Mode, Worker, chain, connection, name, outgoing, settings};
+use crate::support::{Mode, Worker, chain, connection, job, outgoing, settings};
 
 #[tokio::test]
 async fn a_missing_stream_is_made_as_the_relay_needs_it() {
@@ -60,7 +60,7 @@ async fn a_missing_stream_that_is_not_to_be_made_is_waited_for() {
     mode.heard.lost_with("there is no stream PROGRESS").await;
     let unreachable = mode
         .store
-        .load_job(name("j"), Seq::new(0))
+        .load_job(job("j"), Seq::new(0))
         .await
         .unwrap_err();
     assert!(
@@ -259,7 +259,7 @@ async fn a_stream_that_gathers_from_others_can_be_read() {
     mode.heard.live(1).await;
     let worker = Worker::at(&server.url()).await;
     worker.publish("progress.u.j.state", "{}").await;
-    assert_eq!(mode.heard.updates_until(1).await[0].job, name("j"));
+    assert_eq!(mode.heard.updates_until(1).await[0].job, job("j"));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::{JetStreamSettings, JetStreamStore, jetstream};
 use relay_bus::seam::{Incoming, Intake, Outgoing, RefusedUpdate, What};
-use relay_core::id::Name;
+use relay_core::id::{JobName, Name};
 use relay_core::job::Finality;
 use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::client::raw::Raw;
@@ -196,10 +196,14 @@ pub(crate) fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
 
+/// The job that nearly all of these are about: u's.
+pub(crate) fn job(id: &str) -> JobName {
+    JobName::new(name("u"), name(id))
+}
+
 pub(crate) fn outgoing(owner: &str, job: &str, what: What, payload: &str) -> Outgoing {
     Outgoing {
-        owner: name(owner),
-        job: name(job),
+        job: JobName::new(name(owner), name(job)),
         what,
         payload: payload.to_owned().into(),
         finality: Finality::Open,

@@ -11,6 +11,8 @@ use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::tools;
 use serde_json::Value;
 
+use relay_core::id::JobName;
+
 use crate::support::{Mode, connection, name, outgoing, settings};
 
 fn shipped(file: &str) -> String {
@@ -77,14 +79,18 @@ async fn what_owners_publish_each_into_a_stream_of_its_own_is_read_as_from_one()
     }
     let mut owners: Vec<String> = mode.heard.updates_until(2).await[..2]
         .iter()
-        .map(|update| update.owner.to_string())
+        .map(|update| update.job.owner.to_string())
         .collect();
     owners.sort();
     assert_eq!(owners, ["alice", "bob"]);
     // What comes over HTTP goes into the relay's stream itself, endings with their roll-up.
     let stored = mode.store.publish(outgoing("bob", "h", What::State, "{}"));
     let stored = stored.await.unwrap();
-    let history = mode.store.load_job(name("h"), stored).await.unwrap();
+    let history = mode
+        .store
+        .load_job(JobName::new(name("bob"), name("h")), stored)
+        .await
+        .unwrap();
     assert_eq!(history.updates.len(), 1);
 }
 

@@ -10,7 +10,7 @@ use relay_core::position::{Epoch, Position, Seq};
 use relay_testkit::nats::{NatsServer, Options};
 use tokio::task::JoinSet;
 
-use crate::support::{Mode, Recorder, Worker, chain, connection, headers, name, outgoing};
+use crate::support::{Mode, Recorder, Worker, chain, connection, headers, job, name, outgoing};
 
 const EPOCH: Epoch = Epoch::new(77);
 
@@ -98,7 +98,7 @@ async fn publishing_answers_with_the_number_the_message_got_when_it_came_back() 
     let updates = core.heard.updates();
     for (n, number) in numbers.iter().enumerate() {
         let update = updates.iter().find(|update| update.seq == *number).unwrap();
-        assert_eq!(update.job, name(&format!("j{n}")));
+        assert_eq!(update.job.id, name(&format!("j{n}")));
     }
     let gone = core.store.publish(outgoing("u", "j", What::Gone, "")).await;
     assert!(matches!(gone, Err(StoreError::Refused(_))));
@@ -115,7 +115,7 @@ async fn there_is_nothing_to_load() {
         .unwrap();
     assert!(
         core.store
-            .load_job(name("j"), Seq::new(0))
+            .load_job(job("j"), Seq::new(0))
             .await
             .unwrap()
             .updates

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use relay_bus::connection::ConnectionSettings;
 use relay_bus::jetstream::JetStreamSettings;
 use relay_bus::seam::{Held, Store, StoreError, What};
+use relay_core::id::Named;
 use relay_core::position::Seq;
 use relay_testkit::nats::{NatsServer, Options};
 use relay_testkit::ports::Port;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::core::Core;
-use crate::support::{Mode, connection, name, outgoing, settings};
+use crate::support::{Mode, connection, job, name, outgoing, settings};
 
 fn shipped(file: &str) -> std::path::PathBuf {
     tools::workspace().join("deploy/nats").join(file)
@@ -108,7 +109,7 @@ async fn the_relay_may_do_all_it_does() {
     mode.heard.updates_until(1).await;
     assert_eq!(
         mode.store
-            .load_job(name("j"), Seq::new(1))
+            .load_job(job("j"), Seq::new(1))
             .await
             .unwrap()
             .updates
@@ -117,7 +118,7 @@ async fn the_relay_may_do_all_it_does() {
     );
     assert!(
         mode.store
-            .load_job(name("unknown"), Seq::new(1))
+            .load_job(job("unknown"), Seq::new(1))
             .await
             .unwrap()
             .updates
@@ -132,11 +133,11 @@ async fn the_relay_may_do_all_it_does() {
         1
     );
     let held = Held {
-        owner: None,
-        job: name("j"),
+        job: Named::bare(name("j")),
         seq: Seq::ZERO,
     };
-    assert_eq!(mode.store.changed(vec![held]).await.unwrap(), [name("j")]);
+    let changed = mode.store.changed(vec![held]).await.unwrap();
+    assert_eq!(changed, [Named::bare(name("j"))]);
     assert_eq!(
         mode.store
             .publish(outgoing("u", "j", What::State, "{}"))
@@ -178,7 +179,7 @@ async fn a_worker_may_neither_forge_live_messages_nor_read_others_nor_touch_the_
     let updates = mode.heard.updates_until(1).await;
     assert_eq!(updates[0].payload, "true");
     assert!(mode.heard.drops().is_empty());
-    mode.store.load_job(name("j"), Seq::new(1)).await.unwrap();
+    mode.store.load_job(job("j"), Seq::new(1)).await.unwrap();
     // Everything before is through when the stream has answered once more.
     jetstream
         .publish("progress.u.j.state", "again".into())
@@ -240,7 +241,7 @@ async fn what_a_relay_may_not_ask_or_publish_is_a_refusal_and_not_an_outage() {
     mode.heard.live(1).await;
     let refused = mode
         .store
-        .load_job(name("j"), Seq::new(0))
+        .load_job(job("j"), Seq::new(0))
         .await
         .unwrap_err();
     assert!(

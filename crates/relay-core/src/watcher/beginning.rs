@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cursor::{Cursor, Print};
 use crate::id::{JobId, Name, Owner};
+use crate::job::Again;
 use crate::moment::{Moment, WallTime};
 use crate::position::Seq;
 use crate::publication::{JobKey, Publication};
@@ -17,20 +18,27 @@ use crate::topic::Topic;
 use crate::watcher::outbox::{GapReason, SubscriptionId};
 
 use super::horizon::Horizon;
+use super::session::Join;
 use super::sight::{Sight, Viewer};
-use super::{Seen, Watcher, WatcherBounds};
+use super::{Watcher, WatcherBounds};
 
 /// The answer to a join: what a subscription begins with.
 #[derive(Debug)]
 pub struct Joined {
     /// The subscription that waited.
     pub subscription: SubscriptionId,
-    /// What it watches.
+    /// What it watches, as it was asked for.
     pub topic: Topic,
-    /// The owner, where the topic is a job somebody owns.
+    /// Whose the job or the group is that the answer is about; nobody's is known where there is none. A topic without
+    /// an owner is about the client's own, or about the only one there is.
     pub owner: Option<Owner>,
+    /// The job's number, where it is known.
+    pub key: Option<JobKey>,
     /// The parent, where the topic is a job in a group.
     pub parent: Option<Name>,
+    /// Who else has one by that name, where the topic does not say whose it means and several may be meant. Then
+    /// nothing else is answered: it has to be asked for again.
+    pub several: Option<Box<Several>>,
     /// Where the client's cursor stood, if it meant anything here.
     pub since: Option<Seq>,
     /// Whether everything missed since the cursor follows.
@@ -42,6 +50,17 @@ pub struct Joined {
     pub left_out: Vec<LeftOut>,
     /// Everything up to here that concerns the topic is in `publications`, or was before the cursor.
     pub high: Seq,
+}
+
+/// What a topic without an owner may mean.
+#[derive(Debug)]
+pub struct Several {
+    /// The owners of what is called so, each with its job's parent.
+    pub owners: Vec<(Owner, Option<Name>)>,
+    /// Where the client left off.
+    pub cursor: Option<Cursor>,
+    /// What it is told of the time before.
+    pub again: Again,
 }
 
 /// A job some of whose milestones a client is not sent.
@@ -61,8 +80,12 @@ pub struct LeftOut {
 pub enum Beginning {
     /// The subscription had ended meanwhile.
     Left,
-    /// The job is not the client's to watch; the subscription has ended.
+    /// What the topic means is not the client's to watch; the subscription has ended.
     Forbidden,
+    /// The topic means several that the client may watch; the subscription has ended.
+    Ambiguous,
+    /// Of several the client may watch one; that has to be asked for.
+    Again(Join),
     /// The subscription is live, and what it begins with waits to be sent.
     Live(Begun),
 }
@@ -97,23 +120,31 @@ impl Watcher {
             joined.subscription,
             joined.since.filter(|_| joined.recovered),
         );
-        let known = self.known(horizon.epoch());
-        let from = known.complete_from(&joined.topic, since, joined.high);
-        if !self.session.joined(via, since.unwrap_or_default(), from) {
+        if self.subscription(via).is_none() {
             return Beginning::Left;
         }
-        if viewer.sight(&joined.topic) == Sight::WhenKnown {
-            self.rare().unproven.push(via);
+        if let Some(several) = joined.several.take() {
+            return self.choose(via, &joined.topic, *several, viewer);
         }
-        if let (Topic::Job(_), Some(owner)) = (&joined.topic, &joined.owner)
-            && !viewer.may_watch(&joined.topic, Some(owner), joined.parent.as_ref())
-        {
-            self.leave(via);
-            return Beginning::Forbidden;
+        if let Some(owner) = &joined.owner {
+            let parent = joined.parent.as_ref();
+            let allowed = viewer.may_watch(&joined.topic, Some(owner), parent);
+            match (&joined.topic, allowed) {
+                (Topic::Job(_), false) => {
+                    self.leave(via);
+                    return Beginning::Forbidden;
+                }
+                // One of the client's own may come yet.
+                (Topic::Group(_), false) => joined.publications.clear(),
+                (_, true) => self.bind(via, owner, joined.key, parent),
+                (Topic::User(_), false) => {}
+            }
         }
-        joined
-            .publications
-            .retain(|publication| self.may_see(publication, via, viewer) == Seen::Yes);
+        let topic = self.subscription(via).map(|each| each.topic.clone());
+        joined.topic = topic.unwrap_or(joined.topic);
+        let known = self.known(horizon.epoch());
+        let from = known.complete_from(&joined.topic, since, joined.high);
+        self.session.joined(via, since.unwrap_or_default(), from);
         let old = bounds
             .endings_within
             .filter(|_| !matches!(joined.topic, Topic::Job(_)));
@@ -130,6 +161,55 @@ impl Watcher {
         let begun = self.owe(joined, viewer, horizon, now, bounds);
         self.check();
         Beginning::Live(begun)
+    }
+
+    /// The subscription is about what this owner has, as it stands.
+    fn bind(
+        &mut self,
+        via: SubscriptionId,
+        owner: &Owner,
+        key: Option<JobKey>,
+        parent: Option<&Name>,
+    ) {
+        if let Some(subscription) = self.session.subscription_mut(via) {
+            subscription.bind(owner);
+            if let Some(key) = key {
+                subscription.show(key, parent);
+            }
+        }
+    }
+
+    /// Of several that are called so the client's is the only one that it may watch.
+    fn choose(
+        &mut self,
+        via: SubscriptionId,
+        topic: &Topic,
+        several: Several,
+        viewer: &impl Viewer,
+    ) -> Beginning {
+        let owners = several.owners.iter();
+        let mut allowed =
+            owners.filter(|(owner, parent)| viewer.may_watch(topic, Some(owner), parent.as_ref()));
+        let (only, more) = (allowed.next(), allowed.next());
+        match (only, more) {
+            (Some((owner, parent)), None) => {
+                self.bind(via, owner, None, parent.as_ref());
+                Beginning::Again(Join {
+                    subscription: via,
+                    topic: topic.of(owner),
+                    cursor: several.cursor,
+                    again: several.again,
+                })
+            }
+            (None, _) => {
+                self.leave(via);
+                Beginning::Forbidden
+            }
+            (Some(_), Some(_)) => {
+                self.leave(via);
+                Beginning::Ambiguous
+            }
+        }
     }
 
     fn owe(
@@ -174,6 +254,7 @@ impl Watcher {
         let states = joined.publications.iter().filter(|each| each.is_state());
         let jobs: HashSet<JobKey> = states.map(|state| state.key).chain(waiting).collect();
         self.put_down(Print::of(&joined.topic));
+        self.put_down(Print::of(&joined.topic.bare()));
         Begun {
             resumes: asked.resumes,
             recovered: joined.recovered,

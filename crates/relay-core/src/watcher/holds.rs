@@ -9,7 +9,7 @@
 
 use hashbrown::HashMap;
 
-use crate::id::{JobId, Name, Owner};
+use crate::id::{JobName, Name};
 use crate::position::Seq;
 use crate::topic::Topic;
 
@@ -19,7 +19,7 @@ pub enum Repairing {
     /// Whoever watches the job is sent nothing above a number until it is released.
     Hold(Hold),
     /// The repair is done.
-    Release(JobId),
+    Release(JobName),
     /// Everybody is sent nothing above this number until all is released: the bus was away, and what was
     /// missed is not known yet.
     HoldAll(Seq),
@@ -31,9 +31,7 @@ pub enum Repairing {
 #[derive(Debug, Clone)]
 pub struct Hold {
     /// The job.
-    pub job: JobId,
-    /// Its owner, where that is known.
-    pub owner: Option<Owner>,
+    pub job: JobName,
     /// Its parent; where that is not known, any group may be its own.
     pub parent: Option<Name>,
     /// What its watchers have been sent up to.
@@ -43,19 +41,25 @@ pub struct Hold {
 impl Hold {
     /// Whether the job may be seen under `topic`.
     pub fn concerns(&self, topic: &Topic) -> bool {
+        let is_owner = |owner: &Option<Name>| owner.as_ref().is_none_or(|it| *it == self.job.owner);
         match topic {
-            Topic::Job(job) => *job == self.job,
-            Topic::User(owner) => Some(owner) == self.owner.as_ref(),
-            Topic::Group(group) => self.parent.as_ref().is_none_or(|parent| parent == group),
+            Topic::Job(named) => named.id == self.job.id && is_owner(&named.owner),
+            Topic::User(owner) => *owner == self.job.owner,
+            Topic::Group(named) => {
+                let parent = self.parent.as_ref();
+                is_owner(&named.owner) && parent.is_none_or(|parent| *parent == named.id)
+            }
         }
     }
 
-    /// The topics it is known to be seen under.
+    /// The topics it is known to be seen under; whoever named one bare may be waiting for just this.
     pub fn topics(&self) -> impl Iterator<Item = Topic> + use<> {
-        let job = Topic::Job(self.job.clone());
-        let owner = self.owner.clone().map(Topic::User);
-        let parent = self.parent.clone().map(Topic::Group);
-        std::iter::once(job).chain(owner).chain(parent)
+        let owner = &self.job.owner;
+        let group = self.parent.clone();
+        let group = group.map(|id| Topic::group(JobName::new(owner.clone(), id)));
+        let exact = [Topic::job(self.job.clone())].into_iter().chain(group);
+        let both = exact.flat_map(|topic| [topic.bare(), topic]);
+        both.chain([Topic::User(owner.clone())])
     }
 }
 
@@ -85,11 +89,11 @@ impl Released {
 /// The holds that are known; nearly always none.
 #[derive(Debug, Default)]
 pub struct Holds {
-    jobs: HashMap<JobId, Hold>,
+    jobs: HashMap<JobName, Hold>,
     /// The held jobs that may be seen under a topic.
-    topics: HashMap<Topic, Vec<JobId>>,
-    /// Held jobs whose group is not known: they may be of any.
-    groupless: Vec<JobId>,
+    topics: HashMap<Topic, Vec<JobName>>,
+    /// Held jobs whose group is not known: they may be of any of their owner's.
+    groupless: Vec<JobName>,
     /// Up to where anybody may be sent anything while the bus is compared with what is known.
     all: Option<Seq>,
 }
@@ -132,8 +136,11 @@ impl Holds {
             let listed = self.topics.get(topic).map_or(&[][..], Vec::as_slice);
             listed.iter().chain(of_group)
         };
-        let jobs = topics.into_iter().flat_map(held);
-        let seqs = jobs.filter_map(|job| Some(self.jobs.get(job)?.seq));
+        let holds = topics.into_iter().flat_map(|topic| {
+            let jobs = held(topic).filter_map(|job| self.jobs.get(job));
+            jobs.filter(|hold| hold.concerns(topic))
+        });
+        let seqs = holds.map(|hold| hold.seq);
         seqs.min().unwrap_or(Seq::MAX).min(all)
     }
 
@@ -151,7 +158,7 @@ impl Holds {
         self.jobs.insert(hold.job.clone(), hold);
     }
 
-    fn remove(&mut self, job: &JobId) -> Option<Hold> {
+    fn remove(&mut self, job: &JobName) -> Option<Hold> {
         let hold = self.jobs.remove(job)?;
         for topic in hold.topics() {
             if let Some(jobs) = self.topics.get_mut(&topic) {
@@ -185,12 +192,14 @@ mod tests {
         Topic::parse(text).unwrap()
     }
 
-    fn hold(job: &str, owner: Option<&str>, parent: Option<&str>, seq: u64) -> Repairing {
-        let name = |text: &str| Name::parse(text).unwrap();
+    fn name(text: &str) -> JobName {
+        crate::id::Named::parse(text).unwrap().exact().unwrap()
+    }
+
+    fn hold(job: &str, parent: Option<&str>, seq: u64) -> Repairing {
         Repairing::Hold(Hold {
             job: name(job),
-            owner: owner.map(name),
-            parent: parent.map(name),
+            parent: parent.map(|parent| Name::parse(parent).unwrap()),
             seq: Seq::new(seq),
         })
     }
@@ -202,15 +211,22 @@ mod tests {
     #[test]
     fn a_hold_concerns_every_topic_its_job_may_be_seen_under() {
         let mut holds = Holds::default();
-        held(&mut holds, hold("j1", Some("alice"), None, 7));
-        for held in ["job:j1", "user:alice", "group:any"] {
+        held(&mut holds, hold("alice/j1", None, 7));
+        for held in [
+            "job:j1",
+            "job:alice/j1",
+            "user:alice",
+            "group:any",
+            "group:alice/any",
+        ] {
             let ceiling = holds.ceiling([&topic("job:j2"), &topic(held)]);
             assert_eq!(ceiling, Seq::new(7), "{held}");
         }
-        let others = [&topic("job:j2"), &topic("user:bob")];
-        assert_eq!(holds.ceiling(others), Seq::MAX);
+        for other in ["job:j2", "job:bob/j1", "user:bob", "group:bob/any"] {
+            assert_eq!(holds.ceiling([&topic(other)]), Seq::MAX, "{other}");
+        }
         assert!(matches!(
-            holds.take(Repairing::Release(Name::parse("j1").unwrap())),
+            holds.take(Repairing::Release(name("alice/j1"))),
             Released::Watchers(_)
         ));
         let its_own = [&topic("job:j1"), &topic("group:any")];
@@ -218,10 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_that_learns_its_owner_keeps_its_number() {
+    fn a_hold_that_learns_its_group_keeps_its_number() {
         let mut holds = Holds::default();
-        held(&mut holds, hold("j1", None, None, 7));
-        held(&mut holds, hold("j1", Some("alice"), Some("g"), 20));
+        held(&mut holds, hold("alice/j1", None, 7));
+        held(&mut holds, hold("alice/j1", Some("g"), 20));
         assert_eq!(holds.ceiling([&topic("user:alice")]), Seq::new(7));
         assert_eq!(holds.ceiling([&topic("group:other")]), Seq::MAX);
     }
@@ -231,7 +247,7 @@ mod tests {
         let mut holds = Holds::default();
         held(&mut holds, Repairing::HoldAll(Seq::new(9)));
         assert_eq!(holds.ceiling([&topic("job:j1")]), Seq::new(9));
-        held(&mut holds, hold("j1", None, None, 7));
+        held(&mut holds, hold("alice/j1", None, 7));
         assert!(matches!(
             holds.take(Repairing::ReleaseAll),
             Released::Everybody

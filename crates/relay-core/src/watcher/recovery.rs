@@ -46,9 +46,9 @@ impl Known<'_> {
     ) -> bool {
         let seq = publication.seq;
         publication.topics().any(|topic| {
-            let live = self.live(&topic).filter(|other| other.id != via);
-            let live = live
-                .is_some_and(|other| seq > other.complete_from || (newest && other.begins_here()));
+            let mut others = self.live(&topic).filter(|other| other.id != via);
+            let live =
+                others.any(|other| seq > other.complete_from || (newest && other.begins_here()));
             let mut carried = self.carried(&topic);
             (live || carried.any(|told| told.from < seq && seq <= told.seq)) && may_watch(&topic)
         })
@@ -68,8 +68,8 @@ impl Known<'_> {
         let replaced = publication.is_state() && !publication.is_terminal();
         let told = |from: Seq, to: Seq| seq <= to && (replaced || seq > from);
         publication.topics().any(|topic| {
-            let live = self.live(&topic);
-            live.is_some_and(|other| told(other.complete_from, other.since))
+            let mut live = self.live(&topic);
+            live.any(|other| told(other.complete_from, other.since))
                 || self.carried(&topic).any(|each| told(each.from, each.seq))
         })
     }
@@ -82,15 +82,14 @@ impl Known<'_> {
         topic: &Topic,
         via: SubscriptionId,
     ) -> bool {
-        let other = self.live(topic).filter(|other| other.id != via);
-        other.is_some_and(|other| {
+        let mut others = self.live(topic).filter(|other| other.id != via);
+        others.any(|other| {
             publication.seq > other.complete_from && !self.was_told(publication, other.id)
         })
     }
 
-    fn live(&self, topic: &Topic) -> Option<&Subscription> {
-        let subscription = self.session.subscription_to(topic);
-        subscription.filter(|each| each.live)
+    fn live<'a>(&'a self, topic: &'a Topic) -> impl Iterator<Item = &'a Subscription> {
+        self.session.showing(topic).filter(|each| each.live)
     }
 
     fn carried(&self, topic: &Topic) -> impl Iterator<Item = &Told> {

@@ -11,10 +11,12 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::cursor::{Cursor, Print, Told};
+use crate::id::{Name, Owner};
 use crate::job::Again;
 use crate::moment::Moment;
 use crate::position::{Position, Seq};
-use crate::topic::{Topic, TopicError};
+use crate::publication::{JobKey, Publication};
+use crate::topic::{Spelling, Topic, TopicError};
 use crate::watcher::outbox::SubscriptionId;
 
 /// The times and counts every session is held to.
@@ -90,8 +92,10 @@ pub enum Action {
     Leave {
         /// The subscription that ended.
         subscription: SubscriptionId,
-        /// What it watched.
+        /// The topic as the client wrote it.
         topic: Topic,
+        /// What it watched.
+        watched: Topic,
     },
     /// Note that the client has everything up to the cursor on this topic.
     Acknowledge {
@@ -132,6 +136,9 @@ const WARNS_BEFORE: Duration = Duration::from_secs(60);
 
 /// What a client is told of a topic that it may not watch.
 pub const FORBIDDEN: &str = "this belongs to another user, and your token's topics do not grant it";
+
+/// What a client is told of a topic without an owner that may mean several.
+pub const AMBIGUOUS: &str = "several owners have one with this id that you may watch; say whose: job:<owner>/<id> or group:<owner>/<id>, over HTTP ?owner=<owner>";
 
 /// Why a command did nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -174,6 +181,12 @@ pub enum CommandError {
         /// The topic.
         topic: Topic,
     },
+    /// Several jobs or groups that the client may watch are called so.
+    #[error("{AMBIGUOUS}")]
+    Ambiguous {
+        /// The topic.
+        topic: Topic,
+    },
     /// Before authentication.
     #[error("send {{\"type\":\"auth\",\"token\":\"…\"}} first")]
     Unauthenticated,
@@ -189,6 +202,7 @@ impl CommandError {
             Self::AlreadySubscribed { .. } => "already_subscribed",
             Self::NotSubscribed { .. } => "not_subscribed",
             Self::Forbidden { .. } => "forbidden",
+            Self::Ambiguous { .. } => "ambiguous_owner",
             Self::Unauthenticated => "unauthenticated",
         }
     }
@@ -268,10 +282,14 @@ impl CloseReason {
 pub struct Subscription {
     /// Its number on this connection.
     pub id: SubscriptionId,
-    /// What it watches.
+    /// What it watches. Asked for bare, it is exact as soon as it shows one, and stays with that one's owner.
     pub topic: Topic,
+    /// Whether the client named it without its owner.
+    pub is_bare: bool,
     /// The topic's fingerprint in cursors.
     pub print: Print,
+    /// What it is known to show, where it is about one job.
+    shown: Option<Shown>,
     /// Whether the bus has answered and the first word is in the outbox.
     pub live: bool,
     /// What the client had been told of the topic before it came; nothing up to here is news to it.
@@ -280,7 +298,62 @@ pub struct Subscription {
     pub complete_from: Seq,
 }
 
+/// What a client was allowed to be shown under a job's topic. With another of these it is asked again.
+#[derive(Debug)]
+struct Shown {
+    /// A job that ended and began anew has another.
+    key: JobKey,
+    /// The group that may be why.
+    parent: Option<Name>,
+}
+
 impl Subscription {
+    /// The topic as its client wrote it.
+    pub fn spelled(&self) -> Spelling<'_> {
+        Spelling {
+            topic: &self.topic,
+            is_bare: self.is_bare,
+        }
+    }
+
+    /// Whether its client asked for `topic` in these words.
+    fn was_asked_as(&self, topic: &Topic) -> bool {
+        match self.is_bare && topic.is_bare() {
+            true => self.topic.bare() == *topic,
+            false => !self.is_bare && self.topic == *topic,
+        }
+    }
+
+    /// Whether it waits to learn whose job or group it is about.
+    pub fn is_unbound(&self) -> bool {
+        self.topic.is_bare()
+    }
+
+    /// From here on it is about what this owner has by that id, and about no other.
+    pub(super) fn bind(&mut self, owner: &Owner) {
+        if self.is_unbound() {
+            self.topic = self.topic.of(owner);
+            self.print = Print::of(&self.topic);
+        }
+    }
+
+    /// Whether the client was allowed to see a publication's job as it stands in it.
+    pub(super) fn has_shown(&self, publication: &Publication) -> bool {
+        let shown = self.shown.as_ref();
+        shown.is_some_and(|it| it.key == publication.key && it.parent == publication.parent)
+    }
+
+    /// The client is allowed to see this.
+    pub(super) fn show(&mut self, key: JobKey, parent: Option<&Name>) {
+        let parent = parent.cloned();
+        self.shown = Some(Shown { key, parent });
+    }
+
+    /// The group of what it shows.
+    pub(super) fn parent(&self) -> Option<&Name> {
+        self.shown.as_ref()?.parent.as_ref()
+    }
+
     /// Whether it began with a snapshot on this connection, and nothing that comes is known already.
     pub fn begins_here(&self) -> bool {
         self.complete_from > self.since
@@ -404,9 +477,25 @@ impl Session {
         self.subscriptions.iter().find(|each| each.id == id)
     }
 
-    /// The subscription to `topic`.
+    /// One subscription, to be changed.
+    pub(super) fn subscription_mut(&mut self, id: SubscriptionId) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().find(|each| each.id == id)
+    }
+
+    /// The subscription that the client asked for as `topic`.
     pub(super) fn subscription_to(&self, topic: &Topic) -> Option<&Subscription> {
-        self.subscriptions.iter().find(|each| each.topic == *topic)
+        let mut subscriptions = self.subscriptions.iter();
+        subscriptions.find(|each| each.was_asked_as(topic))
+    }
+
+    /// The subscriptions that show what `topic` means, however they were asked for: two at most.
+    pub(super) fn showing<'a>(
+        &'a self,
+        topic: &'a Topic,
+    ) -> impl Iterator<Item = &'a Subscription> {
+        self.subscriptions
+            .iter()
+            .filter(move |each| each.topic == *topic)
     }
 
     /// Notes that the bus answered a join of a client that had been told everything up to `since`, and that
@@ -449,7 +538,9 @@ impl Session {
         self.subscriptions.push(Subscription {
             id,
             print: Print::of(&topic),
+            is_bare: topic.is_bare(),
             topic,
+            shown: None,
             live: false,
             since: Seq::ZERO,
             complete_from: Seq::ZERO,
@@ -548,10 +639,11 @@ impl Session {
         let Some(subscription) = self.subscription_to(&topic).map(|each| each.id) else {
             return Err(CommandError::NotSubscribed { topic });
         };
-        self.leave(subscription);
+        let watched = self.leave(subscription).unwrap_or_else(|| topic.clone());
         Ok(Action::Leave {
             subscription,
             topic,
+            watched,
         })
     }
 

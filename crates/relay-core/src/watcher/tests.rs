@@ -1,7 +1,7 @@
 //! A watcher as a shard drives it: commands, answers to joins, publications and time go in, and what comes out is
 //! held against what the client was promised (promises 1 to 7).
 
-use super::beginning::{Beginning, Joined, LeftOut};
+use super::beginning::{Beginning, Joined, LeftOut, Several};
 use super::holds::{Hold, Repairing};
 use super::*;
 use crate::document::Status;
@@ -104,6 +104,24 @@ fn update(job: u64, owner: &str, seq: u64, status: Option<Status>) -> Arc<Public
     })
 }
 
+/// The same of another job.
+trait Elsewhere {
+    fn called(self, id: &str) -> Self;
+    fn within(self, parent: &str) -> Self;
+}
+
+impl Elsewhere for Arc<Publication> {
+    fn called(mut self, id: &str) -> Self {
+        Arc::get_mut(&mut self).unwrap().job = Name::parse(id).unwrap();
+        self
+    }
+
+    fn within(mut self, parent: &str) -> Self {
+        Arc::get_mut(&mut self).unwrap().parent = Some(Name::parse(parent).unwrap());
+        self
+    }
+}
+
 fn state(seq: u64) -> Arc<Publication> {
     update(1, "alice", seq, Some(Status::Running))
 }
@@ -153,12 +171,17 @@ impl Scene {
         told: Vec<Arc<Publication>>,
     ) -> Beginning {
         let high = told.last().map_or(Seq::ZERO, |last| last.seq);
+        let about = told.last().filter(|_| matches!(join.topic, Topic::Job(_)));
+        let exact = about.map(|it| Topic::job(it.name()));
+        let exact = exact.unwrap_or_else(|| join.topic.clone());
         self.horizon.hear(high);
         let joined = Joined {
             subscription: join.subscription,
-            owner: None,
+            owner: about.map(|it| it.owner.clone()),
+            key: about.map(|it| it.key),
             parent: None,
-            since: join.cursor.as_ref().and_then(|it| it.since(&join.topic)),
+            several: None,
+            since: join.cursor.as_ref().and_then(|it| it.since(&exact)),
             topic: join.topic,
             recovered: join.cursor.is_some(),
             publications: told,
@@ -211,7 +234,7 @@ fn sent_under(scene: &mut Scene) -> Vec<(u64, String)> {
             continue;
         };
         let under = scene.watcher.subscription(taken.via).unwrap();
-        sent.push((publication.seq.get(), under.topic.to_string()));
+        sent.push((publication.seq.get(), under.spelled().to_string()));
     }
     sent
 }
@@ -302,12 +325,12 @@ fn what_belongs_to_another_user_is_rejected_when_asked_for_and_ended_when_it_tur
         scene.answer(join, &Alice, Vec::new()),
         Beginning::Live(_)
     ));
-    let bobs = update(1, "bob", 2, Some(Status::Running));
-    assert_eq!(
-        scene.watcher.sees(&bobs, via, true, &Alice),
-        Seen::Forbidden
-    );
-    assert_eq!(scene.watcher.leave(via), Some(topic("job:j1")));
+    let bobs = update(7, "bob", 2, Some(Status::Running)).called("j1");
+    assert_eq!(scene.watcher.sees(&bobs, via, true, &Alice), Seen::No);
+    assert!(scene.watcher.is_unbound(via));
+    assert_eq!(scene.watcher.sees(&state(3), via, true, &Alice), Seen::Yes);
+    assert_eq!(scene.watcher.sees(&bobs, via, true, &Everything), Seen::No);
+    assert_eq!(scene.watcher.leave(via), Some(topic("job:alice/j1")));
     assert!(scene.watcher.rare.is_none(), "nothing is left of it");
 }
 
@@ -320,10 +343,11 @@ fn in_a_group_only_the_jobs_of_others_are_left_out() {
         scene.answer(join, &Alice, Vec::new()),
         Beginning::Live(_)
     ));
-    let bobs = update(2, "bob", 2, Some(Status::Running));
+    let bobs = update(2, "bob", 2, Some(Status::Running)).within("g");
     assert_eq!(scene.watcher.sees(&bobs, via, true, &Alice), Seen::No);
-    assert_eq!(scene.watcher.sees(&state(3), via, true, &Alice), Seen::Yes);
-    assert!(scene.watcher.is_unproven(via));
+    let alices = update(1, "alice", 3, Some(Status::Running)).within("g");
+    assert_eq!(scene.watcher.sees(&alices, via, true, &Alice), Seen::Yes);
+    assert_eq!(scene.watcher.topics().next(), Some(&topic("group:alice/g")));
 }
 
 #[test]
@@ -334,7 +358,9 @@ fn a_job_that_is_known_to_be_anothers_does_not_begin() {
         subscription: join.subscription,
         topic: join.topic,
         owner: Some(Name::parse("bob").unwrap()),
+        key: Some(JobKey(1)),
         parent: None,
+        several: None,
         since: None,
         recovered: false,
         publications: vec![state(1)],
@@ -348,6 +374,94 @@ fn a_job_that_is_known_to_be_anothers_does_not_begin() {
     assert!(matches!(begun, Beginning::Forbidden));
     assert!(scene.watcher.subscriptions().is_empty());
     assert!(!scene.watcher.is_owed());
+}
+
+/// A viewer who may see what is in one group, whosever it is.
+struct Member;
+
+impl Viewer for Member {
+    fn sight(&self, _: &Topic) -> Sight {
+        Sight::WhenKnown
+    }
+
+    fn may_watch(&self, _: &Topic, owner: Option<&Owner>, parent: Option<&Name>) -> bool {
+        owner.is_none() || parent.is_some_and(|parent| parent.as_str() == "g")
+    }
+}
+
+#[test]
+fn a_job_that_leaves_the_group_it_is_shown_for_is_shown_no_more() {
+    let mut scene = Scene::new();
+    let join = scene.ask(subscribe("job:j1", false), &Member);
+    let via = join.subscription;
+    let begun = scene.answer(join, &Member, Vec::new());
+    assert!(matches!(begun, Beginning::Live(_)));
+    let moved = |seq, parent: &str| update(1, "alice", seq, Some(Status::Running)).within(parent);
+    let sees = |scene: &mut Scene, seq, parent| {
+        let state = moved(seq, parent);
+        scene.watcher.sees(&state, via, true, &Member)
+    };
+    assert_eq!(sees(&mut scene, 2, "g"), Seen::Yes);
+    assert_eq!(sees(&mut scene, 3, "g"), Seen::Yes);
+    assert_eq!(sees(&mut scene, 4, "other"), Seen::Forbidden);
+}
+
+#[test]
+fn a_subscription_that_a_new_token_does_not_grant_is_outlawed() {
+    let mut scene = Scene::new();
+    let mut vias = Vec::new();
+    for topic in ["job:bob/j1", "job:j2", "user:bob"] {
+        let join = scene.ask(subscribe(topic, false), &Everything);
+        vias.push(join.subscription);
+        let begun = scene.answer(join, &Everything, Vec::new());
+        assert!(matches!(begun, Beginning::Live(_)));
+    }
+    assert!(scene.watcher.outlawed(&Everything).is_empty());
+    let outlawed = scene.watcher.outlawed(&Alice);
+    assert_eq!(outlawed, [vias[0], vias[2]], "her own j2 may come yet");
+}
+
+#[test]
+fn of_several_jobs_called_so_a_client_gets_the_one_it_may_see_or_is_asked_which() {
+    let several = |owners: &[&str]| Several {
+        owners: owners
+            .iter()
+            .map(|owner| (Name::parse(owner).unwrap(), None))
+            .collect(),
+        cursor: None,
+        again: Again::Nothing,
+    };
+    let begin = |viewer: &dyn Fn(&mut Watcher, Joined) -> Beginning| {
+        let mut scene = Scene::new();
+        let join = scene.ask(subscribe("job:j1", false), &Everything);
+        let joined = Joined {
+            subscription: join.subscription,
+            topic: join.topic,
+            owner: None,
+            key: None,
+            parent: None,
+            several: Some(Box::new(several(&["alice", "bob"]))),
+            since: None,
+            recovered: false,
+            publications: Vec::new(),
+            left_out: Vec::new(),
+            high: Seq::ZERO,
+        };
+        let begun = viewer(&mut scene.watcher, joined);
+        let topics: Vec<_> = scene.watcher.topics().cloned().collect();
+        (begun, topics)
+    };
+    let (horizon, wall) = (Horizon::new(Epoch::new(1), false), WallTime::default());
+    let (begun, topics) =
+        begin(&|it, joined| it.begin(joined, &Alice, &horizon, START, wall, &BOUNDS));
+    let Beginning::Again(join) = begun else {
+        panic!("{begun:?}")
+    };
+    assert_eq!(join.topic, topic("job:alice/j1"));
+    assert_eq!(topics, [join.topic]);
+    let (begun, topics) =
+        begin(&|it, joined| it.begin(joined, &Everything, &horizon, START, wall, &BOUNDS));
+    assert!(matches!(begun, Beginning::Ambiguous) && topics.is_empty());
 }
 
 #[test]
@@ -369,8 +483,7 @@ fn a_held_job_is_sent_nothing_and_its_cursor_stays_below_the_hold() {
     assert!(matches!(begun, Beginning::Live(_)));
     scene.sent(START);
     let hold = Hold {
-        job: Name::parse("j1").unwrap(),
-        owner: None,
+        job: state(1).name(),
         parent: None,
         seq: Seq::new(3),
     };
@@ -384,7 +497,7 @@ fn a_held_job_is_sent_nothing_and_its_cursor_stays_below_the_hold() {
         scene.watcher.cursor(Epoch::new(1)).position.seq,
         Seq::new(3)
     );
-    let job = Name::parse("j1").unwrap();
+    let job = state(1).name();
     let released = scene.horizon.repair(Repairing::Release(job));
     assert!(released.concerns(scene.watcher.topics()));
     assert_eq!(scene.sent(after(1000)), [9]);

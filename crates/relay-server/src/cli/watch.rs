@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use relay_core::backoff::Backoff;
-use relay_core::id::Name;
+use relay_core::id::Named;
 use relay_core::topic::{Topic, TopicError};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -438,7 +438,7 @@ fn topic(text: &str) -> Result<Topic, TopicError> {
     if text.contains(':') {
         Topic::parse(text)
     } else {
-        Ok(Topic::Job(Name::parse(text)?))
+        Ok(Topic::Job(Named::parse(text)?))
     }
 }
 

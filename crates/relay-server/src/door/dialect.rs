@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 use relay_bus::hub::Survey;
 use relay_core::cursor::Cursor;
 use relay_core::document::Status;
-use relay_core::id::JobId;
+use relay_core::id::Named;
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
@@ -39,6 +39,7 @@ use crate::poll_limits::Caller;
 use crate::rates::Rate;
 use crate::refused::Refused;
 use crate::shard::Opening;
+use crate::whose::{self, Meant};
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
@@ -261,23 +262,30 @@ impl Door {
         call: &Call<'_>,
         poll: &Poll,
         identity: &Identity,
-        job: &JobId,
+        named: &Named,
     ) -> Result<PollAnswer, ApiError> {
-        let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
-        let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
-        let topic = Topic::Job(job.clone());
+        let asked = Topic::Job(named.clone());
+        let unknown = || {
+            let unknown = self.unknown(poll, identity, &asked)?;
+            unknown.ok_or_else(|| ApiError::unknown_job(named.id.as_str()))
+        };
+        let (job, lookup) = match whose::job(&self.node.hub, named, identity, LOOKUP_WAIT).await? {
+            Meant::Job(job, lookup) => (job, lookup),
+            Meant::Unknown { stale: true } => return Err(ApiError::bus_unavailable()),
+            Meant::Unknown { stale: false } => return unknown(),
+        };
         let Some(state) = lookup.state else {
             if lookup.stale || lookup.removed.is_some() {
-                return Err(ApiError::no_state(&lookup, job, identity));
+                return Err(ApiError::no_state(&lookup, &asked, identity));
             }
-            let unknown = self.unknown(poll, identity, &topic)?;
-            return unknown.ok_or_else(|| ApiError::unknown_job(job.as_str()));
+            return unknown();
         };
-        if !identity.may_watch(&topic, Some(&state.owner), state.parent.as_ref()) {
-            return Err(ApiError::forbidden_topic(&topic));
+        if !identity.may_watch(&asked, Some(&state.owner), state.parent.as_ref()) {
+            return Err(ApiError::forbidden_topic(&asked));
         }
+        let topic = Topic::job(job.clone());
         let past = poll.reads_milestones().then(|| {
-            let (milestones, is_cut) = self.node.hub.milestones(job);
+            let (milestones, is_cut) = self.node.hub.milestones(&job);
             Past::new(milestones, is_cut)
         });
         let mut position = state.position();
@@ -333,11 +341,11 @@ impl Door {
         identity: &Identity,
         topic: &Topic,
     ) -> Result<PollAnswer, ApiError> {
-        // A count over all would tell of those that may not be seen, so each of them would have to be looked at.
-        if identity.sight(topic) != Sight::Yes {
+        let meant = whose::group(&self.node.hub, topic, identity, LOOKUP_WAIT).await?;
+        if identity.sight(&meant) != Sight::Yes {
             return Err(ApiError::forbidden_topic(topic));
         }
-        let survey = timeout(LOOKUP_WAIT, self.node.hub.survey(topic)).await;
+        let survey = timeout(LOOKUP_WAIT, self.node.hub.survey(&meant)).await;
         let survey = survey.ok().flatten();
         let survey = survey.ok_or_else(ApiError::bus_unavailable)?;
         let (tally, now) = (&survey.tally, self.clock.wall());
@@ -347,8 +355,8 @@ impl Door {
         {
             return Ok(answer);
         }
-        let states = poll.list.map(|limit| self.node.hub.states(topic, limit));
-        let etag = tag_of(topic, &survey, states.as_deref());
+        let states = poll.list.map(|limit| self.node.hub.states(&meant, limit));
+        let etag = tag_of(&meant, &survey, states.as_deref());
         let body = if has(call.request.headers(), &etag) {
             None
         } else {

@@ -14,11 +14,11 @@ use std::time::Duration;
 use axum::body::Body;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Method, Request, Response, Uri, Version};
+use relay_bus::hub::Lookup;
 use relay_core::id::Name;
 use relay_core::limits::{LimitRefusal, Resource, Scope};
 use relay_core::topic::Topic;
 use relay_core::watcher::sight::{Sight, Viewer as _};
-use tokio::time::timeout;
 
 use crate::admission::Admission;
 use crate::answer::{ApiError, NO_SNIFF};
@@ -30,6 +30,7 @@ use crate::origin::{Standing, preflight};
 use crate::proxies::Client;
 use crate::rates::{Rate, TooOften};
 use crate::refused::Refused;
+use crate::whose;
 
 /// How long a request waits for the bus to say whose a job is.
 pub(crate) const LOOKUP_WAIT: Duration = Duration::from_secs(5);
@@ -394,23 +395,20 @@ impl Gate {
         topics: &[Topic],
     ) -> Result<(), ApiError> {
         for topic in topics {
-            let allowed = match (identity.sight(topic), topic) {
-                (Sight::Yes, _) | (Sight::WhenKnown, Topic::Group(_) | Topic::User(_)) => true,
-                (Sight::No, _) => false,
-                (Sight::WhenKnown, Topic::Job(job)) => {
-                    let lookup = timeout(LOOKUP_WAIT, self.node.hub.lookup(job)).await;
-                    let lookup = lookup.map_err(|_| ApiError::bus_unavailable())?;
-                    match lookup.last_word() {
-                        Some(last) => {
-                            let (owner, parent) = (Some(&last.owner), last.parent.as_ref());
-                            identity.may_watch(topic, owner, parent)
-                        }
-                        None => true,
+            match (identity.sight(topic), topic) {
+                // What it means is said when it is joined.
+                (Sight::Yes, _) | (Sight::WhenKnown, Topic::Group(_) | Topic::User(_)) => {}
+                (Sight::No, _) => return Err(ApiError::forbidden_topic(topic)),
+                (Sight::WhenKnown, Topic::Job(named)) => {
+                    let meant = whose::job(&self.node.hub, named, identity, LOOKUP_WAIT).await?;
+                    let last = meant.lookup().and_then(Lookup::last_word);
+                    let allowed = last.is_none_or(|last| {
+                        identity.may_watch(topic, Some(&last.owner), last.parent.as_ref())
+                    });
+                    if !allowed {
+                        return Err(ApiError::forbidden_topic(topic));
                     }
                 }
-            };
-            if !allowed {
-                return Err(ApiError::forbidden_topic(topic));
             }
         }
         Ok(())

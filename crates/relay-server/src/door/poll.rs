@@ -55,6 +55,7 @@ impl Door {
         match body {
             Ok(body) => Ok(answer::json(StatusCode::OK, body)),
             Err(Unanswered::Forbidden) => Err(ApiError::forbidden()),
+            Err(Unanswered::Ambiguous) => Err(ApiError::ambiguous()),
             Err(Unanswered::Draining) => Err(ApiError::draining()),
             Err(Unanswered::BusUnavailable) => Err(ApiError::bus_unavailable()),
         }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use relay_core::id::{MAX_NAME_BYTES, Name, NameError, check_name};
+use relay_core::id::{MAX_NAME_BYTES, Name, NameError, Named, check_name};
 use relay_core::topic::Topic;
 use serde_json::Value;
 
@@ -20,9 +20,9 @@ pub(crate) struct Grants(Arc<Lists>);
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Lists {
     all_topics: bool,
-    jobs: Box<[Pattern]>,
+    jobs: Box<[Owned]>,
     users: Box<[Pattern]>,
-    groups: Box<[Pattern]>,
+    groups: Box<[Owned]>,
     publish: Box<[Pattern]>,
 }
 
@@ -31,6 +31,13 @@ struct Lists {
 enum Pattern {
     Exactly(Name),
     StartsWith(Box<str>),
+}
+
+/// Jobs or groups of one owner, or, where none is named, of any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owned {
+    owner: Option<Name>,
+    id: Pattern,
 }
 
 /// Why a list of grants is refused.
@@ -54,7 +61,9 @@ pub(crate) enum GrantError {
         count: usize,
     },
     /// An entry of `topics` that is not about jobs, users or groups.
-    #[error("the claim topics has {entry:?}; write job:<id>, user:<id>, group:<id> or \"*\"")]
+    #[error(
+        "the claim topics has {entry:?}; write job:<id>, user:<id>, group:<id>, with its owner job:<owner>/<id> or group:<owner>/<id>, or \"*\""
+    )]
     UnknownKind {
         /// The entry, cut short.
         entry: String,
@@ -89,6 +98,27 @@ impl Pattern {
             Self::Exactly(exactly) => exactly == name,
             Self::StartsWith(start) => name.as_str().starts_with(&**start),
         }
+    }
+}
+
+impl Owned {
+    /// `<id>` or `<owner>/<id>`, where only the id may be the beginning of one.
+    fn parse(text: &str) -> Result<Self, NameError> {
+        let (owner, id) = match text.split_once('/') {
+            Some((owner, id)) => (Some(Name::parse(owner)?), id),
+            None => (None, text),
+        };
+        let id = Pattern::parse(id)?;
+        Ok(Self { owner, id })
+    }
+
+    /// Whether it grants this; what does not say whose it is, is granted only if everybody's is.
+    fn matches(&self, owner: Option<&Name>, id: &Name) -> bool {
+        let is_owner = self
+            .owner
+            .as_ref()
+            .is_none_or(|granted| Some(granted) == owner);
+        is_owner && self.id.matches(id)
     }
 }
 
@@ -128,24 +158,22 @@ impl Grants {
                 all_topics = true;
                 continue;
             }
-            let list = match entry.split_once(':') {
-                Some(("job", _)) => &mut jobs,
-                Some(("user", _)) => &mut users,
-                Some(("group", _)) => &mut groups,
+            match entry.split_once(':') {
+                Some(("job", name)) => jobs.push(named("topics", entry, Owned::parse(name))?),
+                Some(("user", name)) => users.push(named("topics", entry, Pattern::parse(name))?),
+                Some(("group", name)) => groups.push(named("topics", entry, Owned::parse(name))?),
                 _ => {
                     return Err(GrantError::UnknownKind {
                         entry: shortened(entry),
                     });
                 }
-            };
-            let name = entry.split_once(':').map_or("", |(_, name)| name);
-            list.push(parse("topics", entry, name)?);
+            }
         }
         let publish: Vec<&str> = publish.into_iter().collect();
         bounded("publish", publish.len())?;
         let publish: Vec<Pattern> = publish
             .into_iter()
-            .map(|entry| parse("publish", entry, entry))
+            .map(|entry| named("publish", entry, Pattern::parse(entry)))
             .collect::<Result<_, _>>()?;
         Ok(Self(Arc::new(Lists {
             all_topics,
@@ -158,22 +186,29 @@ impl Grants {
 
     pub(super) fn watches(&self, topic: &Topic) -> bool {
         match topic {
-            Topic::Job(job) => self.watches_job(job),
+            Topic::Job(Named { owner, id }) => self.watches_job(owner.as_ref(), id),
             Topic::User(user) => self.watches_user(user),
-            Topic::Group(parent) => self.watches_group(parent),
+            Topic::Group(Named { owner, id }) => self.watches_group(owner.as_ref(), id),
         }
     }
 
-    pub(super) fn watches_job(&self, job: &Name) -> bool {
-        self.0.all_topics || any(&self.0.jobs, job)
+    /// Whether a job is granted by its name; where it is not said whose, whether anybody's is.
+    pub(super) fn watches_job(&self, owner: Option<&Name>, id: &Name) -> bool {
+        self.0.all_topics || self.0.jobs.iter().any(|it| it.matches(owner, id))
     }
 
     pub(super) fn watches_user(&self, user: &Name) -> bool {
         self.0.all_topics || any(&self.0.users, user)
     }
 
-    pub(super) fn watches_group(&self, parent: &Name) -> bool {
-        self.0.all_topics || any(&self.0.groups, parent)
+    /// As [`Grants::watches_job`], for a group.
+    pub(super) fn watches_group(&self, owner: Option<&Name>, parent: &Name) -> bool {
+        self.0.all_topics || self.0.groups.iter().any(|it| it.matches(owner, parent))
+    }
+
+    /// Whether any group is granted, so that a job may be seen for the group it is in.
+    pub(super) fn has_groups(&self) -> bool {
+        self.0.all_topics || !self.0.groups.is_empty()
     }
 
     pub(super) fn publishes(&self, owner: &Name) -> bool {
@@ -203,8 +238,12 @@ fn bounded(claim: &'static str, count: usize) -> Result<(), GrantError> {
     Ok(())
 }
 
-fn parse(claim: &'static str, entry: &str, name: &str) -> Result<Pattern, GrantError> {
-    Pattern::parse(name).map_err(|source| GrantError::BadName {
+fn named<T>(
+    claim: &'static str,
+    entry: &str,
+    parsed: Result<T, NameError>,
+) -> Result<T, GrantError> {
+    parsed.map_err(|source| GrantError::BadName {
         claim,
         entry: shortened(entry),
         source,
@@ -233,15 +272,36 @@ mod tests {
     #[test]
     fn a_star_at_the_end_grants_all_that_begins_so() {
         let grants = Grants::new(["job:a-*", "user:bob", "group:*"], ["team-*"]).unwrap();
-        assert!(grants.watches_job(&name("a-1")));
-        assert!(grants.watches_job(&name("a-")));
-        assert!(!grants.watches_job(&name("a")));
-        assert!(!grants.watches_job(&name("b-1")));
+        assert!(grants.watches_job(None, &name("a-1")));
+        assert!(grants.watches_job(None, &name("a-")));
+        assert!(!grants.watches_job(None, &name("a")));
+        assert!(!grants.watches_job(None, &name("b-1")));
         assert!(grants.watches_user(&name("bob")));
         assert!(!grants.watches_user(&name("bobby")));
-        assert!(grants.watches_group(&name("any")));
+        assert!(grants.watches_group(None, &name("any")));
         assert!(grants.publishes(&name("team-7")));
         assert!(!grants.publishes(&name("alice")));
+    }
+
+    #[test]
+    fn a_grant_that_names_an_owner_grants_nothing_of_others() {
+        let grants = Grants::new(["job:alice/clip-*", "group:alice/g1"], []).unwrap();
+        let (alice, bob) = (name("alice"), name("bob"));
+        assert!(grants.watches_job(Some(&alice), &name("clip-42")));
+        assert!(!grants.watches_job(Some(&bob), &name("clip-42")));
+        assert!(!grants.watches_job(Some(&alice), &name("other")));
+        assert!(
+            !grants.watches_job(None, &name("clip-42")),
+            "it may be bob's"
+        );
+        assert!(grants.watches_group(Some(&alice), &name("g1")));
+        assert!(!grants.watches_group(Some(&bob), &name("g1")));
+        // As it was before owners were named: of anybody.
+        let grants = Grants::new(["job:clip-42"], []).unwrap();
+        assert!(grants.watches_job(Some(&bob), &name("clip-42")));
+        for bad in ["job:*/clip", "job:a/", "job:/b", "group:a/b/c", "user:a/b"] {
+            assert!(Grants::new([bad], []).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn a_share_shows_the_one_job_and_nothing_else() {
     ] {
         assert_eq!(viewer.may_see(job, &name(owner), None), sees);
         assert_eq!(viewer.may_see(job, &name(owner), Some(&j1)), sees);
-        let topic = Topic::Job(job.clone());
+        let topic = Topic::Job(relay_core::id::Named::bare(job.clone()));
         assert_eq!(viewer.may_watch(&topic, Some(&name(owner)), None), sees);
     }
     assert_eq!(viewer.sight(&topic("job:j1")), Sight::WhenKnown);

@@ -72,11 +72,33 @@ impl Shard {
             }
         }
         drop(interests);
+        for Interest { slot, via } in state.registry.waiting(publication) {
+            self.bind(state, Interest { slot, via }, now);
+        }
         for Interest { slot, via } in forbidden {
             self.work(state, slot, now, |connection, desk| {
                 connection.refuse_subscription(via, desk);
             });
         }
+    }
+
+    /// A subscription that named its topic without an owner may have learnt whose it is.
+    fn bind(&self, state: &mut State, interest: Interest, now: Moment) {
+        let Interest { slot, via } = interest;
+        let Some(connection) = state.connections.get(slot) else {
+            return;
+        };
+        let bound = connection.watcher.subscription(via);
+        let Some(exact) = bound
+            .filter(|it| !it.is_unbound())
+            .map(|it| it.topic.clone())
+        else {
+            return;
+        };
+        state.registry.bind(&exact.bare(), &exact, interest);
+        self.work(state, slot, now, |connection, desk| {
+            connection.begin_aggregates(via, &exact, desk);
+        });
     }
 
     /// A join was answered: the subscription is live, and what it starts with goes out at once.
@@ -96,8 +118,13 @@ impl Shard {
             });
             begun == Some(true)
         });
-        let interest = live.map(|slot| Interest { slot, via });
-        state.registry.joined(&topic, interest);
+        let meant = live.and_then(|slot| {
+            let connection = state.connections.get(slot)?;
+            let subscription = connection.watcher.subscription(via)?;
+            Some((Interest { slot, via }, subscription.topic.clone()))
+        });
+        let meant = meant.as_ref().map(|(interest, topic)| (*interest, topic));
+        state.registry.joined(&topic, meant);
     }
 
     /// How the jobs of a topic stand has changed.
@@ -134,7 +161,7 @@ impl Shard {
             Topic::Job(_) | Topic::Group(_) => None,
         });
         let parent = lost.topics.iter().find_map(|topic| match topic {
-            Topic::Group(parent) => Some(parent),
+            Topic::Group(parent) => Some(&parent.id),
             Topic::Job(_) | Topic::User(_) => None,
         });
         for topic in &lost.topics {

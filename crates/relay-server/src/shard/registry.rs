@@ -3,15 +3,17 @@
 //! The hub counts a shard in for a topic from the first join that is asked for until the last interest ends. It
 //! does not know which connection is which.
 //!
-//! Three maps, one per kind of topic, so that a publication is looked up by the names it carries without
-//! making a topic of them. Members of a topic stand in one vector: the fan-out walks memory in order.
+//! A map for each kind of topic, so that a publication is looked up by the names it carries without making a topic
+//! of them; jobs and groups that are waited for without their owner stand apart until it is known. Members of a topic
+//! stand in one vector: the fan-out walks memory in order.
 
+use std::hash::Hash;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use relay_bus::hub::{Hub, JoinRequest};
 use relay_bus::inbox::ConnectionId;
-use relay_core::id::Name;
+use relay_core::id::{JobName, JobNameRef, Name};
 use relay_core::publication::Publication;
 use relay_core::topic::Topic;
 use relay_core::watcher::outbox::SubscriptionId;
@@ -33,9 +35,12 @@ type Members = SmallVec<[Interest; 1]>;
 pub(super) struct Registry {
     shard: usize,
     hub: Arc<Hub>,
-    jobs: HashMap<Name, Members>,
+    jobs: HashMap<JobName, Members>,
     users: HashMap<Name, Members>,
-    groups: HashMap<Name, Members>,
+    groups: HashMap<JobName, Members>,
+    /// Jobs and groups named without an owner, by their ids: members wait to learn whose they watch.
+    unbound_jobs: HashMap<Name, Members>,
+    unbound_groups: HashMap<Name, Members>,
     /// Joins asked for and not answered, by topic. They count as interest: the hub was told of it, and must
     /// not be told that nobody is left while one is under way.
     joining: HashMap<Topic, u32>,
@@ -50,32 +55,66 @@ impl Registry {
             jobs: HashMap::new(),
             users: HashMap::new(),
             groups: HashMap::new(),
+            unbound_jobs: HashMap::new(),
+            unbound_groups: HashMap::new(),
             joining: HashMap::new(),
         }
     }
 
     /// Asks the hub for a subscription's first word.
-    pub(super) fn join(&mut self, connection: ConnectionId, join: Join) {
+    pub(super) fn join(&mut self, connection: ConnectionId, own: Option<&Name>, join: Join) {
         *self.joining.entry_ref(&join.topic).or_default() += 1;
         self.hub.join(JoinRequest {
             shard: self.shard,
             connection,
             subscription: join.subscription,
             topic: join.topic,
+            own: own.cloned(),
             cursor: join.cursor,
             again: join.again,
         });
     }
 
-    /// A join was answered. The interest that waited for it, if it still does, is there from now on.
-    pub(super) fn joined(&mut self, topic: &Topic, interest: Option<Interest>) {
+    /// A join was answered. The interest that waited for it, if it still does, is there from now on, in what it turned
+    /// out to mean.
+    pub(super) fn joined(&mut self, topic: &Topic, interest: Option<(Interest, &Topic)>) {
         self.answered(topic);
-        if let Some(interest) = interest {
-            let members = self.map(topic).entry(topic.id().clone()).or_default();
-            members.push(interest);
+        if let Some((interest, meant)) = interest {
+            self.enter(meant, interest);
+            if meant != topic {
+                // Until now it was heard of by its bare name, and is for as long as that is not left.
+                self.hub.watch(meant, self.shard);
+                self.check(meant);
+            }
         }
         self.leave_unwanted(topic);
         self.check(topic);
+    }
+
+    /// An interest that waited to learn whose it is has learnt it.
+    pub(super) fn bind(&mut self, bare: &Topic, exact: &Topic, interest: Interest) {
+        if self.remove(bare, interest) {
+            self.enter(exact, interest);
+            self.hub.watch(exact, self.shard);
+        }
+        self.leave_unwanted(bare);
+        self.check(bare);
+        self.check(exact);
+    }
+
+    fn enter(&mut self, topic: &Topic, interest: Interest) {
+        let members = match topic {
+            Topic::User(user) => self.users.entry_ref(user),
+            Topic::Job(named) => match named.exact() {
+                Some(name) => return self.jobs.entry(name).or_default().push(interest),
+                None => self.unbound_jobs.entry_ref(&named.id),
+            },
+            Topic::Group(named) => match named.exact() {
+                Some(name) => return self.groups.entry(name).or_default().push(interest),
+                None => self.unbound_groups.entry_ref(&named.id),
+            },
+        };
+        members.or_default().push(interest);
     }
 
     /// An interest ends, perhaps before its join was answered.
@@ -109,24 +148,23 @@ impl Registry {
 
     /// False if it was not there.
     fn remove(&mut self, topic: &Topic, interest: Interest) -> bool {
-        let map = self.map(topic);
-        let Some(members) = map.get_mut(topic.id()) else {
-            return false;
-        };
-        let at = members.iter().position(|each| *each == interest);
-        if let Some(at) = at {
-            members.swap_remove(at);
+        match topic {
+            Topic::User(user) => remove(&mut self.users, user, interest),
+            Topic::Job(named) => match named.exact() {
+                Some(name) => remove(&mut self.jobs, &name, interest),
+                None => remove(&mut self.unbound_jobs, &named.id, interest),
+            },
+            Topic::Group(named) => match named.exact() {
+                Some(name) => remove(&mut self.groups, &name, interest),
+                None => remove(&mut self.unbound_groups, &named.id, interest),
+            },
         }
-        if members.is_empty() {
-            map.remove(topic.id());
-        }
-        at.is_some()
     }
 
     /// Asserts what holds after every change: a topic without interests has no entry, and nobody is listed twice.
     fn check(&mut self, topic: &Topic) {
         if cfg!(debug_assertions) {
-            let entry = self.map(topic).get(topic.id());
+            let entry = self.members(topic);
             debug_assert!(entry.is_none_or(|members| !members.is_empty()));
             let members = self.watchers(topic);
             let twice = |at: usize| members[at + 1..].contains(&members[at]);
@@ -142,38 +180,70 @@ impl Registry {
         !self.watchers(topic).is_empty() || self.joining.contains_key(topic)
     }
 
-    /// Everybody who watches what a publication is about: its job first, then its owner, then its group.
-    /// Somebody who watches several of them comes several times.
+    /// Everybody who watches what a publication is about: its job first, then its owner, then its group; and whoever
+    /// waits for one that is called so. Somebody who watches several of them comes several times.
     pub(super) fn watchers_of<'a>(
         &'a self,
         publication: &Publication,
     ) -> impl Iterator<Item = &'a Interest> + use<'a> {
-        let by_job = self.jobs.get(&publication.job);
+        let by_job = self.jobs.get(&publication.name_ref());
         let by_owner = self.users.get(&publication.owner);
         let by_group = publication
-            .parent
-            .as_ref()
-            .and_then(|parent| self.groups.get(parent));
-        let members = [by_job, by_owner, by_group].into_iter().flatten();
-        members.flat_map(SmallVec::as_slice)
+            .group()
+            .and_then(|group| self.groups.get(&group));
+        let members = [by_job, by_owner, by_group].into_iter();
+        let all = self.unbound(publication).into_iter().chain(members);
+        all.flatten().flat_map(SmallVec::as_slice)
+    }
+
+    /// Those who wait for a job, or for a group, that is called as the publication's is.
+    fn unbound(&self, publication: &Publication) -> [Option<&Members>; 2] {
+        let parent = publication.parent.as_ref();
+        [
+            self.unbound_jobs.get(&publication.job),
+            parent.and_then(|parent| self.unbound_groups.get(parent)),
+        ]
+    }
+
+    /// As [`Registry::unbound`]; nearly always nobody.
+    pub(super) fn waiting(&self, publication: &Publication) -> SmallVec<[Interest; 1]> {
+        let all = self.unbound(publication).into_iter().flatten();
+        all.flat_map(SmallVec::as_slice).copied().collect()
     }
 
     pub(super) fn watchers(&self, topic: &Topic) -> &[Interest] {
-        let map = match topic {
-            Topic::Job(_) => &self.jobs,
-            Topic::User(_) => &self.users,
-            Topic::Group(_) => &self.groups,
-        };
-        map.get(topic.id()).map_or(&[], SmallVec::as_slice)
+        self.members(topic).map_or(&[], SmallVec::as_slice)
     }
 
-    fn map(&mut self, topic: &Topic) -> &mut HashMap<Name, Members> {
-        match topic {
-            Topic::Job(_) => &mut self.jobs,
-            Topic::User(_) => &mut self.users,
-            Topic::Group(_) => &mut self.groups,
+    fn members(&self, topic: &Topic) -> Option<&Members> {
+        let (named, exact, unbound) = match topic {
+            Topic::User(user) => return self.users.get(user),
+            Topic::Job(named) => (named, &self.jobs, &self.unbound_jobs),
+            Topic::Group(named) => (named, &self.groups, &self.unbound_groups),
+        };
+        match &named.owner {
+            Some(owner) => exact.get(&JobNameRef {
+                owner,
+                id: &named.id,
+            }),
+            None => unbound.get(&named.id),
         }
     }
+}
+
+/// False if it was not there.
+fn remove<K: Eq + Hash>(map: &mut HashMap<K, Members>, key: &K, interest: Interest) -> bool {
+    let Some(members) = map.get_mut(key) else {
+        return false;
+    };
+    let at = members.iter().position(|each| *each == interest);
+    if let Some(at) = at {
+        members.swap_remove(at);
+    }
+    if members.is_empty() {
+        map.remove(key);
+    }
+    at.is_some()
 }
 
 #[cfg(test)]
@@ -203,7 +273,7 @@ mod tests {
             cursor: None,
             again: Again::Nothing,
         };
-        registry.join(CONNECTION, join);
+        registry.join(CONNECTION, None, join);
     }
 
     #[test]
@@ -211,7 +281,7 @@ mod tests {
         let topic = Topic::parse("job:j1").unwrap();
         let mut registry = registry();
         join(&mut registry, &topic, 0);
-        registry.joined(&topic, Some(interest(0)));
+        registry.joined(&topic, Some((interest(0), &topic)));
         join(&mut registry, &topic, 1);
         registry.leave(&topic, CONNECTION, interest(0));
         assert!(
@@ -223,12 +293,29 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_an_id_is_found_under_its_owner_once_that_is_known() {
+        let bare = Topic::parse("job:clip").unwrap();
+        let exact = Topic::parse("job:alice/clip").unwrap();
+        let mut registry = registry();
+        join(&mut registry, &bare, 0);
+        registry.joined(&bare, Some((interest(0), &bare)));
+        registry.bind(&bare, &exact, interest(0));
+        assert!(!registry.is_wanted(&bare));
+        assert_eq!(registry.watchers(&exact), [interest(0)]);
+        // It was known when its join was answered.
+        join(&mut registry, &bare, 1);
+        registry.joined(&bare, Some((interest(1), &exact)));
+        assert_eq!(registry.watchers(&exact), [interest(0), interest(1)]);
+        assert!(!registry.is_wanted(&bare));
+    }
+
+    #[test]
     fn an_interest_that_ends_twice_ends_once() {
         let topic = Topic::parse("user:alice").unwrap();
         let mut registry = registry();
         for via in 0..2 {
             join(&mut registry, &topic, via);
-            registry.joined(&topic, Some(interest(via)));
+            registry.joined(&topic, Some((interest(via), &topic)));
         }
         registry.leave(&topic, CONNECTION, interest(0));
         registry.leave(&topic, CONNECTION, interest(0));

@@ -257,6 +257,7 @@ impl Bench {
 
     async fn publish(&self, job: &str, payload: &str) {
         let request = PublishRequest {
+            caller: None,
             job: Name::parse(job).unwrap(),
             owner: Some(Name::parse("alice").unwrap()),
             verb: Verb::Put(What::State),

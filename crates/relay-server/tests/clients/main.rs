@@ -15,6 +15,7 @@ mod libraries;
 mod limits;
 mod neighbour;
 mod nonsense;
+mod owners;
 mod proxies;
 mod publishing;
 mod random;

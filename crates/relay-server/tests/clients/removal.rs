@@ -41,7 +41,7 @@ async fn a_removed_job_is_gone(here: &RelayServer, there: &RelayServer) {
     let milestone = "/v1/jobs/ev/milestones/half?owner=o";
     send(here, "POST", milestone, "1", "a").await;
     let foreign = remove(here, "/v1/jobs/ev?owner=other").await;
-    assert_eq!(verdict(&foreign), (403, "foreign_owner".to_owned()));
+    assert_eq!(verdict(&foreign), (404, "unknown_job".to_owned()));
     let removed = remove(here, "/v1/jobs/ev?owner=o").await;
     assert_eq!(removed.status, 202);
     let cursor = removed.json()["cursor"].clone();

@@ -173,7 +173,7 @@ impl Poll {
     pub fn unknown(&self, topic: &Topic, at: WallTime) -> Option<(u16, Option<Vec<u8>>)> {
         let unknown = self.unknown.as_ref()?;
         let job = match topic {
-            Topic::Job(job) => Some(job.as_str()),
+            Topic::Job(job) => Some(job.id.as_str()),
             Topic::User(_) | Topic::Group(_) => None,
         };
         let input = json!({"type": "unknown", "topic": topic.to_string(), "job_id": job});

@@ -13,7 +13,7 @@ use relay_core::cursor::Cursor;
 use relay_core::document::Status;
 use relay_core::publication::{Body, Publication, Slot, Wrapping};
 use relay_core::tally::{Aggregate, Tally};
-use relay_core::topic::Topic;
+use relay_core::topic::{Spelling, Topic};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -45,12 +45,12 @@ fn wrapping(wire: Wire) -> Option<Wrapping> {
 /// on a wire whose frames are not shared.
 pub(crate) fn in_step<'a>(
     publication: &'a Publication,
-    topic: &Topic,
+    topic: Spelling<'_>,
     wire: Wire,
 ) -> Option<&'a Bytes> {
     let slot = Slot::new(topic, wrapping(wire)?);
     Some(publication.frame(slot, |publication| {
-        let cursor = Cursor::at(publication.position(), [topic]);
+        let cursor = Cursor::at(publication.position(), [topic.topic]);
         at_cursor(publication, topic, &cursor, wire, false)
     }))
 }
@@ -58,7 +58,7 @@ pub(crate) fn in_step<'a>(
 /// The frame of a publication for a client whose cursor becomes `cursor`.
 pub(crate) fn at_cursor(
     publication: &Publication,
-    topic: &Topic,
+    topic: Spelling<'_>,
     cursor: &Cursor,
     wire: Wire,
     stale: bool,
@@ -73,12 +73,16 @@ pub(crate) fn at_cursor(
     wrap(kind_of(publication).as_str(), &json, Some(cursor), wire)
 }
 
-/// How the jobs of a topic stand. Encoded once for all who share a wire.
-pub(crate) fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
-    let encode = || Notice::aggregate(&aggregate.topic, &aggregate.tally).encode(wire);
+/// How the jobs of a topic stand. Encoded once for all who share a wire and a spelling.
+pub(crate) fn aggregate(aggregate: &Aggregate, is_bare: bool, wire: Wire) -> Bytes {
+    let topic = Spelling {
+        topic: &aggregate.topic,
+        is_bare,
+    };
+    let encode = || Notice::aggregate(topic, &aggregate.tally).encode(wire);
     match wrapping(wire) {
         Some(wrapping) => {
-            let slot = Slot::new(&aggregate.topic, wrapping);
+            let slot = Slot::new(topic, wrapping);
             aggregate.frames.native(slot, encode).clone()
         }
         None => encode(),
@@ -88,6 +92,9 @@ pub(crate) fn aggregate(aggregate: &Aggregate, wire: Wire) -> Bytes {
 /// How the jobs of a topic stand, as mappings get it: they find each member, null where there is nothing to say.
 pub(crate) fn standing(topic: &Topic, tally: &Tally) -> Value {
     // A map with texts for keys cannot fail to be one of JSON.
+    // In the words of dialects a group is named by its id.
+    let is_bare = topic.named().is_some();
+    let topic = Spelling { topic, is_bare };
     let mut value = serde_json::to_value(Notice::aggregate(topic, tally)).unwrap_or_default();
     if let Value::Object(members) = &mut value {
         for name in ["progress", "status"] {
@@ -114,7 +121,7 @@ pub(crate) fn without_place(publication: &Publication) -> Vec<u8> {
 
 /// Where a client stands with a frame.
 struct Place<'a> {
-    topic: &'a Topic,
+    topic: Spelling<'a>,
     cursor: &'a str,
     /// The bus is away.
     stale: bool,
@@ -296,7 +303,7 @@ pub enum Notice<'a> {
 
 impl Notice<'_> {
     /// How the jobs of a topic stand.
-    fn aggregate(topic: &Topic, tally: &Tally) -> Self {
+    fn aggregate(topic: Spelling<'_>, tally: &Tally) -> Self {
         let counts = Status::ALL.map(|status| (status.as_str(), tally.count(status)));
         Self::Aggregate {
             topic: topic.to_string(),

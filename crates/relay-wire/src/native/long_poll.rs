@@ -22,8 +22,8 @@ pub struct LongPoll {
     recovered: bool,
     /// How long it still waits.
     patience: Patience,
-    /// Whether a topic turned out to be somebody else's.
-    forbidden: bool,
+    /// Whether a topic turned out to be somebody else's, or one of several.
+    refused: Option<Unanswered>,
 }
 
 /// What a poll waits for.
@@ -44,7 +44,7 @@ impl LongPoll {
             waiting: topics,
             recovered: true,
             patience: Patience::News,
-            forbidden: false,
+            refused: None,
         }
     }
 
@@ -57,10 +57,10 @@ impl LongPoll {
         };
     }
 
-    /// A topic is not the client's to watch.
-    fn refuse(&mut self) {
+    /// A topic is not the client's to watch, or it does not say which.
+    fn refuse(&mut self, why: Unanswered) {
         self.waiting = self.waiting.saturating_sub(1);
-        self.forbidden = true;
+        self.refused = Some(why);
     }
 
     /// Takes what other clients are told as a frame of its own.
@@ -72,7 +72,11 @@ impl LongPoll {
             }
             Notice::Error {
                 code: "forbidden", ..
-            } => self.refuse(),
+            } => self.refuse(Unanswered::Forbidden),
+            Notice::Error {
+                code: "ambiguous_owner",
+                ..
+            } => self.refuse(Unanswered::Ambiguous),
             _ => {}
         }
     }
@@ -81,14 +85,14 @@ impl LongPoll {
         match self.patience {
             Patience::Over { .. } => true,
             Patience::FirstWords => self.waiting == 0,
-            Patience::News => self.waiting == 0 && (has_news || self.forbidden),
+            Patience::News => self.waiting == 0 && (has_news || self.refused.is_some()),
         }
     }
 
     pub(crate) fn answer(&self, frames: &[Bytes], at: &Cursor, stale: bool) -> Body {
         let drains = self.patience == Patience::Over { drains: true };
-        if self.forbidden {
-            return Err(Unanswered::Forbidden);
+        if let Some(why) = self.refused {
+            return Err(why);
         }
         if drains && frames.is_empty() {
             return Err(Unanswered::Draining);

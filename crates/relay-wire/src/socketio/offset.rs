@@ -70,7 +70,7 @@ impl Return {
 
     /// The cursor that speaks for a topic, and what is told again of it.
     pub fn to(&self, topic: &Topic) -> Option<(&Cursor, Again)> {
-        let cursor = self.cursors().find(|it| it.since(topic).is_some())?;
+        let cursor = self.cursors().find(|it| it.may_speak_for(topic))?;
         let again = match self.told.as_ref() == Some(cursor) {
             true => Again::Nothing,
             false => Again::Snapshot,

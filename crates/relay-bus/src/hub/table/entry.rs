@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_core::backoff::Backoff;
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobName, Name};
 use relay_core::job::Job;
 use relay_core::moment::Moment;
 use relay_core::position::Seq;
@@ -51,8 +51,6 @@ pub(in crate::hub) struct Repair {
     pub(in crate::hub) joins: BTreeMap<Whose, JoinRequest>,
     /// Who looks the job up. Whoever asked holds the other end; dropping that one means not to wait any more.
     pub(in crate::hub) lookups: Vec<oneshot::Sender<Lookup>>,
-    /// Whose job it is, where that is known though nothing else is.
-    pub(in crate::hub) owner: Option<Owner>,
     /// What watchers had been told up to when the bus went away, if it began when the bus came back.
     pub(in crate::hub) missed_from: Option<Seq>,
 }
@@ -158,7 +156,7 @@ impl Numbers {
 pub(in crate::hub) struct Entry {
     /// `None` while nothing is known of it, as of a job that is watched before it begins.
     pub(in crate::hub) job: Option<Box<Job>>,
-    /// Shards with a watcher of `job:<id>`.
+    /// Shards with a watcher of just this job.
     pub(super) shards: Shards,
     /// The last number on each of the job's subjects, also of what was refused.
     numbers: Numbers,
@@ -213,7 +211,7 @@ impl Entry {
     }
 
     /// Asserts the invariants.
-    pub(super) fn check(&self, id: &JobId) {
+    pub(super) fn check(&self, id: &JobName) {
         debug_assert!(self.numbers.subjects.len() <= SUBJECTS, "{id}");
         if self.job.is_none() {
             debug_assert!(!self.partial, "{id} is known in part, and not at all");

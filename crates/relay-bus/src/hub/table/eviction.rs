@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 
 /// The order is tidied when it has so many more places than twice the jobs.
 const STALE_PLACES: usize = 1024;
@@ -27,7 +27,7 @@ pub(super) struct Eviction {
 /// A place in the order; it counts while the job's [`Turn`] was queued as then.
 #[derive(Debug)]
 pub(super) struct QueuedJob {
-    pub(super) id: JobId,
+    pub(super) id: JobName,
     queued: u64,
 }
 
@@ -79,7 +79,7 @@ impl Eviction {
     }
 
     /// A new job queues.
-    pub(super) fn enter(&mut self, id: &JobId) -> Turn {
+    pub(super) fn enter(&mut self, id: &JobName) -> Turn {
         self.touches += 1;
         let mut turn = Turn {
             touched: self.touches,
@@ -90,7 +90,7 @@ impl Eviction {
     }
 
     /// Puts a job behind all others.
-    pub(super) fn queue(&mut self, id: JobId, turn: &mut Turn) {
+    pub(super) fn queue(&mut self, id: JobName, turn: &mut Turn) {
         turn.queued = turn.touched;
         let queued = turn.queued;
         self.order.push_back(QueuedJob { id, queued });
@@ -136,7 +136,7 @@ impl Eviction {
     }
 
     /// Asserts the invariants for the jobs there are.
-    pub(super) fn check<'a>(&self, turns: impl Iterator<Item = (&'a JobId, &'a Turn)>) {
+    pub(super) fn check<'a>(&self, turns: impl Iterator<Item = (&'a JobName, &'a Turn)>) {
         let mut bytes = 0;
         let mut jobs = 0;
         for (id, turn) in turns {

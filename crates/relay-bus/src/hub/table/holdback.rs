@@ -11,7 +11,7 @@
 //! more is over.
 
 use hashbrown::{HashMap, HashSet};
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobName, Name, Named};
 use relay_core::position::Seq;
 use relay_core::watcher::holds::{Hold, Repairing};
 
@@ -21,8 +21,8 @@ use crate::seam::Held;
 /// What holds clients back.
 #[derive(Debug)]
 pub(in crate::hub) struct Holdback {
-    /// Jobs under repair that clients are owed something of, and whether the shards know whose they are.
-    jobs: HashMap<JobId, bool>,
+    /// Jobs under repair that clients are owed something of.
+    jobs: HashSet<JobName>,
     /// The comparison after the bus was away, while it is under way.
     comparison: Option<Comparison>,
     /// Ranges of missing messages that are being fetched.
@@ -47,7 +47,7 @@ struct Comparison {
 impl Default for Holdback {
     fn default() -> Self {
         Self {
-            jobs: HashMap::new(),
+            jobs: HashSet::new(),
             comparison: None,
             holes: 0,
             before_holes: Seq::MAX,
@@ -79,34 +79,24 @@ impl Holdback {
     }
 
     /// Jobs under repair that clients are owed something of.
-    pub(super) fn jobs(&self) -> impl Iterator<Item = &JobId> {
-        self.jobs.keys()
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &JobName> {
+        self.jobs.iter()
     }
 
     /// Nobody who watches the job is told anything above `seq` until [`Holdback::release`].
-    pub(super) fn hold(
-        &mut self,
-        id: &JobId,
-        owner: Option<&Owner>,
-        seq: Seq,
-        parent: impl FnOnce() -> Option<Name>,
-    ) {
-        let told = self.jobs.get(id);
-        if told.is_some_and(|is_owner_told| *is_owner_told || owner.is_none()) {
-            return;
+    pub(super) fn hold(&mut self, id: &JobName, seq: Seq, parent: impl FnOnce() -> Option<Name>) {
+        if self.jobs.insert(id.clone()) {
+            self.untold.push(Repairing::Hold(Hold {
+                job: id.clone(),
+                parent: parent(),
+                seq,
+            }));
         }
-        self.jobs.insert(id.clone(), owner.is_some());
-        self.untold.push(Repairing::Hold(Hold {
-            job: id.clone(),
-            owner: owner.cloned(),
-            parent: parent(),
-            seq,
-        }));
     }
 
     /// The job's repair is done.
-    pub(super) fn release(&mut self, id: &JobId) {
-        if self.jobs.remove(id).is_some() {
+    pub(super) fn release(&mut self, id: &JobName) {
+        if self.jobs.remove(id) {
             self.untold.push(Repairing::Release(id.clone()));
         }
     }
@@ -123,7 +113,7 @@ impl Holdback {
         }
         if let Some(before) = self.comparison.take() {
             from = from.min(before.from);
-            let still: HashMap<JobId, Seq> = before
+            let still: HashMap<Named, Seq> = before
                 .watched
                 .into_iter()
                 .map(|held| (held.job, held.seq))
@@ -229,18 +219,19 @@ mod tests {
         Seq::new(number)
     }
 
+    fn job() -> JobName {
+        JobName::new(Name::parse("alice").unwrap(), Name::parse("j").unwrap())
+    }
+
     #[test]
-    fn a_job_is_held_once_and_again_when_its_owner_is_known() {
+    fn a_job_is_held_once_until_it_is_released() {
         let mut holdback = Holdback::default();
-        let (job, owner) = (Name::parse("j").unwrap(), Name::parse("alice").unwrap());
-        holdback.hold(&job, None, seq(4), || None);
-        holdback.hold(&job, None, seq(5), || None);
-        assert_eq!(told(&mut holdback), ["j above 4"]);
-        holdback.hold(&job, Some(&owner), seq(6), || None);
-        holdback.hold(&job, Some(&owner), seq(7), || None);
-        holdback.release(&job);
-        holdback.release(&job);
-        assert_eq!(told(&mut holdback), ["j above 6", "j released"]);
+        holdback.hold(&job(), seq(4), || None);
+        holdback.hold(&job(), seq(5), || None);
+        assert_eq!(told(&mut holdback), ["alice/j above 4"]);
+        holdback.release(&job());
+        holdback.release(&job());
+        assert_eq!(told(&mut holdback), ["alice/j released"]);
     }
 
     #[test]
@@ -276,10 +267,8 @@ mod tests {
     fn a_hole_that_is_open_when_the_bus_goes_is_compared_with_the_rest() {
         let mut holdback = Holdback::default();
         holdback.hold_for_hole(seq(5));
-        let job = Name::parse("j").unwrap();
         let held = Held {
-            owner: None,
-            job,
+            job: job().into(),
             seq: seq(7),
         };
         holdback.hold_all(seq(9), vec![held]);

@@ -1,4 +1,4 @@
-//! Which jobs are whose: by owner and by group, with how they stand taken together and which shards watch them.
+//! Which jobs are whose: by owner and by group, which is one owner's, with how they stand taken together and which shards watch them.
 //!
 //! Knows ids, shards as bits of a mask, and the share of each job; not what else is known of a job. What it has
 //! entered for a job it keeps in that job's [`Listing`].
@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
-use relay_core::id::{JobId, Name, Owner};
+use relay_core::id::{JobName, JobNameRef, Name, Owner};
 use relay_core::job::Job;
 use relay_core::position::Seq;
 use relay_core::tally::{Share, Sum, Tally};
@@ -17,14 +17,17 @@ use relay_core::topic::Topic;
 
 use super::Shards;
 use super::loads::LoadKey;
+use super::namesakes::Namesakes;
 
 /// The index.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Index {
     owners: HashMap<Owner, Members>,
-    groups: HashMap<Name, Members>,
+    groups: HashMap<JobName, Members>,
+    /// Whose the groups are that have an id, and who waits for one of them.
+    pub(in crate::hub) names: Namesakes,
     /// Groups somebody watches.
-    watched_groups: HashSet<Name>,
+    watched_groups: HashSet<JobName>,
     /// Owners all of whose jobs are in the table.
     complete_owners: HashSet<Owner>,
     /// Whether all jobs are in the table.
@@ -37,7 +40,7 @@ pub(in crate::hub) struct Index {
 #[derive(Debug, Default)]
 struct Members {
     /// In the order of their last numbers.
-    jobs: BTreeSet<(Seq, JobId)>,
+    jobs: BTreeSet<(Seq, JobName)>,
     shards: Shards,
     /// How the jobs stand, taken together.
     sum: Sum,
@@ -102,14 +105,14 @@ pub(super) struct Known {
 #[derive(Debug, Clone, PartialEq)]
 struct Place {
     owner: Owner,
-    group: Option<Name>,
+    group: Option<JobName>,
     seq: Seq,
 }
 
 impl Place {
     fn topics(&self) -> impl Iterator<Item = Topic> {
         let of_owner = Topic::User(self.owner.clone());
-        let of_group = self.group.clone().map(Topic::Group);
+        let of_group = self.group.clone().map(Topic::group);
         std::iter::once(of_owner).chain(of_group)
     }
 }
@@ -124,34 +127,36 @@ impl Index {
             is_repaired: known.is_repaired,
         };
         let before = listing.place.as_ref();
-        let stays = before.is_some_and(|it| it.owner == job.owner && it.group.as_ref() == group);
+        // An entry is of one owner's job for good.
+        let stays = before.is_some_and(|it| it.group.as_ref().map(|group| &group.id) == group);
         let in_place = stays && before.is_some_and(|it| it.seq == known.seq);
         if in_place && listing.counted == counted {
             return;
         }
         let place = Place {
             owner: job.owner.clone(),
-            group: group.cloned(),
+            group: group.map(|id| JobName::new(job.owner.clone(), id.clone())),
             seq: known.seq,
         };
+        let name = JobName::new(job.owner.clone(), job.id.clone());
         let before = listing.place.replace(place.clone());
         let counted_before = std::mem::replace(&mut listing.counted, counted);
         if !stays || counted_before != counted {
             let is_news = !stays || counted_before.share != counted.share;
             self.count(before.as_ref(), counted_before, is_news, Members::take_out);
             if !stays {
-                self.unlist(&job.id, before.as_ref());
-                self.list(&job.id, &place);
+                self.unlist(&name, before.as_ref());
+                self.list(&name, &place);
             }
             self.count(Some(&place), counted, is_news, Members::put_in);
         }
         if stays && !in_place {
-            self.reorder(&job.id, before.as_ref(), &place);
+            self.reorder(&name, before.as_ref(), &place);
         }
     }
 
     /// A job is not known any more.
-    pub(super) fn remove(&mut self, id: &JobId, listing: Listing) {
+    pub(super) fn remove(&mut self, id: &JobName, listing: Listing) {
         if let Some(place) = &listing.place {
             self.complete_owners.remove(&place.owner);
         }
@@ -160,16 +165,15 @@ impl Index {
         self.unlist(id, place.as_ref());
     }
 
-    fn list(&mut self, id: &JobId, place: &Place) {
+    fn list(&mut self, id: &JobName, place: &Place) {
         let owner = self.owners.entry_ref(&place.owner).or_default();
         owner.jobs.insert((place.seq, id.clone()));
         if let Some(group) = &place.group {
-            let group = self.groups.entry_ref(group).or_default();
-            group.jobs.insert((place.seq, id.clone()));
+            self.group(group).jobs.insert((place.seq, id.clone()));
         }
     }
 
-    fn unlist(&mut self, id: &JobId, place: Option<&Place>) {
+    fn unlist(&mut self, id: &JobName, place: Option<&Place>) {
         let Some(place) = place else {
             return;
         };
@@ -179,14 +183,35 @@ impl Index {
                 members.jobs.remove(&listed);
             }
         }
-        prune(&mut self.owners, &place.owner);
+        self.prune_owner(&place.owner);
         if let Some(group) = &place.group {
-            prune(&mut self.groups, group);
+            self.prune_group(group);
+        }
+    }
+
+    /// A group, made if there is none.
+    fn group(&mut self, name: &JobName) -> &mut Members {
+        if !self.groups.contains_key(name) {
+            self.names.enter(name);
+        }
+        self.groups.entry_ref(name).or_default()
+    }
+
+    fn prune_owner(&mut self, owner: &Owner) {
+        if self.owners.get(owner).is_some_and(Members::is_idle) {
+            self.owners.remove(owner);
+        }
+    }
+
+    fn prune_group(&mut self, group: &JobName) {
+        if self.groups.get(group).is_some_and(Members::is_idle) {
+            self.groups.remove(group);
+            self.names.remove(group);
         }
     }
 
     /// A job has a newer number than before.
-    fn reorder(&mut self, id: &JobId, before: Option<&Place>, now: &Place) {
+    fn reorder(&mut self, id: &JobName, before: Option<&Place>, now: &Place) {
         let Some(before) = before else {
             return;
         };
@@ -228,7 +253,11 @@ impl Index {
         match topic {
             Topic::Job(_) => None,
             Topic::User(owner) => self.owners.get(owner),
-            Topic::Group(group) => self.groups.get(group),
+            // Of a group without its owner nothing is said.
+            Topic::Group(named) => {
+                let (owner, id) = (named.owner.as_ref()?, &named.id);
+                self.groups.get(&JobNameRef { owner, id })
+            }
         }
     }
 
@@ -236,12 +265,27 @@ impl Index {
         match topic {
             Topic::Job(_) => None,
             Topic::User(owner) => self.owners.get_mut(owner),
-            Topic::Group(group) => self.groups.get_mut(group),
+            Topic::Group(named) => {
+                let (owner, id) = (named.owner.as_ref()?, &named.id);
+                self.groups.get_mut(&JobNameRef { owner, id })
+            }
         }
     }
 
+    /// The owners that have jobs in a group called so.
+    pub(in crate::hub) fn owners(&self, group: &Name) -> impl Iterator<Item = &Owner> {
+        let owners = self.names.owners(group).iter();
+        owners.filter(|owner| self.has_group(JobNameRef { owner, id: group }))
+    }
+
+    /// Whether the group has jobs.
+    fn has_group(&self, name: JobNameRef<'_>) -> bool {
+        let members = self.groups.get(&name);
+        members.is_some_and(|members| !members.jobs.is_empty())
+    }
+
     /// The jobs of an owner or a group with their last numbers, the most recently updated first.
-    pub(in crate::hub) fn newest(&self, topic: &Topic) -> impl Iterator<Item = &(Seq, JobId)> {
+    pub(in crate::hub) fn newest(&self, topic: &Topic) -> impl Iterator<Item = &(Seq, JobName)> {
         let members = self.members(topic).into_iter();
         members.flat_map(|it| it.jobs.iter().rev())
     }
@@ -254,20 +298,21 @@ impl Index {
     /// Shards that watch the owner or the group.
     pub(super) fn watchers(&self, owner: &Owner, group: Option<&Name>) -> Shards {
         let by_owner = self.owners.get(owner).map_or(0, |members| members.shards);
-        let by_group = group
-            .and_then(|group| self.groups.get(group))
-            .map_or(0, |members| members.shards);
+        let by_group = group.map_or(0, |id| {
+            let members = self.groups.get(&JobNameRef { owner, id });
+            members.map_or(0, |members| members.shards) | self.names.watchers(id)
+        });
         by_owner | by_group
     }
 
     /// Whether a shard watches the group.
-    pub(in crate::hub) fn is_watched(&self, group: &Name) -> bool {
-        self.watched_groups.contains(group)
+    pub(in crate::hub) fn is_watched(&self, group: JobNameRef<'_>) -> bool {
+        self.watched_groups.contains(&group) || self.names.is_awaited(group.id)
     }
 
     /// Whether a shard watches any group.
     pub(in crate::hub) fn watches_groups(&self) -> bool {
-        !self.watched_groups.is_empty()
+        !self.watched_groups.is_empty() || self.names.has_awaited()
     }
 
     /// What has to be loaded so that no job of whom somebody watches is missed.
@@ -282,11 +327,14 @@ impl Index {
     pub(super) fn watch(&mut self, topic: &Topic, shard: usize) {
         let members = match topic {
             Topic::Job(_) => return,
-            Topic::User(owner) => self.owners.entry(owner.clone()).or_default(),
-            Topic::Group(group) => {
-                self.watched_groups.insert(group.clone());
-                self.groups.entry(group.clone()).or_default()
-            }
+            Topic::User(owner) => self.owners.entry_ref(owner).or_default(),
+            Topic::Group(named) => match named.exact() {
+                None => return self.names.watch(&named.id, shard),
+                Some(group) => {
+                    self.watched_groups.insert(group.clone());
+                    self.group(&group)
+                }
+            },
         };
         members.shards |= 1 << shard;
     }
@@ -302,17 +350,20 @@ impl Index {
         match topic {
             Topic::Job(_) => {}
             Topic::User(owner) => {
-                prune(&mut self.owners, owner);
+                self.prune_owner(owner);
                 if !self.owners.contains_key(owner) {
                     // Owners without jobs are as many as anybody cares to name.
                     self.complete_owners.remove(owner);
                 }
             }
-            Topic::Group(group) => {
+            Topic::Group(named) => {
+                let Some(group) = named.exact() else {
+                    return self.names.leave(&named.id, shard);
+                };
                 if !is_watched {
-                    self.watched_groups.remove(group);
+                    self.watched_groups.remove(&group);
                 }
-                prune(&mut self.groups, group);
+                self.prune_group(&group);
             }
         }
     }
@@ -357,7 +408,7 @@ impl Index {
         self.is_complete
             || match key {
                 LoadKey::Owner(owner) => self.complete_owners.contains(owner),
-                LoadKey::Everything | LoadKey::Job(_) => false,
+                LoadKey::Everything | LoadKey::Job(_) | LoadKey::Owners(_) => false,
             }
     }
 
@@ -371,7 +422,7 @@ impl Index {
                 }
                 self.complete_owners.insert(owner.clone());
             }
-            LoadKey::Everything | LoadKey::Job(_) => self.is_complete = true,
+            LoadKey::Everything | LoadKey::Job(_) | LoadKey::Owners(_) => self.is_complete = true,
         }
     }
 
@@ -399,7 +450,7 @@ impl Index {
     }
 
     /// Asserts the invariants; `jobs` is what there is of a listed job.
-    pub(super) fn check(&self, is_known: impl Fn(&JobId) -> bool) {
+    pub(super) fn check(&self, is_known: impl Fn(&JobName) -> bool) {
         for members in self.owners.values().chain(self.groups.values()) {
             debug_assert!(!members.is_idle(), "listed for nothing");
             let counted = usize::try_from(members.sum.tally().total()).unwrap_or(usize::MAX);
@@ -415,16 +466,11 @@ impl Index {
             let mut jobs = members.jobs.iter().map(|(_, id)| id);
             debug_assert!(jobs.all(&is_known), "listed, and not known");
         }
+        self.names.check(self.groups.keys());
         for (group, members) in &self.groups {
             let is_watched = self.watched_groups.contains(group);
             debug_assert_eq!(members.shards != 0, is_watched, "{group}");
         }
-    }
-}
-
-fn prune(index: &mut HashMap<Name, Members>, name: &Name) {
-    if index.get(name).is_some_and(Members::is_idle) {
-        index.remove(name);
     }
 }
 
@@ -436,6 +482,10 @@ mod tests {
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
+    }
+
+    fn job_name(id: &str) -> JobName {
+        JobName::new(name("u1"), name(id))
     }
 
     #[test]
@@ -458,15 +508,15 @@ mod tests {
         let topic = Topic::User(name("u1"));
         let newest = |index: &Index| -> Vec<_> {
             let newest = index.newest(&topic);
-            newest.map(|(_, id)| id.to_string()).collect()
+            newest.map(|(_, name)| name.id.to_string()).collect()
         };
         assert_eq!(newest(&index), ["a", "c", "b"]);
         assert!(index.has_repairs(&topic));
-        index.remove(&name("b"), b);
+        index.remove(&job_name("b"), b);
         assert_eq!(newest(&index), ["a", "c"]);
         assert!(!index.has_repairs(&topic));
-        index.remove(&name("a"), a);
-        index.remove(&name("c"), c);
+        index.remove(&job_name("a"), a);
+        index.remove(&job_name("c"), c);
         assert_eq!(index.len(), 0);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
-use relay_core::id::JobId;
+use relay_core::id::JobName;
 use relay_core::moment::Moment;
 
 /// Jobs whose endings may wait to be stored again; past it they are asked for again when more comes.
@@ -22,18 +22,18 @@ const STRANGERS_EVERY: Duration = Duration::from_millis(50);
 /// Endings to be stored again, and jobs that may have one.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Late {
-    due: VecDeque<JobId>,
+    due: VecDeque<JobName>,
     /// Those that are due, or under way.
-    asked: HashSet<JobId>,
+    asked: HashSet<JobName>,
     /// How many states have come of jobs that nobody watches and nothing is known of.
-    strangers: HashMap<JobId, u64>,
+    strangers: HashMap<JobName, u64>,
     /// When one of them was read last.
     met: Option<Moment>,
 }
 
 impl Late {
     /// The job's ending has to be stored again. True if that is news.
-    pub(in crate::hub) fn ask(&mut self, id: &JobId) -> bool {
+    pub(in crate::hub) fn ask(&mut self, id: &JobName) -> bool {
         let is_new = self.asked.len() < DUE && !self.asked.contains(id);
         if is_new {
             self.asked.insert(id.clone());
@@ -48,18 +48,18 @@ impl Late {
     }
 
     /// The next whose ending has to be stored again.
-    pub(in crate::hub) fn next(&mut self) -> Option<JobId> {
+    pub(in crate::hub) fn next(&mut self) -> Option<JobName> {
         self.due.pop_front()
     }
 
     /// It is stored, or cannot be.
-    pub(in crate::hub) fn done(&mut self, id: &JobId) {
+    pub(in crate::hub) fn done(&mut self, id: &JobName) {
         self.asked.remove(id);
     }
 
     /// A state came of a job that nothing is known of. True if the job has to be read: so many have come that they
     /// may push out an ending.
-    pub(in crate::hub) fn meet(&mut self, id: &JobId, most: u64, now: Moment) -> bool {
+    pub(in crate::hub) fn meet(&mut self, id: &JobName, most: u64, now: Moment) -> bool {
         if self.strangers.len() >= STRANGERS && !self.strangers.contains_key(id) {
             // Whoever goes on is counted anew.
             self.strangers.clear();
@@ -81,10 +81,14 @@ mod tests {
     use super::*;
     use relay_core::id::Name;
 
+    fn job(id: &str) -> JobName {
+        JobName::new(Name::nobody(), Name::parse(id).unwrap())
+    }
+
     #[test]
     fn a_job_is_due_once_until_it_is_done() {
         let mut late = Late::default();
-        let id = Name::parse("j").unwrap();
+        let id = job("j");
         assert!(late.ask(&id));
         assert!(!late.ask(&id));
         assert_eq!(late.next().as_ref(), Some(&id));
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn strangers_are_counted_one_by_one_read_apart_and_bounded() {
         let mut late = Late::default();
-        let (one, other) = (Name::parse("a").unwrap(), Name::parse("b").unwrap());
+        let (one, other) = (job("a"), job("b"));
         let start = Moment::default();
         assert!(!late.meet(&one, 2, start));
         assert!(!late.meet(&other, 2, start));
@@ -104,7 +108,7 @@ mod tests {
         assert!(!late.meet(&other, 2, start), "one at a time");
         assert!(late.meet(&other, 2, start + STRANGERS_EVERY));
         for n in 0..3 * STRANGERS {
-            late.meet(&Name::parse(&format!("j{n}")).unwrap(), 2, start);
+            late.meet(&job(&format!("j{n}")), 2, start);
         }
         assert!(late.strangers.len() <= STRANGERS);
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::{HashMap, HashSet};
-use relay_core::id::{JobId, Owner};
+use relay_core::id::{JobId, JobName, Owner};
 use relay_core::moment::Moment;
 use relay_core::position::Seq;
 use relay_core::topic::Topic;
@@ -24,7 +24,9 @@ const MAX_LOADS: usize = 65_536;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::hub) enum LoadKey {
     /// Everything stored about one job.
-    Job(JobId),
+    Job(JobName),
+    /// Whose jobs there are with this id.
+    Owners(JobId),
     /// The last states of one owner's jobs.
     Owner(Owner),
     /// The last states of all jobs: which of them belong to a group is in their bodies.
@@ -45,6 +47,8 @@ pub(in crate::hub) struct Answer {
 pub(in crate::hub) enum Found {
     /// One job, read whole.
     Job(Box<Rebuilt>),
+    /// Some owners, as of a number.
+    Owners(Vec<Owner>, Seq),
     /// The last states of many.
     States(Vec<Incoming>),
 }
@@ -55,6 +59,8 @@ impl Answer {
         let updates = match &self.found {
             Found::Job(rebuilt) => &rebuilt.updates,
             Found::States(states) => states,
+            // Of what they have nothing is said.
+            Found::Owners(..) => return Seq::ZERO,
         };
         let seqs = updates.iter().map(|update| update.seq);
         seqs.max().unwrap_or(Seq::ZERO)
@@ -89,12 +95,14 @@ pub(in crate::hub) struct Loads {
     joins: HashMap<LoadKey, BTreeMap<Whose, JoinRequest>>,
     /// Who waits for the same and only counts.
     surveys: HashMap<LoadKey, Vec<SurveyRequest>>,
+    /// Who only wants to know whose something is, once that is known.
+    questions: HashMap<LoadKey, Vec<oneshot::Sender<Vec<Owner>>>>,
     /// Who waits for the repair of single jobs, and which those are, by a number each.
-    deferred: BTreeMap<u64, (HashSet<JobId>, Deferred)>,
+    deferred: BTreeMap<u64, (HashSet<JobName>, Deferred)>,
     /// How many ever waited so.
     ever_deferred: u64,
     /// Who waits for which job.
-    awaited: HashMap<JobId, Vec<u64>>,
+    awaited: HashMap<JobName, Vec<u64>>,
     /// The joins among them.
     deferred_joins: HashMap<Whose, u64>,
     /// How many waited when those that do not wait any more were last looked for.
@@ -149,7 +157,8 @@ impl Loads {
 
     /// Asks for a load, unless somebody waits for the same already. True if it is asked for.
     pub(in crate::hub) fn ask_once(&mut self, key: &LoadKey) -> bool {
-        let is_new = !self.is_joined(key) && !self.is_surveyed(key);
+        let is_new =
+            !self.is_joined(key) && !self.is_surveyed(key) && !self.questions.contains_key(key);
         if is_new {
             self.ask(key.clone());
         }
@@ -174,6 +183,23 @@ impl Loads {
         surveys.push(survey);
     }
 
+    /// Somebody who asks whose something is waits for the load.
+    pub(in crate::hub) fn await_owners(&mut self, key: LoadKey) -> oneshot::Receiver<Vec<Owner>> {
+        let (answer, waiting) = oneshot::channel();
+        let questions = self.questions.entry(key).or_default();
+        questions.retain(|question| !question.is_closed());
+        questions.push(answer);
+        waiting
+    }
+
+    /// The load is in: those are told who asked whose something is.
+    pub(in crate::hub) fn answer_owners(&mut self, key: &LoadKey, owners: &[Owner]) {
+        for question in self.questions.remove(key).unwrap_or_default() {
+            // Whoever asked may have stopped waiting.
+            question.send(owners.to_vec()).ok();
+        }
+    }
+
     /// Whether a join waits for the load, or did.
     pub(in crate::hub) fn is_joined(&self, key: &LoadKey) -> bool {
         self.joins.contains_key(key)
@@ -196,7 +222,7 @@ impl Loads {
     }
 
     /// Somebody waits until each of these jobs is repaired.
-    pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobId>, who: Deferred) {
+    pub(in crate::hub) fn defer(&mut self, unsure: HashSet<JobName>, who: Deferred) {
         if self.deferred.len() >= 2 * self.looked_at.max(16) {
             // Those who wait for a survey go without a word.
             let gone = self.deferred.iter().filter(|(_, (_, who))| !who.waits());
@@ -233,7 +259,7 @@ impl Loads {
     }
 
     /// A job's repair is done: who waited for it alone.
-    pub(in crate::hub) fn take_ready(&mut self, id: &JobId) -> Vec<Deferred> {
+    pub(in crate::hub) fn take_ready(&mut self, id: &JobName) -> Vec<Deferred> {
         let mut ready = Vec::new();
         for number in self.awaited.remove(id).unwrap_or_default() {
             let Some((unsure, _)) = self.deferred.get_mut(&number) else {

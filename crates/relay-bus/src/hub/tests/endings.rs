@@ -5,7 +5,7 @@ use crate::hub::{PublishError, PublishRequest, Verb};
 
 fn document(hub: &Hub, job: &str) -> String {
     let table = hub.table();
-    let state = table.get(&name(job)).and_then(|entry| entry.state());
+    let state = table.get(&self::job(job)).and_then(|entry| entry.state());
     match state.map(|state| &state.body) {
         Some(Body::State { json, .. }) => String::from_utf8_lossy(json).into_owned(),
         _ => "nothing".to_owned(),
@@ -22,8 +22,7 @@ fn regression_an_ending_from_the_bus_with_a_bad_field_ends_its_job() {
         r#"{"status":"running","parent_id":"g","progress":40}"#,
     );
     hub.ingest(&mut vec![Incoming {
-        owner: owner(),
-        job: name("a"),
+        job: job("a"),
         what: What::State,
         payload: Bytes::from_static(br#"{"status":"running","progress":"50"}"#),
         seq: Seq::new(2),
@@ -72,6 +71,7 @@ async fn over_http_an_ending_with_a_bad_field_is_rejected() {
     let publish = async |payload: &str| {
         let request = PublishRequest {
             job: name("a"),
+            caller: None,
             owner: None,
             verb: Verb::Put(What::State),
             payload: Bytes::copy_from_slice(payload.as_bytes()),

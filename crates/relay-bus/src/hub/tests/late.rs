@@ -69,7 +69,7 @@ impl Nodes {
 
     /// How the job stands, and its number.
     async fn knows(&self, node: usize) -> (Status, u64) {
-        let state = self.hubs[node].lookup(&name("j")).await.state.unwrap();
+        let state = self.hubs[node].lookup(&job("j")).await.state.unwrap();
         let Body::State { status, .. } = &state.body else {
             panic!("{state:?}");
         };
@@ -97,6 +97,7 @@ fn watch(hub: &Hub, since: Option<u64>) {
         subscription: SUBSCRIPTION,
         cursor: since.map(|seq| Cursor::at(at(seq), [&topic])),
         topic,
+        own: None,
         again: Again::Nothing,
     });
 }
@@ -343,12 +344,12 @@ async fn a_removal_stands_whatever_its_worker_goes_on_to_say_and_whenever_a_node
             if mark % 40 == 39 {
                 stored_again += nodes.pause(1000).await;
                 let new = Nodes::new(&stream, 1);
-                let known = new.hubs[0].lookup(&name("j")).await;
+                let known = new.hubs[0].lookup(&job("j")).await;
                 let removed = known.removed.map(|it| it.seq.get());
                 assert!(known.state.is_none(), "{case}");
                 assert_eq!(removed, Some(3), "{case}: where it was first");
                 let group = Topic::parse("group:g").unwrap();
-                let survey = new.hubs[0].survey(&group).await.unwrap();
+                let survey = new.hubs[0].survey(&group.of(&owner())).await.unwrap();
                 assert_eq!(survey.tally.total(), 0, "{case}");
                 // It is news to whoever was away, and to nobody else.
                 for (since, expected) in [(2, vec![3]), (3, vec![])] {

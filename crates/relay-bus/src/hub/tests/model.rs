@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use relay_core::cursor::Cursor;
-use relay_core::id::{Name, Owner};
+use relay_core::id::{JobId, Name, Owner};
 use relay_core::watcher::beginning::{Beginning, Joined};
 use relay_core::watcher::horizon::Horizon;
 use relay_core::watcher::outbox::{Offered, OutboxBounds, Telling};
@@ -90,6 +90,12 @@ impl Client {
         }
     }
 
+    /// What it watches: exact, once it is known whose that is.
+    fn watched(&self) -> Topic {
+        let watched = self.watcher.topics().next();
+        watched.cloned().unwrap_or_else(|| self.topic.clone())
+    }
+
     /// Whether its join was answered.
     fn is_live(&self) -> bool {
         self.watcher.subscriptions().iter().any(|each| each.live)
@@ -122,22 +128,23 @@ impl Client {
 
     /// A frame with this cursor was sent, and is not taken back when something older turns up.
     fn come_to(&mut self, cursor: &Cursor) {
-        let at = cursor.since(&self.topic).unwrap_or_default();
+        let at = cursor.since(&self.watched()).unwrap_or_default();
         self.named = self.named.max(at);
         let named = Position::new(EPOCH, self.named);
-        self.cursor = Some(Cursor::at(named, [&self.topic]));
+        self.cursor = Some(Cursor::at(named, [&self.watched()]));
     }
 
     /// Takes what was published, if that is for it.
     fn take_publication(&mut self, publication: &Arc<Publication>, is_news: bool) {
-        for topic in publication.topics() {
-            let live = self
-                .watcher
-                .subscription_to(&topic)
-                .filter(|each| each.live);
-            let Some(via) = live.map(|each| each.id) else {
-                continue;
-            };
+        let topics: Vec<Topic> = publication.topics().collect();
+        let sees = |it: &Topic| {
+            topics
+                .iter()
+                .any(|topic| it == topic || *it == topic.bare())
+        };
+        let live = self.watcher.subscriptions().iter().filter(|it| it.live);
+        let live: Vec<_> = live.filter(|it| sees(&it.topic)).map(|it| it.id).collect();
+        for via in live {
             if self.watcher.sees(publication, via, is_news, &Everything) == Seen::Yes {
                 let offered = self.watcher.offer(publication, via, NOW, &BOUNDS);
                 assert_ne!(offered, Offered::Overflow);
@@ -189,6 +196,8 @@ struct Node {
     /// What the stream has sent it and it has not taken in.
     on_the_way: VecDeque<Incoming>,
     horizon: Horizon,
+    /// What its shard watches, as far as the hub was told beside joins.
+    watched: BTreeSet<Topic>,
 }
 
 impl Node {
@@ -202,6 +211,7 @@ impl Node {
             asleep: false,
             on_the_way: VecDeque::new(),
             horizon: Horizon::new(EPOCH, true),
+            watched: BTreeSet::new(),
         }
     }
 
@@ -356,7 +366,9 @@ impl World {
         client.connection = Some(connection);
         client.node = self.random.usize(..self.nodes.len());
         client.watcher = Watcher::new(None, NOW, &BOUNDS);
-        let node = &self.nodes[client.node];
+        let node = &mut self.nodes[client.node];
+        // A join says that its topic is watched.
+        node.watched.insert(client.topic.clone());
         let (topics, cursor) = (vec![client.topic.clone()], client.cursor.as_ref());
         for join in client.watcher.watch(topics, cursor, &node.horizon, &BOUNDS) {
             node.hub.join(JoinRequest {
@@ -364,6 +376,7 @@ impl World {
                 connection,
                 subscription: join.subscription,
                 topic: join.topic,
+                own: None,
                 cursor: join.cursor,
                 again: join.again,
             });
@@ -374,12 +387,22 @@ impl World {
         let client = &mut self.clients[at];
         client.connection = None;
         client.watcher = Watcher::new(None, NOW, &BOUNDS);
-        let (node, topic) = (client.node, client.topic.clone());
-        let stays =
-            |each: &Client| each.node == node && each.topic == topic && each.connection.is_some();
-        // As a shard does: the hub is told when the last one leaves.
-        if !self.clients.iter().any(stays) {
-            self.nodes[node].hub.leave(&topic, 0);
+        let node = client.node;
+        self.sync(node);
+    }
+
+    /// As a shard does: the hub is told what somebody begins to watch, and then what nobody does any more.
+    fn sync(&mut self, at: usize) {
+        let here = self.clients.iter().filter(|it| it.node == at);
+        let here = here.filter(|it| it.connection.is_some());
+        let watched: BTreeSet<Topic> = here.map(Client::watched).collect();
+        let node = &mut self.nodes[at];
+        let before = std::mem::replace(&mut node.watched, watched);
+        for topic in node.watched.difference(&before) {
+            node.hub.watch(topic, 0);
+        }
+        for topic in before.difference(&node.watched) {
+            node.hub.leave(topic, 0);
         }
     }
 
@@ -414,7 +437,7 @@ impl World {
                     }
                 }
                 Message::Gap(lost) => {
-                    for client in clients.filter(|client| lost.topics.contains(&client.topic)) {
+                    for client in clients.filter(|it| lost.topics.contains(&it.watched())) {
                         client.gaps.insert(lost.what.job.clone());
                     }
                 }
@@ -426,6 +449,7 @@ impl World {
         for client in self.clients.iter_mut().filter(here) {
             client.read(&node.horizon, most);
         }
+        self.sync(at);
     }
 
     async fn step(&mut self) {
@@ -477,11 +501,11 @@ impl World {
             assert!(!client.watcher.is_owed(), "{topic}: held for ever");
             let acceptable = || stored.messages.iter().filter(|each| each.payload != JUNK);
             let of_topic = acceptable().filter(|each| match topic {
-                Topic::Job(job) => each.job == *job,
+                Topic::Job(job) => each.job.id == job.id,
                 Topic::User(_) | Topic::Group(_) => true,
             });
             for each in of_topic {
-                let removed = self.removed.get(each.job.as_str()).copied();
+                let removed = self.removed.get(each.job.id.as_str()).copied();
                 if removed.is_some_and(|removed| each.seq < removed) {
                     continue;
                 }
@@ -494,7 +518,7 @@ impl World {
                 let is_ending = each.payload.starts_with(br#"{"status":"completed""#);
                 let is_owed = (each.what != What::State || is_ending || is_removal)
                     && each.seq > client.from
-                    && !client.gaps.contains(&each.job);
+                    && !client.gaps.contains(&each.job.id);
                 let is_excused = self.lost.contains(&each.seq) && each.seq <= client.resumed;
                 if !is_excused && (is_last_state || is_owed) {
                     assert!(

@@ -12,8 +12,7 @@ const POISON: &str = "panics-when-judged";
 
 fn update(job: &str, seq: u64) -> Incoming {
     Incoming {
-        owner: owner(),
-        job: name(job),
+        job: self::job(job),
         what: What::State,
         payload: Bytes::from_static(br#"{"status":"running"}"#),
         seq: Seq::new(seq),
@@ -33,6 +32,7 @@ fn join(hub: &Hub, topic: &str) {
         connection: ConnectionId(1),
         subscription: SUBSCRIPTION,
         topic: Topic::parse(topic).unwrap(),
+        own: None,
         cursor: None,
         again: Again::Nothing,
     });
@@ -60,10 +60,10 @@ fn a_message_that_panics_is_counted_and_skipped_and_the_rest_of_its_batch_is_tol
         let hub = Hub::new(settings(), backing, Clock::start(), EPOCH);
         hub.live(EPOCH, Seq::new(0));
         for job in ["before", "after", POISON] {
-            join(&hub, &format!("job:{job}"));
+            join(&hub, &format!("job:alice/{job}"));
         }
         // What a store would have to be asked for is not what this is about.
-        let repairs: Vec<_> = ["before", "after", POISON].map(name).into();
+        let repairs: Vec<_> = ["before", "after", POISON].map(self::job).into();
         for job in &repairs {
             drop(hub.table().take_repair(job));
         }
@@ -110,8 +110,8 @@ async fn a_stored_message_that_panics_keeps_nobody_waiting() {
     hub.live(EPOCH, Seq::new(2));
     let mut tasks = JoinSet::new();
     tasks.spawn(hub.clone().run());
-    assert!(hub.lookup(&name(POISON)).await.state.is_none());
-    assert!(hub.lookup(&name("good")).await.state.is_some());
+    assert!(hub.lookup(&job(POISON)).await.state.is_none());
+    assert!(hub.lookup(&job("good")).await.state.is_some());
     join(&hub, "user:alice");
     sleep(Duration::from_secs(5)).await;
     let mut messages = Vec::new();
@@ -127,6 +127,7 @@ async fn publishing_what_panics_is_an_error_of_the_relay_and_puts_nothing_on_the
     let publish = async |job: &str| {
         let request = PublishRequest {
             job: name(job),
+            caller: None,
             owner: Some(owner()),
             verb: Verb::Put(What::State),
             payload: Bytes::from_static(br#"{"status":"running"}"#),

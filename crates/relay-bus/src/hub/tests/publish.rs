@@ -6,6 +6,7 @@ use crate::hub::{PublishError, PublishRequest, Verb};
 fn request(job: &str, owner: Option<Owner>, payload: &'static str) -> PublishRequest {
     PublishRequest {
         job: name(job),
+        caller: None,
         owner,
         verb: Verb::Put(What::State),
         payload: Bytes::from_static(payload.as_bytes()),
@@ -26,14 +27,25 @@ async fn an_update_without_an_owner_is_the_jobs_owners_and_needs_the_right_to_it
     };
     for (job, named) in [("j1", None), ("j2", None), ("j1", Some(name("bob")))] {
         let refused = hub.publish(request(job, named, HALF), refuse).await;
-        assert!(matches!(refused, Err(PublishError::MayNot { .. })));
+        let Err(PublishError::MayNot { owner }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_ne!(owner.as_str(), "alice", "nobody named her");
     }
-    assert_eq!(*asked.lock(), ["alice", "-", "bob"]);
+    assert_eq!(*asked.lock(), ["alice", "-", "-", "bob"]);
     let allowed = hub.publish(request("j1", None, HALF), |_| true).await;
-    assert_eq!(allowed.unwrap(), Position::new(EPOCH, Seq::new(2)));
-    let foreign = request("j1", Some(name("bob")), HALF);
-    let foreign = hub.publish(foreign, |_| true).await.unwrap_err();
-    assert_eq!(foreign.to_string(), "the job belongs to another owner");
+    assert_eq!(allowed.unwrap().at, Position::new(EPOCH, Seq::new(2)));
+    let bobs = request("j1", Some(name("bob")), HALF);
+    let bobs = hub.publish(bobs, |_| true).await.unwrap();
+    assert_eq!(bobs.name, job("bob/j1"), "another job");
+    let either = hub.publish(request("j1", None, HALF), |_| true).await;
+    assert!(matches!(either, Err(PublishError::Ambiguous(_))));
+    let own = PublishRequest {
+        caller: Some(name("bob")),
+        ..request("j1", None, r#"{"status":"completed"}"#)
+    };
+    let own = hub.publish(own, |_| true).await.unwrap();
+    assert_eq!(own.name, job("bob/j1"));
 }
 
 /// The store is away, so a look-up would not be answered.
@@ -63,13 +75,13 @@ async fn without_a_bus_what_is_rejected_takes_no_number_and_what_is_repeated_doe
     let place = |seq| Position::new(EPOCH, Seq::new(seq));
     assert!(publish("{}").await.is_err());
     assert_eq!(hub.stats().jobs, 0);
-    assert_eq!(publish(HALF).await.unwrap(), place(1));
+    assert_eq!(publish(HALF).await.unwrap().at, place(1));
     assert!(
         publish(r#"{"status":"running","progress":40}"#)
             .await
             .is_err()
     );
-    assert_eq!(publish(HALF).await.unwrap(), place(2));
+    assert_eq!(publish(HALF).await.unwrap().at, place(2));
     assert_eq!(hub.place(), place(2));
     assert_eq!(hub.stats().counts, [("accepted", 1), ("repeated", 1)]);
 }

@@ -104,6 +104,7 @@ async fn the_sentence_is_the_one_that_http_gives() {
     let alone = Hub::new(settings(), Backing::Embedded, Clock::start(), EPOCH);
     let request = PublishRequest {
         job: name("j"),
+        caller: None,
         owner: Some(owner()),
         verb: Verb::Put(What::State),
         payload: Bytes::from_static(state.as_bytes()),
@@ -127,7 +128,7 @@ async fn what_was_refused_while_no_node_was_there_is_listed_when_the_job_is_aske
     let mut tasks = JoinSet::new();
     tasks.spawn(hub.clone().run());
     for _ in 0..2 {
-        hub.lookup(&name("j")).await;
+        hub.lookup(&job("j")).await;
         let listed = hub.refusals();
         assert_eq!(listed.refused[0].last.seq, Some(Seq::new(2)));
         assert_eq!(

@@ -13,12 +13,14 @@ const ANEW: &str = r#"{"status":"running","attempt":2}"#;
 async fn publish(hub: &Hub, verb: Verb, payload: &'static str) -> Result<Position, PublishError> {
     let request = PublishRequest {
         job: name("m1"),
+        caller: None,
         owner: None,
         verb,
         payload: Bytes::from_static(payload.as_bytes()),
         key: None,
     };
-    hub.publish(request, |_| true).await
+    let published = hub.publish(request, |_| true).await;
+    published.map(|published| published.at)
 }
 
 fn told(hub: &Hub) -> Vec<String> {
@@ -41,6 +43,7 @@ async fn a_removed_job_is_gone_from_topics_counts_and_lookups() {
     }
     let unknown = PublishRequest {
         job: name("none"),
+        caller: None,
         owner: None,
         verb: Verb::Remove,
         payload: Bytes::new(),
@@ -58,7 +61,7 @@ async fn a_removed_job_is_gone_from_topics_counts_and_lookups() {
         "it was done before"
     );
 
-    let lookup = hub.lookup(&name("m1")).await;
+    let lookup = hub.lookup(&job("m1")).await;
     assert!(lookup.state.is_none() && lookup.removed.is_some());
     let survey = hub.survey(&Topic::parse("user:alice").unwrap()).await;
     assert_eq!(survey.unwrap().tally.total(), 1);
@@ -89,8 +92,7 @@ async fn a_removal_on_anothers_subject_removes_nothing() {
     let hub = hub();
     take(&hub, "m1", What::State, RUNNING);
     hub.ingest(&mut vec![Incoming {
-        owner: name("mallory"),
-        job: name("m1"),
+        job: job("mallory/m1"),
         what: What::State,
         payload: Bytes::from_static(br#"{"status":"removed"}"#),
         seq: Seq::new(2),
@@ -98,7 +100,7 @@ async fn a_removal_on_anothers_subject_removes_nothing() {
         stored_at: WallTime::default(),
         first: None,
     }]);
-    assert!(hub.lookup(&name("m1")).await.state.is_some());
+    assert!(hub.lookup(&job("m1")).await.state.is_some());
 }
 
 #[tokio::test]
@@ -107,9 +109,9 @@ async fn an_expired_removal_is_forgotten_without_a_word() {
     take(&hub, "m1", What::State, RUNNING);
     take(&hub, "m1", What::State, r#"{"status":"removed"}"#);
     join(&hub, "user:alice", None);
-    hub.say_gone(&mut hub.table.lock(), &name("m1"), Seq::new(9));
+    hub.say_gone(&mut hub.table.lock(), &job("m1"), Seq::new(9));
     assert_eq!(told(&hub), [""; 0]);
-    assert!(hub.lookup(&name("m1")).await.removed.is_none());
+    assert!(hub.lookup(&job("m1")).await.removed.is_none());
 }
 
 /// A node that reads a stream which has a past.

@@ -7,11 +7,10 @@
 //! Invariant: a load reads at most [`BYTES`] of states, and as much again of milestones, beside the last message of
 //! each subject and one answer of the server.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::try_join_all;
-use relay_core::id::{JobId, Owner};
+use relay_core::id::JobName;
 use relay_core::position::Seq;
 
 use super::Reading;
@@ -20,7 +19,6 @@ use super::window::Window;
 use crate::jetstream::ask::{AskError, DirectAnswer, DirectGet};
 use crate::jetstream::decode::{self, Stored};
 use crate::seam::{History, StoreError};
-use crate::subject::Subjects;
 
 /// Subjects of a job that are read each by itself, at the same time.
 const SUBJECTS_READ_ONE_BY_ONE: usize = 16;
@@ -79,8 +77,8 @@ impl Budget {
 }
 
 impl Reading<'_> {
-    pub(super) async fn job(&self, job: JobId, at_least: Seq) -> Result<History, StoreError> {
-        let everywhere = self.subjects.of_job(None, &job);
+    pub(super) async fn job(&self, job: JobName, at_least: Seq) -> Result<History, StoreError> {
+        let everywhere = self.subjects.of_job(&job.clone().into());
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
             let lasts = self.lasts(std::slice::from_ref(&everywhere), at_least);
@@ -88,10 +86,7 @@ impl Reading<'_> {
                 // Of nothing it is not said as of when.
                 Lasts::Are(lasts, _) if lasts.is_empty() => (Vec::new(), at_least),
                 Lasts::Are(lasts, up_to) => (self.parts(&job, lasts), up_to),
-                too_many_or_stale => {
-                    let is_stale = matches!(too_many_or_stale, Lasts::Stale);
-                    self.parts_by_leader(&job, is_stale, at_least).await?
-                }
+                Lasts::TooMany | Lasts::Stale => self.parts_by_leader(&job, at_least).await?,
             };
             let (states, milestones) = (Budget::new(), Budget::new());
             let reading = parts.iter().map(|part| {
@@ -114,45 +109,37 @@ impl Reading<'_> {
     }
 
     /// What to fetch so that the history reaches each of its last messages: subject by subject, or, where
-    /// there are many milestones, all of an owner's at once, which costs the server more for each message.
-    fn parts(&self, job: &JobId, lasts: Vec<Stored>) -> Vec<Part> {
+    /// there are many milestones, all of them at once, which costs the server more for each message.
+    fn parts(&self, job: &JobName, lasts: Vec<Stored>) -> Vec<Part> {
         if lasts.len() <= SUBJECTS_READ_ONE_BY_ONE {
             return lasts.into_iter().map(Part::of).collect();
         }
         let (states, milestones): (Vec<_>, Vec<_>) = lasts.into_iter().partition(Stored::is_state);
-        let mut parts: HashMap<String, Part> = HashMap::new();
-        for last in milestones {
-            let owner = owner_of(self.subjects, &last);
-            let filter = self.subjects.of_job(owner.as_ref(), job);
-            let part = parts.entry(filter.clone()).or_insert_with(|| Part {
-                filter,
-                reach: last.seq,
-                lasts: Vec::new(),
-            });
-            part.reach = part.reach.max(last.seq);
-            part.lasts.push(last);
-        }
+        let reach = milestones.iter().map(|last| last.seq).max();
+        let milestones = reach.map(|reach| Part {
+            filter: self.subjects.of_job(&job.clone().into()),
+            reach,
+            lasts: milestones,
+        });
         let states = states.into_iter().map(Part::of);
-        states.chain(parts.into_values()).collect()
+        states.chain(milestones).collect()
     }
 
     /// The same where no replica can be asked for the last messages of all subjects: there are too many, or none is
     /// fresh. The leader always is.
     async fn parts_by_leader(
         &self,
-        job: &JobId,
-        is_stale: bool,
+        job: &JobName,
         at_least: Seq,
     ) -> Result<(Vec<Part>, Seq), AskError> {
-        let everywhere = self.subjects.of_job(None, job);
+        let everywhere = self.subjects.of_job(&job.clone().into());
         let Some(last) = self.asker.leader_last(&everywhere).await? else {
             return Ok((Vec::new(), at_least));
         };
         let last = decode::from_leader(self.subjects, last);
         let up_to = last.seq.max(at_least);
-        let owner = owner_of(self.subjects, &last).filter(|_| !is_stale);
         let mut parts = Vec::new();
-        let filter = self.subjects.state_of(owner.as_ref(), job);
+        let filter = self.subjects.state_of(job);
         if let Some(state) = self.asker.leader_last(&filter).await? {
             let state = decode::from_leader(self.subjects, state);
             parts.push(Part {
@@ -162,7 +149,7 @@ impl Reading<'_> {
             });
         }
         parts.push(Part {
-            filter: self.subjects.of_job(owner.as_ref(), job),
+            filter: everywhere,
             reach: last.seq,
             // Its states are a part of their own.
             lasts: Some(last)
@@ -236,11 +223,4 @@ impl Reading<'_> {
         }
         Err(AskError::Stale { at_least }.into())
     }
-}
-
-fn owner_of(subjects: &Subjects, last: &Stored) -> Option<Owner> {
-    subjects
-        .parse(&last.subject)
-        .ok()
-        .map(|address| address.owner)
 }

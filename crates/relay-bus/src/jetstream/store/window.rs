@@ -113,7 +113,6 @@ mod tests {
             subject,
             seq: Seq::new(seq),
             update: Some(Incoming {
-                owner: address.owner,
                 job: address.job,
                 what: address.what,
                 payload: bytes::Bytes::from_static(b"{}"),

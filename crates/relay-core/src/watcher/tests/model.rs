@@ -13,7 +13,7 @@ use super::super::holds::{Hold, Repairing};
 use super::super::horizon::Horizon;
 use super::super::*;
 use super::{Everything, START};
-use crate::id::Name;
+use crate::id::{JobName, Name};
 use crate::job::{Job, JobBounds, Place, Subject};
 use crate::moment::WallTime;
 use crate::publication::JobKey;
@@ -85,16 +85,20 @@ fn step() -> impl Strategy<Value = Step> {
 /// Three jobs of one user; the first two are one group.
 fn topic(n: usize) -> Topic {
     let text = match n {
-        0..JOBS => format!("job:j{n}"),
+        0..JOBS => format!("job:alice/j{n}"),
         JOBS => "user:alice".to_owned(),
-        _ => "group:g".to_owned(),
+        _ => "group:alice/g".to_owned(),
     };
     Topic::parse(&text).unwrap()
 }
 
+fn name_of(job: &Job) -> JobName {
+    JobName::new(job.owner.clone(), job.id.clone())
+}
+
 fn covers(topic: &Topic, job: usize) -> bool {
     match topic {
-        Topic::Job(id) => id.as_str() == format!("j{job}"),
+        Topic::Job(named) => named.id.as_str() == format!("j{job}"),
         Topic::User(_) => true,
         Topic::Group(_) => job < 2,
     }
@@ -347,8 +351,7 @@ impl World {
             // What was missed is known by now, if not yet there: only those jobs are held from here on.
             for n in (0..JOBS).filter(|n| node.missed.iter().any(|(_, job, ..)| job == n)) {
                 let hold = Hold {
-                    job: node.jobs[n].id.clone(),
-                    owner: Some(node.jobs[n].owner.clone()),
+                    job: name_of(&node.jobs[n]),
                     parent: (n < 2).then(|| Name::parse("g").unwrap()),
                     seq: seen,
                 };
@@ -369,7 +372,7 @@ impl World {
         }
         let node = &mut self.nodes[at];
         for n in 0..JOBS {
-            let job = node.jobs[n].id.clone();
+            let job = name_of(&node.jobs[n]);
             drop(node.horizon.repair(Repairing::Release(job)));
         }
         let released = self.nodes[at].horizon.repair(Repairing::ReleaseAll);
@@ -501,7 +504,9 @@ impl World {
             subscription: id,
             topic,
             owner: None,
+            key: None,
             parent: None,
+            several: None,
             since,
             recovered: recovered.is_some(),
             publications,

@@ -77,7 +77,7 @@ impl Board {
     /// each was named, and never if a user or a group is watched.
     pub(crate) fn new(topics: &[Topic], until_ended: Option<bool>) -> Self {
         let named = topics.iter().filter_map(|topic| match topic {
-            Topic::Job(id) => Some(id.to_string()),
+            Topic::Job(job) => Some(job.id.to_string()),
             Topic::User(_) | Topic::Group(_) => None,
         });
         let open = topics.iter().any(|topic| !matches!(topic, Topic::Job(_)));

@@ -9,7 +9,7 @@ use super::{Connection, Desk};
 
 impl Connection {
     /// The client has begun to watch a topic.
-    pub(super) fn begin_aggregates(
+    pub(crate) fn begin_aggregates(
         &mut self,
         via: SubscriptionId,
         topic: &Topic,
@@ -35,8 +35,7 @@ impl Connection {
         aggregate: &Aggregate,
         desk: &mut Desk<'_>,
     ) {
-        // Where each job has still to be looked at, a count over all would tell of those not shown.
-        if self.watcher.is_unproven(via) || !self.speaker.hears_aggregates(&aggregate.topic) {
+        if !self.speaker.hears_aggregates(&aggregate.topic) {
             return;
         }
         if self.outlet.is_blocked() {
@@ -46,7 +45,10 @@ impl Connection {
             }
             return;
         }
-        let frame = self.speaker.aggregate(aggregate, via, desk.wall());
+        let subscription = self.watcher.subscription(via);
+        let is_bare = subscription.is_some_and(|each| each.is_bare);
+        let told = (via, is_bare);
+        let frame = self.speaker.aggregate(aggregate, told, desk.wall());
         self.reply(frame, desk);
     }
 
@@ -58,8 +60,8 @@ impl Connection {
         let owed = std::mem::take(&mut rare.owed);
         self.tidy();
         for topic in owed {
-            let subscription = self.watcher.subscription_to(&topic);
-            if let Some(via) = subscription.map(|each| each.id) {
+            let showing: Vec<_> = self.watcher.showing(&topic).collect();
+            for via in showing {
                 self.begin_aggregates(via, &topic, desk);
             }
         }

@@ -6,7 +6,7 @@ use relay_core::job::Again;
 use relay_core::topic::Topic;
 use relay_core::watcher::beginning::{Beginning, Joined};
 use relay_core::watcher::outbox::{GapReason, SubscriptionId};
-use relay_core::watcher::session::Command;
+use relay_core::watcher::session::{AMBIGUOUS, Command, FORBIDDEN};
 use relay_core::watcher::sight::{Sight, Viewer as _};
 use relay_wire::Frame;
 use relay_wire::exchange::ReplyTo;
@@ -72,7 +72,7 @@ impl Connection {
             .into_iter()
             .partition(|topic| identity.sight(topic) != Sight::No);
         for topic in may_not {
-            self.refuse_topic(&topic, &ReplyTo::Nobody, desk);
+            self.refuse(&topic.to_string(), "forbidden", &ReplyTo::Nobody, desk);
         }
         if returns {
             return self.watch_again(may, desk);
@@ -153,7 +153,12 @@ impl Connection {
 
     /// A join was answered. Whether the subscription is live from here on.
     pub(crate) fn begin(&mut self, joined: Joined, desk: &mut Desk<'_>) -> bool {
-        let (via, topic) = (joined.subscription, joined.topic.clone());
+        let via = joined.subscription;
+        let asked = self.watcher.subscription(via);
+        // In the client's words, whatever it turns out to mean.
+        let spelled = asked
+            .map(|each| each.spelled().to_string())
+            .unwrap_or_default();
         let limits = bounds(&self.speaker, desk.node);
         let is_gone = joined.publications.iter().any(|each| each.is_removal());
         let (now, wall) = (desk.now, desk.wall());
@@ -166,14 +171,17 @@ impl Connection {
             limits,
         ) {
             Beginning::Left => return false,
-            Beginning::Forbidden => {
-                let reply_to = self.take_asked(via);
-                self.forget_name(via);
-                self.refuse_topic(&topic, &reply_to, desk);
-                self.due = true;
+            Beginning::Forbidden => return self.not_begun(via, &spelled, "forbidden", desk),
+            Beginning::Ambiguous => return self.not_begun(via, &spelled, "ambiguous_owner", desk),
+            Beginning::Again(join) => {
+                desk.tools.errands.push(Errand::Join(join));
                 return false;
             }
             Beginning::Live(begun) => begun,
+        };
+        let meant = self.watcher.subscription(via);
+        let Some(topic) = meant.map(|each| each.topic.clone()) else {
+            return false;
         };
         let reply_to = self.take_asked(via);
         let telemetry = &desk.node.telemetry;
@@ -188,7 +196,7 @@ impl Connection {
         }
         let notice = Notice::Subscribed {
             id: reply_to.id(),
-            topic: topic.to_string(),
+            topic: spelled.clone(),
             recovered: begun.recovered,
             jobs: begun.jobs,
             cursor: begun.cursor.to_string(),
@@ -201,8 +209,7 @@ impl Connection {
             && !is_gone
             && self.speaker.speech().is_some()
         {
-            let input =
-                json!({"type": "unknown", "topic": topic.to_string(), "job_id": job.as_str()});
+            let input = json!({"type": "unknown", "topic": spelled, "job_id": job.id.as_str()});
             let about = Self::about(&self.identity, desk);
             let frame = self
                 .speaker
@@ -214,8 +221,35 @@ impl Connection {
         true
     }
 
+    /// A subscription cannot begin, and its client is told why.
+    fn not_begun(
+        &mut self,
+        via: SubscriptionId,
+        topic: &str,
+        code: &'static str,
+        desk: &mut Desk<'_>,
+    ) -> bool {
+        let reply_to = self.take_asked(via);
+        self.forget_name(via);
+        self.refuse(topic, code, &reply_to, desk);
+        self.due = true;
+        false
+    }
+
+    /// The client has another token, or none of before: what it may not watch any more ends.
+    pub(super) fn judge_again(&mut self, desk: &mut Desk<'_>) {
+        let identity = self.identity.clone();
+        for via in self.watcher.outlawed(&*identity) {
+            self.refuse_subscription(via, desk);
+        }
+    }
+
     /// Ends a subscription its client may not have, and says so.
     pub(crate) fn refuse_subscription(&mut self, via: SubscriptionId, desk: &mut Desk<'_>) {
+        let asked = self.watcher.subscription(via);
+        let spelled = asked
+            .map(|each| each.spelled().to_string())
+            .unwrap_or_default();
         let Some(topic) = self.watcher.leave(via) else {
             return;
         };
@@ -224,19 +258,22 @@ impl Connection {
             asked => asked,
         };
         self.forget_name(via);
-        self.refuse_topic(&topic, &reply_to, desk);
+        self.refuse(&spelled, "forbidden", &reply_to, desk);
         self.due = true;
         desk.tools.errands.push(Errand::Leave(via, topic));
     }
 
-    /// Says that a topic is not the client's to watch.
-    fn refuse_topic(&mut self, topic: &Topic, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
-        desk.node.telemetry.client_error("forbidden");
+    /// Says that a topic is not the client's to watch, or that it means several.
+    fn refuse(&mut self, topic: &str, code: &'static str, reply_to: &ReplyTo, desk: &mut Desk<'_>) {
+        desk.node.telemetry.client_error(code);
         let notice = Notice::Error {
             id: reply_to.id(),
-            code: "forbidden",
-            message: relay_core::watcher::session::FORBIDDEN,
-            topic: Some(topic.to_string()),
+            code,
+            message: match code {
+                "forbidden" => FORBIDDEN,
+                _ => AMBIGUOUS,
+            },
+            topic: Some(topic.to_owned()),
         };
         self.say(&notice, reply_to, desk);
     }

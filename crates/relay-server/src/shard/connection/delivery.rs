@@ -256,7 +256,7 @@ impl Connection {
                     return Bytes::new();
                 };
                 let notice = Notice::Gap {
-                    topic: subscription.topic.to_string(),
+                    topic: subscription.spelled().to_string(),
                     job_id: job.as_str(),
                     reason: reason.as_str(),
                 };
@@ -275,7 +275,7 @@ impl Connection {
         }
         let begins = self.watcher.subscription(told.via)?.since == Seq::ZERO;
         let (mut milestones, is_cut) = match begins {
-            true => desk.node.hub.milestones(&publication.job),
+            true => desk.node.hub.milestones(&publication.name()),
             false => (Vec::new(), false),
         };
         // What is newer than the state is told after it.

@@ -212,6 +212,7 @@ impl Connection {
                 Action::Leave {
                     subscription,
                     topic,
+                    watched,
                 } => {
                     self.take_asked(subscription);
                     if let Some(speech) = self.speaker.speech_mut() {
@@ -227,7 +228,8 @@ impl Connection {
                         topic: topic.to_string(),
                     };
                     self.say(&notice, reply_to, desk);
-                    desk.tools.errands.push(Errand::Leave(subscription, topic));
+                    let left = Errand::Leave(subscription, watched);
+                    desk.tools.errands.push(left);
                 }
                 Action::Verify(token) => self.on_auth(&token, reply_to, desk),
                 Action::Pong => {
@@ -380,6 +382,7 @@ impl Connection {
             expires_at: expires_at.and_then(WallTime::to_rfc3339),
         };
         self.say(&notice, reply_to, desk);
+        self.judge_again(desk);
         self.start(desk);
     }
 

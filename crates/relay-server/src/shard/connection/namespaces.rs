@@ -293,8 +293,10 @@ impl Connection {
             match (&join.topic, from, returns) {
                 (Topic::Job(job), Some((_, again)), Some(returns)) => {
                     if let Some(client) = self.speaker.socketio_mut() {
-                        client
-                            .returns_to(job, returns.status().filter(|_| again == Again::Nothing));
+                        client.returns_to(
+                            &job.id,
+                            returns.status().filter(|_| again == Again::Nothing),
+                        );
                     }
                     desk.tools.errands.push(Errand::Join(join));
                 }
@@ -353,7 +355,7 @@ fn returned_to(topics: &[Topic], returns: Option<&Return>, desk: &Desk<'_>) -> C
     let known = known.find(|cursor| {
         let means_something =
             desk.tools.horizon.is_stale() || cursor.position.epoch == desk.tools.horizon.epoch();
-        means_something && topics.iter().all(|topic| cursor.since(topic).is_some())
+        means_something && topics.iter().all(|topic| cursor.may_speak_for(topic))
     });
     known
         .cloned()

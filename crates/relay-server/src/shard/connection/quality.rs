@@ -112,7 +112,7 @@ impl Connection {
     /// The job it watches, the first if it watches several.
     fn first_job(&self) -> Option<&str> {
         self.watcher.topics().find_map(|topic| match topic {
-            Topic::Job(job) => Some(job.as_str()),
+            Topic::Job(job) => Some(job.id.as_str()),
             Topic::User(_) | Topic::Group(_) => None,
         })
     }

@@ -136,7 +136,7 @@ fn lines(texts: Vec<Vec<u8>>) -> Bytes {
 fn sent(dialects: &Dialects, publication: &Publication) -> Vec<(String, Value)> {
     let topic = relay_core::topic::Topic::parse("job:j1").unwrap();
     let cursor = Cursor::at(publication.position(), [&topic]);
-    let native = |wire| frame::at_cursor(publication, &topic, &cursor, wire, false);
+    let native = |wire| frame::at_cursor(publication, (&topic).into(), &cursor, wire, false);
     let mut all = vec![("native".to_owned(), strictly(&native(Wire::Json)))];
     let stream = native(Wire::EventStream);
     let data = stream

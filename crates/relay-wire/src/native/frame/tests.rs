@@ -58,7 +58,7 @@ fn text(bytes: &[u8]) -> &str {
 fn a_client_gets_topic_and_cursor_and_a_mapping_the_owner() {
     let topic = Topic::parse("user:alice").unwrap();
     let place = Place {
-        topic: &topic,
+        topic: (&topic).into(),
         cursor: "c",
         stale: false,
     };
@@ -95,12 +95,15 @@ fn a_client_gets_topic_and_cursor_and_a_mapping_the_owner() {
 fn a_frame_is_kept_for_each_wire_that_many_share_and_for_no_list() {
     let [state, ..] = bodies().map(publication);
     let topic = Topic::parse("job:j1").unwrap();
-    let websocket = in_step(&state, &topic, Wire::WebSocket).unwrap();
-    let event = in_step(&state, &topic, Wire::EventStream).unwrap();
+    let websocket = in_step(&state, (&topic).into(), Wire::WebSocket).unwrap();
+    let event = in_step(&state, (&topic).into(), Wire::EventStream).unwrap();
     assert!(event.starts_with(b"event: state\nid: "));
     assert_ne!(websocket, event);
-    assert_eq!(in_step(&state, &topic, Wire::WebSocket), Some(websocket));
-    assert_eq!(in_step(&state, &topic, Wire::Json), None);
+    assert_eq!(
+        in_step(&state, (&topic).into(), Wire::WebSocket),
+        Some(websocket)
+    );
+    assert_eq!(in_step(&state, (&topic).into(), Wire::Json), None);
 }
 
 #[test]
@@ -146,5 +149,5 @@ fn how_jobs_stand_is_one_shape_in_which_mappings_find_every_member() {
 }
 
 fn aggregate_text(of: &Aggregate) -> String {
-    String::from_utf8(aggregate(of, Wire::Json).to_vec()).unwrap()
+    String::from_utf8(aggregate(of, true, Wire::Json).to_vec()).unwrap()
 }
