@@ -21,6 +21,7 @@ const BEFORE_ONE: &[&str] = &[
     "code: ",
     "self.reject(",
     "refuse(id",
+    "refuse(None",
 ];
 /// Before a call or a `match` that names codes among other arguments, and what ends it.
 const BEFORE_SEVERAL: &[(&str, &str)] = &[
