@@ -212,7 +212,8 @@ async fn a_job_with_many_milestone_names_is_read_by_its_owner() {
         .await
         .unwrap()
         .updates;
-    assert!(loaded.iter().map(|update| update.seq.get()).eq(1..=42));
+    // The last is another owner's job of the same id.
+    assert!(loaded.iter().map(|update| update.seq.get()).eq(1..=41));
 }
 
 #[tokio::test]

@@ -123,8 +123,14 @@ impl Shard {
             let subscription = connection.watcher.subscription(via)?;
             Some((Interest { slot, via }, subscription.topic.clone()))
         });
-        let meant = meant.as_ref().map(|(interest, topic)| (*interest, topic));
-        state.registry.joined(&topic, meant);
+        let begun = meant.as_ref().map(|(interest, topic)| (*interest, topic));
+        state.registry.joined(&topic, begun);
+        // The hub tells of changes whoever watches, and knows that this shard does from here on.
+        if let Some((Interest { slot, via }, topic)) = meant {
+            self.work(state, slot, now, |connection, desk| {
+                connection.begin_aggregates(via, &topic, desk);
+            });
+        }
     }
 
     /// How the jobs of a topic stand has changed.

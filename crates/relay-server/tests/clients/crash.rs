@@ -63,27 +63,7 @@ async fn until_closed_as(relay: &RelayServer, reason: &str) {
     .unwrap();
 }
 
-/// The socket is full of answers when all endings are due again at once: more than may wait.
-#[tokio::test]
-async fn regression_a_client_that_does_not_read_its_endings_again_is_closed_alone() {
-    let relay = RelayServer::start(settings().set("delivery.ack_timeout", "4s"))
-        .await
-        .unwrap();
-    let mut neighbour = Neighbour::of(&relay).await.unwrap();
-    end_jobs(&relay, "a", 95, 60, json!({})).await;
-    let mut client = watch_endings(&relay, "a", 95).await;
-    let ping = json!({"type": "ping", "id": "x".repeat(60_000)});
-    while counted(&relay, "relay_writes_blocked_total").await < 1.0 {
-        // A machine under load takes many pings in one turn, and closes it for their answers.
-        if client.send(&ping).await.is_err() {
-            break;
-        }
-    }
-    until_closed_as(&relay, "slow").await;
-    neighbour.is_undisturbed(&relay).await.unwrap();
-}
-
-/// The same with endings so large that another topic's snapshot of them fills the socket.
+/// All endings are due again, more than may wait, while another topic's snapshot of them fills the socket.
 #[tokio::test]
 async fn regression_a_second_topic_of_the_same_endings_that_is_not_read_closes_its_client_alone() {
     let relay = RelayServer::start(settings().set("delivery.ack_timeout", "2s"))

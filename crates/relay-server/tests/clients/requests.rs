@@ -265,6 +265,7 @@ const NOT_EXPOSED: &[&str] = &[
     "content-type",
     "date",
     "sec-websocket-version",
+    "x-content-type-options",
     "transfer-encoding",
     "upgrade",
     "vary",

@@ -117,7 +117,10 @@ async fn a_token_that_may_publish_nothing_is_rejected_before_its_body() {
 
 #[tokio::test]
 async fn sockets_of_one_address_are_bounded_and_another_address_is_served() {
-    let settings = settings().set("limits.connections_per_address", 4);
+    // One shard takes them in the order in which they came.
+    let settings = settings()
+        .set("limits.connections_per_address", 4)
+        .set("http.shards", 1);
     let relay = RelayServer::start(settings).await.unwrap();
     let mut idle = Vec::new();
     // Twice as many as connections, and 64 more.

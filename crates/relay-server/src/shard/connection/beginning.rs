@@ -216,7 +216,6 @@ impl Connection {
                 .say_as(Frame::Unknown, &input, &reply_to, &about);
             self.reply(frame, desk);
         }
-        self.begin_aggregates(via, &topic, desk);
         self.due = true;
         true
     }
